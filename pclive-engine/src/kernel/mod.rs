@@ -1,0 +1,1 @@
+//! What this kernel and this CPU can do: probed once, passed down as a plain struct.

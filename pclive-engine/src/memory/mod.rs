@@ -1,0 +1,3 @@
+//! Memory contents: track what is written, read it in rounds, fill it into restorers.
+//!
+//! Units: addresses and lengths in bytes, page-aligned, half-open.

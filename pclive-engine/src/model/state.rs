@@ -1,0 +1,154 @@
+//! The small kernel state, captured while the container is stopped.
+
+use serde::{Deserialize, Serialize};
+
+use super::creds::Credentials;
+use super::file::{Descriptor, OpenFile};
+use super::ids::{RemoteAddr, Vpid};
+use super::signal::{AltStack, PendingSignal, SignalAction};
+use super::timer::{IntervalTimer, PosixTimer};
+
+/// Everything but memory contents and layout. Processes are in the order of the final layout.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct FinalState {
+    /// Live processes (no zombies).
+    pub processes: Vec<ProcessState>,
+    /// Open file descriptions, each once; descriptors refer to them by id.
+    pub files: Vec<OpenFile>,
+    /// Highest id handed out in the container's PID namespace so far (`ns_last_pid`), 0 if unknown.
+    pub last_vpid: i32,
+}
+
+/// State that all threads of a process share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// Id inside the container.
+    pub vpid: Vpid,
+    /// Addresses and auxiliary vector.
+    pub mm: MmState,
+    /// Current directory, a path inside the container.
+    pub cwd: Vec<u8>,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// `PR_GET_DUMPABLE`.
+    pub dumpable: i32,
+    /// `PR_GET_CHILD_SUBREAPER`.
+    pub child_subreaper: bool,
+    /// `PR_GET_THP_DISABLE`.
+    pub thp_disable: bool,
+    /// `oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// Resource limits, index = `RLIMIT_*`.
+    pub rlimits: Vec<Rlimit>,
+    /// Signal actions that differ from the default.
+    pub actions: Vec<SignalAction>,
+    /// Signals pending for the process as a whole.
+    pub pending: Vec<PendingSignal>,
+    /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
+    pub interval_timers: [IntervalTimer; 3],
+    /// `timer_create(2)` timers.
+    pub posix_timers: Vec<PosixTimer>,
+    /// Open descriptors.
+    pub descriptors: Vec<Descriptor>,
+    /// Threads in the order of the layout; the leader first.
+    pub threads: Vec<ThreadState>,
+}
+
+/// `struct prctl_mm_map` (prctl(2), `PR_SET_MM_MAP`) and the auxiliary vector.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MmState {
+    /// Program text.
+    pub start_code: u64,
+    /// End of program text.
+    pub end_code: u64,
+    /// Initialised data.
+    pub start_data: u64,
+    /// End of initialised data.
+    pub end_data: u64,
+    /// First address of the heap.
+    pub start_brk: u64,
+    /// Current end of the heap.
+    pub brk: u64,
+    /// Bottom of the initial stack.
+    pub start_stack: u64,
+    /// Command line.
+    pub arg_start: u64,
+    /// End of the command line.
+    pub arg_end: u64,
+    /// Environment.
+    pub env_start: u64,
+    /// End of the environment.
+    pub env_end: u64,
+    /// `/proc/PID/auxv`, raw.
+    pub auxv: Vec<u8>,
+}
+
+/// A soft and a hard limit; `u64::MAX` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// Enforced limit.
+    pub soft: u64,
+    /// Ceiling for the soft limit.
+    pub hard: u64,
+}
+
+/// State of one thread.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadState {
+    /// Id inside the container.
+    pub vtid: Vpid,
+    /// `comm`, at most 15 bytes.
+    pub comm: Vec<u8>,
+    /// General registers (`struct user_regs_struct`), raw, 216 bytes.
+    pub registers: Vec<u8>,
+    /// `NT_X86_XSTATE` register set, raw, as large as the kernel gives it.
+    pub xstate: Vec<u8>,
+    /// Feature bits for which the process has asked (`ARCH_GET_XCOMP_PERM`).
+    pub xstate_permission: u64,
+    /// Blocked signals.
+    pub signal_mask: u64,
+    /// Signals pending for this thread.
+    pub pending: Vec<PendingSignal>,
+    /// Alternate signal stack.
+    pub alt_stack: AltStack,
+    /// `set_robust_list(2)`: head address and length.
+    pub robust_list: (RemoteAddr, u64),
+    /// `set_tid_address(2)`.
+    pub clear_child_tid: RemoteAddr,
+    /// Restartable sequences.
+    pub rseq: Option<Rseq>,
+    /// Scheduling.
+    pub scheduling: Scheduling,
+    /// Credentials (they are per thread in Linux).
+    pub credentials: Credentials,
+    /// `PR_GET_PDEATHSIG`, 0 for none.
+    pub parent_death_signal: i32,
+    /// `PR_GET_TIMERSLACK` in nanoseconds.
+    pub timer_slack_ns: u64,
+}
+
+/// A registered rseq area (rseq(2)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rseq {
+    /// Address of `struct rseq`.
+    pub address: RemoteAddr,
+    /// Its registered size in bytes.
+    pub size: u32,
+    /// Signature before abort handlers.
+    pub signature: u32,
+}
+
+/// Scheduling attributes (`struct sched_attr`) and CPU affinity.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*` (reset-on-fork).
+    pub flags: u64,
+    /// Nice value, -20 to 19.
+    pub nice: i32,
+    /// Real-time priority, 0 to 99.
+    pub priority: u32,
+    /// Allowed CPUs, a bit each, as `sched_getaffinity(2)` returns them.
+    pub affinity: Vec<u8>,
+}

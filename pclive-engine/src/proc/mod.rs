@@ -1,0 +1,1 @@
+//! Bytes of `/proc` -> model. Parsers take bytes and never panic: a container chooses its names.

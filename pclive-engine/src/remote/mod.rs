@@ -1,0 +1,108 @@
+//! Remote system calls: the engine makes a stopped task of another process execute them.
+//!
+//! A batch is written into a mapped page of the task; a small loop there walks it, so that a hundred calls cost
+//! one stop. The same machinery serves the source (where the task must survive the death of the agent) and the
+//! restorers at the destination.
+
+use crate::model::{Pid, RemoteAddr, Vpid};
+
+/// One system call: number (`libc::SYS_*`) and arguments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    /// System call number.
+    pub number: i64,
+    /// Arguments; addresses are the task's own.
+    pub args: [u64; 6],
+}
+
+impl Call {
+    /// A call with up to six arguments; the missing ones are zero.
+    pub fn new(number: i64, given: &[u64]) -> Self {
+        let mut args = [0; 6];
+        for (slot, value) in args.iter_mut().zip(given) {
+            *slot = *value;
+        }
+        Self { number, args }
+    }
+}
+
+/// Failure of a remote batch as a whole (a single call's errno is part of its result instead).
+#[derive(Debug, thiserror::Error)]
+pub enum RemoteError {
+    /// The task ended.
+    #[error("cannot run remote calls in task {pid}: it is gone")]
+    Gone {
+        /// The task.
+        pid: Pid,
+    },
+    /// A ptrace or memory operation failed.
+    #[error("cannot {operation} of task {pid}")]
+    Access {
+        /// The task.
+        pid: Pid,
+        /// "read the registers", "write the scratch memory" ...
+        operation: &'static str,
+        /// Why.
+        source: nix::Error,
+    },
+    /// The calls did not end in time.
+    #[error("remote calls in task {pid} did not end within their deadline")]
+    Deadline {
+        /// The task.
+        pid: Pid,
+    },
+    /// One call of the batch failed, and the caller needs it.
+    #[error("cannot {what} in process {vpid}")]
+    Call {
+        /// The process, inside the container.
+        vpid: Vpid,
+        /// What the call was for: "map 7f00-8f00".
+        what: String,
+        /// The call's errno.
+        source: nix::Error,
+    },
+    /// More calls or data than the scratch memory holds.
+    #[error("a remote batch of {bytes} bytes does not fit the scratch memory of {limit} bytes")]
+    TooLarge {
+        /// Bytes asked for.
+        bytes: usize,
+        /// Bytes there.
+        limit: usize,
+    },
+    /// The task stopped in a way that the engine does not expect.
+    #[error("task {pid} stopped unexpectedly ({status})")]
+    UnexpectedStop {
+        /// The task.
+        pid: Pid,
+        /// The wait status, spelled out.
+        status: String,
+    },
+}
+
+/// The data area that remote calls may point into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScratchArea {
+    /// First address in the task.
+    pub start: RemoteAddr,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// The processes of a skeleton, as the parts of the restore side that build files, sockets or timers see them:
+/// each can run batches of calls in the leader of a process and exchange data with it.
+pub trait Processes {
+    /// The agent's id of a process of the container.
+    fn pid(&self, vpid: Vpid) -> Option<Pid>;
+
+    /// Memory for the arguments and results of calls; the caller may use all of it between two `run`s.
+    fn scratch(&self, vpid: Vpid) -> Option<ScratchArea>;
+
+    /// Runs the calls in order in the leader of `vpid`; the results are raw (`-errno` on failure).
+    fn run(&mut self, vpid: Vpid, calls: &[Call]) -> Result<Vec<i64>, RemoteError>;
+
+    /// Writes into the process's memory.
+    fn write(&mut self, vpid: Vpid, to: RemoteAddr, bytes: &[u8]) -> Result<(), RemoteError>;
+
+    /// Reads from the process's memory.
+    fn read(&mut self, vpid: Vpid, from: RemoteAddr, bytes: &mut [u8]) -> Result<(), RemoteError>;
+}

@@ -1,0 +1,1 @@
+//! One system call or ioctl a function: typed in and out, no policy, no logging. All `unsafe` lives here.
