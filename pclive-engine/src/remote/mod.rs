@@ -88,21 +88,34 @@ pub struct ScratchArea {
     pub len: usize,
 }
 
-/// The processes of a skeleton, as the parts of the restore side that build files, sockets or timers see them:
-/// each can run batches of calls in the leader of a process and exchange data with it.
+/// One stopped task (a thread) that executes system calls on request. Capture and restore of small state are
+/// written against this trait; [`crate::tracee`] has the ptrace implementation.
+pub trait RemoteTask {
+    /// The thread, as the agent sees it.
+    fn pid(&self) -> Pid;
+
+    /// The thread, inside the container.
+    fn vpid(&self) -> Vpid;
+
+    /// Memory for the arguments and results of calls (at least 32 KiB). The caller may use all of it; contents
+    /// survive until the next `run` that uses them.
+    fn scratch(&self) -> ScratchArea;
+
+    /// Runs the calls in order; the results are raw (`-errno` on failure). A few hundred calls fit one batch.
+    fn run(&mut self, calls: &[Call]) -> Result<Vec<i64>, RemoteError>;
+
+    /// Writes into the task's memory.
+    fn write(&mut self, to: RemoteAddr, bytes: &[u8]) -> Result<(), RemoteError>;
+
+    /// Reads from the task's memory.
+    fn read(&mut self, from: RemoteAddr, bytes: &mut [u8]) -> Result<(), RemoteError>;
+}
+
+/// The processes of a skeleton, as the parts of the restore side that work on several of them see them.
 pub trait Processes {
     /// The agent's id of a process of the container.
     fn pid(&self, vpid: Vpid) -> Option<Pid>;
 
-    /// Memory for the arguments and results of calls; the caller may use all of it between two `run`s.
-    fn scratch(&self, vpid: Vpid) -> Option<ScratchArea>;
-
-    /// Runs the calls in order in the leader of `vpid`; the results are raw (`-errno` on failure).
-    fn run(&mut self, vpid: Vpid, calls: &[Call]) -> Result<Vec<i64>, RemoteError>;
-
-    /// Writes into the process's memory.
-    fn write(&mut self, vpid: Vpid, to: RemoteAddr, bytes: &[u8]) -> Result<(), RemoteError>;
-
-    /// Reads from the process's memory.
-    fn read(&mut self, vpid: Vpid, from: RemoteAddr, bytes: &mut [u8]) -> Result<(), RemoteError>;
+    /// The leader thread of a process.
+    fn leader(&mut self, vpid: Vpid) -> Option<&mut dyn RemoteTask>;
 }
