@@ -3,7 +3,10 @@
 //! [`control`] is what users call; [`peer`] is what two agents say to each other. The `.proto` files are the
 //! documentation of both.
 
+#![forbid(unsafe_code)]
 #![allow(missing_docs, clippy::all, reason = "generated code; the .proto files carry the documentation")]
+
+mod status;
 
 /// Version of the agent-to-agent protocol. Agents of different versions refuse each other and name both.
 pub const PROTOCOL_VERSION: u32 = 1;
