@@ -24,7 +24,7 @@
 use crate::model::RemoteAddr;
 
 /// Words of the saved block, in order.
-pub const SAVED: [Register; 10] = [
+pub(super) const SAVED: [Register; 10] = [
     Register::Rax,
     Register::Rbx,
     Register::Rcx,
@@ -38,12 +38,12 @@ pub const SAVED: [Register; 10] = [
 ];
 
 /// Bytes of a saved block: the registers and the address to go on at.
-pub const SAVED_BYTES: usize = (SAVED.len() + 1) * 8;
+pub(super) const SAVED_BYTES: usize = (SAVED.len() + 1) * 8;
 
 /// Registers by their number in an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Register {
+pub(super) enum Register {
     /// rax
     Rax = 0,
     /// rcx
@@ -106,7 +106,7 @@ impl Assembler {
 }
 
 /// The loop for code at `origin`, with its calls and saved block at the given addresses.
-pub fn call_loop(origin: RemoteAddr, calls: RemoteAddr, saved: RemoteAddr) -> Vec<u8> {
+pub(super) fn call_loop(origin: RemoteAddr, calls: RemoteAddr, saved: RemoteAddr) -> Vec<u8> {
     let mut code = Assembler::new(origin);
     code.relative(&[0x48, 0x8d, 0x1d], calls.0); // lea rbx, [calls]
     let next = code.bytes.len();
@@ -132,12 +132,12 @@ pub fn call_loop(origin: RemoteAddr, calls: RemoteAddr, saved: RemoteAddr) -> Ve
 }
 
 /// Bytes that a stub takes, with its saved block.
-pub const STUB_BYTES: usize = STUB_CODE_BYTES + SAVED_BYTES;
+pub(super) const STUB_BYTES: usize = STUB_CODE_BYTES + SAVED_BYTES;
 const STUB_CODE_BYTES: usize = 80;
 
 /// A stub for code at `origin`: one `syscall` with whatever the registers hold, then the ending; its saved block
 /// follows the code.
-pub fn stub(origin: RemoteAddr, saved: &[u8; SAVED_BYTES]) -> Vec<u8> {
+pub(super) fn stub(origin: RemoteAddr, saved: &[u8; SAVED_BYTES]) -> Vec<u8> {
     let mut code = Assembler::new(origin);
     code.raw(&[0x0f, 0x05]); // syscall
     code.ending(origin.0 + STUB_CODE_BYTES as u64);

@@ -4,7 +4,14 @@
 //! one stop. The same machinery serves the source (where the task must survive the death of the agent) and the
 //! restorers at the destination.
 
+mod captive;
+mod code;
+mod memory;
+
 use crate::model::{Pid, RemoteAddr, Vpid};
+
+pub use captive::{Captive, Outcome, Slot, Spot};
+pub use memory::ProcessMemory;
 
 /// One system call: number (`libc::SYS_*`) and arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,27 +36,18 @@ impl Call {
 /// Failure of a remote batch as a whole (a single call's errno is part of its result instead).
 #[derive(Debug, thiserror::Error)]
 pub enum RemoteError {
-    /// The task ended.
-    #[error("cannot run remote calls in task {pid}: it is gone")]
-    Gone {
-        /// The task.
-        pid: Pid,
-    },
-    /// A ptrace or memory operation failed.
+    /// A ptrace operation failed, or the task is gone.
+    #[error(transparent)]
+    Trace(#[from] crate::tracee::TraceError),
+    /// Its memory could not be read or written.
     #[error("cannot {operation} of task {pid}")]
-    Access {
+    Memory {
+        /// "read 8 bytes at 7f00" ...
+        operation: String,
         /// The task.
         pid: Pid,
-        /// "read the registers", "write the scratch memory" ...
-        operation: &'static str,
         /// Why.
-        source: nix::Error,
-    },
-    /// The calls did not end in time.
-    #[error("remote calls in task {pid} did not end within their deadline")]
-    Deadline {
-        /// The task.
-        pid: Pid,
+        source: std::io::Error,
     },
     /// One call of the batch failed, and the caller needs it.
     #[error("cannot {what} in process {vpid}")]
@@ -70,12 +68,26 @@ pub enum RemoteError {
         limit: usize,
     },
     /// The task stopped in a way that the engine does not expect.
-    #[error("task {pid} stopped unexpectedly ({status})")]
+    #[error("task {pid} stopped unexpectedly: {stop:?}")]
     UnexpectedStop {
         /// The task.
         pid: Pid,
-        /// The wait status, spelled out.
-        status: String,
+        /// How.
+        stop: crate::tracee::Stop,
+    },
+    /// A signal came before the first call could be made; try again later.
+    #[error("signal {signal} came to task {pid} before a remote call")]
+    Busy {
+        /// The task.
+        pid: Pid,
+        /// The signal, which the task must still get.
+        signal: i32,
+    },
+    /// The process has no vdso with room for the first call.
+    #[error("process {pid} has no vdso with {} unused bytes", code::STUB_BYTES)]
+    NoVdso {
+        /// The process.
+        pid: Pid,
     },
 }
 

@@ -1,1 +1,3 @@
 //! One system call or ioctl a function: typed in and out, no policy, no logging. All `unsafe` lives here.
+pub mod ptrace;
+pub mod wait;

@@ -90,7 +90,10 @@ pub fn set_signal_mask(pid: Pid, mask: u64) -> Result<()> {
 pub fn registers_to_bytes(registers: &libc::user_regs_struct) -> Vec<u8> {
     // SAFETY: the struct is made of 27 u64 without padding, so that every byte is initialised.
     let bytes = unsafe {
-        std::slice::from_raw_parts(std::ptr::from_ref(registers).cast::<u8>(), size_of::<libc::user_regs_struct>())
+        std::slice::from_raw_parts(
+            std::ptr::from_ref(registers).cast::<u8>(),
+            size_of::<libc::user_regs_struct>(),
+        )
     };
     bytes.to_vec()
 }

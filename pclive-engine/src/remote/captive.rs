@@ -1,0 +1,518 @@
+//! A stopped thread that makes system calls for the engine.
+//!
+//! Life: [`Captive::take`] (a stopped thread; its registers and mask are kept), [`Captive::settle`] (maps the
+//! slot with one stub call) or [`Captive::join`] (a slot is there already), any number of `run`s, and
+//! [`Captive::restore_context`] before the thread is detached or resumed.
+//!
+//! Invariants: a thread whose agent dies in the middle of a batch gets its own registers and mask back by itself
+//! and goes on where it was (the order SETREGS, SETSIGMASK matters: the code that undoes the mask must be where
+//! the thread runs before the mask changes). Between batches the thread is in a stop from which the kernel
+//! applies its restart rules, so that the application's interrupted call is restarted as if nothing had been.
+//!
+//! Kernel: Linux 3.11 (PTRACE_SETSIGMASK). Threads of one process share a slot and run one at a time.
+
+use std::time::Duration;
+
+use super::code::{self, Register, SAVED, SAVED_BYTES, STUB_BYTES};
+use super::{Call, ProcessMemory, RemoteError, RemoteTask, ScratchArea};
+use crate::model::{Deadline, PAGE_SIZE, Pid, RemoteAddr, Vpid};
+use crate::tracee::{Registers, Running, Stop, Stopped};
+
+/// Bytes of an entry of the call array.
+const ENTRY_BYTES: usize = 64;
+/// Room for calls.
+const CALLS_BYTES: usize = 48 << 10;
+/// Calls of one batch at most; three entries are the engine's own.
+const MAX_CALLS: usize = CALLS_BYTES / ENTRY_BYTES - 3;
+/// Room for arguments and results.
+const SCRATCH_BYTES: usize = 128 << 10;
+/// The saved block's place at the start of the data.
+const SAVED_ROOM: usize = 256;
+
+/// The engine's mapping in a process: a page of code, then data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Slot {
+    start: RemoteAddr,
+}
+
+impl Slot {
+    /// Bytes of the mapping.
+    pub const BYTES: u64 =
+        PAGE_SIZE + (SAVED_ROOM + CALLS_BYTES + SCRATCH_BYTES) as u64 / PAGE_SIZE * PAGE_SIZE + PAGE_SIZE;
+
+    /// A slot mapped at `start`.
+    pub fn at(start: RemoteAddr) -> Self {
+        Self { start }
+    }
+
+    /// Half-open address range.
+    pub fn range(self) -> (u64, u64) {
+        (self.start.0, self.start.0 + Self::BYTES)
+    }
+
+    fn saved(self) -> RemoteAddr {
+        RemoteAddr(self.start.0 + PAGE_SIZE)
+    }
+
+    fn calls(self) -> RemoteAddr {
+        RemoteAddr(self.saved().0 + SAVED_ROOM as u64)
+    }
+
+    fn scratch(self) -> ScratchArea {
+        ScratchArea { start: RemoteAddr(self.calls().0 + CALLS_BYTES as u64), len: SCRATCH_BYTES }
+    }
+}
+
+/// Where the slot of a process is to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spot {
+    /// Wherever the kernel likes.
+    Anywhere,
+    /// At this address, which must be free.
+    At(RemoteAddr),
+}
+
+/// How a batch ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// All calls were made.
+    Done,
+    /// A call replaced the program (`execve`): slot and memory are gone.
+    Replaced,
+}
+
+/// A stopped thread under the engine's control.
+#[derive(Debug)]
+pub struct Captive {
+    vpid: Vpid,
+    leader: Vpid,
+    state: State,
+    memory: ProcessMemory,
+    slot: Option<Slot>,
+    original: Registers,
+    original_mask: u64,
+    mask_changed: bool,
+    marker: i32,
+    owed: i32,
+    births: Vec<Pid>,
+    timeout: Duration,
+}
+
+/// Where the thread is: kept apart from `Captive` so that a failed wait leaves a truthful state behind.
+#[derive(Debug)]
+enum State {
+    Stopped(Stopped),
+    Running(Running),
+}
+
+impl Captive {
+    /// Takes a stopped thread (`vpid`, of the process `leader`, both inside the container). `marker` is a signal
+    /// that the program neither handles nor blocks with one pending, and that is ignored by default.
+    pub fn take(
+        stopped: Stopped,
+        (vpid, leader): (Vpid, Vpid),
+        memory: ProcessMemory,
+        marker: i32,
+        timeout: Duration,
+    ) -> Result<Self, RemoteError> {
+        let original = interrupted_call(stopped.registers()?);
+        let original_mask = stopped.signal_mask()?;
+        Ok(Self {
+            vpid,
+            leader,
+            state: State::Stopped(stopped),
+            memory,
+            slot: None,
+            original,
+            original_mask,
+            mask_changed: false,
+            marker,
+            owed: 0,
+            births: Vec::new(),
+            timeout,
+        })
+    }
+
+    /// Uses the slot that the process already has.
+    pub fn join(&mut self, slot: Slot) {
+        self.slot = Some(slot);
+    }
+
+    /// Maps a slot; `vdso` is the range of the process's vdso.
+    pub fn settle(&mut self, vdso: (u64, u64), spot: Spot) -> Result<Slot, RemoteError> {
+        let (hint, fixed) = match spot {
+            Spot::Anywhere => (0, 0),
+            Spot::At(address) => (address.0, libc::MAP_FIXED_NOREPLACE),
+        };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed;
+        let protection = libc::PROT_READ | libc::PROT_EXEC;
+        let map =
+            Call::new(libc::SYS_mmap, &[hint, Slot::BYTES, protection as u64, flags as u64, u64::MAX, 0]);
+        let start = self.stub_call(vdso, map)?;
+        let start = self.succeeded(start, || format!("map the engine's memory at {hint:#x}"))?;
+        let slot = Slot::at(RemoteAddr(start));
+        self.memory.write(slot.start, &code::call_loop(slot.start, slot.calls(), slot.saved()))?;
+        self.slot = Some(slot);
+        let data = slot.saved().0;
+        let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let protect = Call::new(libc::SYS_mprotect, &[data, Slot::BYTES - PAGE_SIZE, writable]);
+        let result = self.run(&[protect])?;
+        self.succeeded(result[0], || "make the engine's memory writable".into())?;
+        Ok(slot)
+    }
+
+    /// Unmaps the slot; the last thing that a captive does. The thread is stopped afterwards.
+    pub fn unsettle(&mut self, vdso: (u64, u64)) -> Result<(), RemoteError> {
+        let Some(slot) = self.slot.take() else { return Ok(()) };
+        let unmap = Call::new(libc::SYS_munmap, &[slot.start.0, Slot::BYTES]);
+        let result = self.stub_call(vdso, unmap)?;
+        self.succeeded(result, || "unmap the engine's memory".into()).map(drop)
+    }
+
+    /// Makes one call through a stub in the unused end of the vdso, which is zero again afterwards.
+    pub fn stub_call(&mut self, vdso: (u64, u64), call: Call) -> Result<i64, RemoteError> {
+        let at = self.unused_vdso_bytes(vdso)?;
+        self.memory.write(at, &code::stub(at, &self.saved_block()))?;
+        let mut registers = self.original;
+        registers.rip = at.0;
+        registers.rax = call.number as u64;
+        registers.orig_rax = u64::MAX;
+        let [a1, a2, a3, a4, a5, a6] = call.args;
+        (registers.rdi, registers.rsi, registers.rdx) = (a1, a2, a3);
+        (registers.r10, registers.r8, registers.r9) = (a4, a5, a6);
+        self.stopped()?.set_registers(&registers)?;
+        let entered = self.to_system_call_stop();
+        if let Err(error) = entered {
+            if matches!(error, RemoteError::Busy { .. }) {
+                self.stopped()?.set_registers(&self.original)?;
+                self.memory.write(at, &[0; STUB_BYTES])?;
+            }
+            return Err(error);
+        }
+        self.to_system_call_stop()?;
+        let result = self.stopped()?.registers()?.rax as i64;
+        self.memory.write(at, &[0; STUB_BYTES])?;
+        self.to_restartable_stop()?;
+        Ok(result)
+    }
+
+    /// From a system call's exit stop to a stop from which the kernel applies its restart rules. Not one
+    /// instruction of the thread runs in between: the interrupt is pending when it is resumed.
+    fn to_restartable_stop(&mut self) -> Result<(), RemoteError> {
+        let running = Running::born(self.stopped()?.pid());
+        running.interrupt()?;
+        self.resume()?;
+        match self.wait()? {
+            Stop::Interrupted => Ok(()),
+            stop => Err(self.unexpected(stop)),
+        }
+    }
+
+    fn to_system_call_stop(&mut self) -> Result<(), RemoteError> {
+        loop {
+            let State::Stopped(stopped) = self.replace_state() else { return Ok(()) };
+            self.state = State::Running(stopped.resume_to_system_call()?);
+            match self.wait()? {
+                Stop::SystemCall => return Ok(()),
+                Stop::Interrupted => {}
+                Stop::Signal(signal) => return Err(RemoteError::Busy { pid: self.pid(), signal }),
+                stop @ Stop::Event(_) => return Err(self.unexpected(stop)),
+            }
+        }
+    }
+
+    /// Runs calls of which the last may be an `execve`.
+    pub fn run_to(&mut self, calls: &[Call]) -> Result<(Outcome, Vec<i64>), RemoteError> {
+        let slot = self.slot_there()?;
+        self.load(slot, calls)?;
+        let mut registers = self.original;
+        registers.rip = slot.start.0;
+        registers.orig_rax = u64::MAX;
+        self.stopped()?.set_registers(&registers)?;
+        if !self.mask_changed {
+            self.stopped()?.set_signal_mask(!(1 << (self.marker - 1)))?;
+            self.mask_changed = true;
+        }
+        let marker_entry = slot.calls().0 + (calls.len() * ENTRY_BYTES) as u64;
+        loop {
+            self.resume()?;
+            match self.wait()? {
+                Stop::Signal(signal) if signal == self.marker => {
+                    let registers = self.stopped()?.registers()?;
+                    if registers.rbx == marker_entry && registers.orig_rax as i64 == libc::SYS_tgkill {
+                        break;
+                    }
+                    // The application's own: it gets it when it is let go.
+                    self.owed = signal;
+                }
+                Stop::Event(
+                    libc::PTRACE_EVENT_FORK | libc::PTRACE_EVENT_VFORK | libc::PTRACE_EVENT_CLONE,
+                ) => {
+                    let newborn = self.stopped()?.newborn()?;
+                    self.births.push(newborn);
+                }
+                Stop::Event(libc::PTRACE_EVENT_EXEC) => {
+                    self.leave_execve()?;
+                    return Ok((Outcome::Replaced, Vec::new()));
+                }
+                Stop::Interrupted => {}
+                stop @ (Stop::Event(_) | Stop::SystemCall | Stop::Signal(_)) => {
+                    return Err(self.unexpected(stop));
+                }
+            }
+        }
+        let mut bytes = vec![0; calls.len() * ENTRY_BYTES];
+        self.memory.read(slot.calls(), &mut bytes)?;
+        let word = |entry: &[u8]| i64::from_le_bytes(entry[ENTRY_BYTES - 8..].try_into().unwrap_or_default());
+        Ok((Outcome::Done, bytes.chunks_exact(ENTRY_BYTES).map(word).collect()))
+    }
+
+    /// From the exec event past the call's own register changes, and takes stock of the new program.
+    fn leave_execve(&mut self) -> Result<(), RemoteError> {
+        self.to_system_call_stop()?;
+        self.to_restartable_stop()?;
+        self.memory = ProcessMemory::open(self.pid())?;
+        self.original = self.stopped()?.registers()?;
+        self.slot = None;
+        Ok(())
+    }
+
+    /// Puts the thread's own registers and mask back; it stays stopped.
+    pub fn restore_context(&mut self) -> Result<(), RemoteError> {
+        if self.mask_changed {
+            self.stopped()?.set_signal_mask(self.original_mask)?;
+            self.mask_changed = false;
+        }
+        Ok(self.stopped()?.set_registers(&self.original)?)
+    }
+
+    /// Lets the thread go with the context it has, and with any signal that was kept from it.
+    pub fn detach(self) -> Result<(), RemoteError> {
+        match self.state {
+            State::Stopped(stopped) => Ok(stopped.detach(self.owed)?),
+            State::Running(running) => Err(crate::tracee::TraceError::Deadline { pid: running.pid() }.into()),
+        }
+    }
+
+    /// Lets the thread go after [`RemoteError::Busy`], with the signal that came.
+    pub fn detach_with(mut self, signal: i32) -> Result<(), RemoteError> {
+        self.owed = signal;
+        self.detach()
+    }
+
+    /// The context that the thread will have when it is let go.
+    pub fn set_context(&mut self, registers: Registers, mask: u64) {
+        self.original = registers;
+        self.original_mask = mask;
+        self.mask_changed = true;
+    }
+
+    /// The application's registers, as they were when the thread was taken.
+    pub fn registers(&self) -> &Registers {
+        &self.original
+    }
+
+    /// The application's signal mask, as it was when the thread was taken.
+    pub fn signal_mask(&self) -> u64 {
+        self.original_mask
+    }
+
+    /// Tasks born in the last batches, as the agent sees them, in order.
+    pub fn take_births(&mut self) -> Vec<Pid> {
+        std::mem::take(&mut self.births)
+    }
+
+    /// The process's memory.
+    pub fn memory(&self) -> &ProcessMemory {
+        &self.memory
+    }
+
+    /// The slot, once there is one.
+    pub fn slot(&self) -> Option<Slot> {
+        self.slot
+    }
+
+    /// Replaces the ptrace options.
+    pub fn set_options(&self, options: u64) -> Result<(), RemoteError> {
+        Ok(self.stopped()?.set_options(options)?)
+    }
+
+    /// The value of a call's result, or an error that says what the call was for.
+    pub fn succeeded(&self, result: i64, what: impl FnOnce() -> String) -> Result<u64, RemoteError> {
+        if (-4095..0).contains(&result) {
+            let source = nix::Error::from_raw(-result as i32);
+            return Err(RemoteError::Call { vpid: self.leader, what: what(), source });
+        }
+        Ok(result as u64)
+    }
+
+    fn load(&self, slot: Slot, calls: &[Call]) -> Result<(), RemoteError> {
+        if calls.len() > MAX_CALLS {
+            let limit = MAX_CALLS * ENTRY_BYTES;
+            return Err(RemoteError::TooLarge { bytes: calls.len() * ENTRY_BYTES, limit });
+        }
+        let mut bytes = Vec::with_capacity(SAVED_ROOM + (calls.len() + 3) * ENTRY_BYTES);
+        bytes.extend_from_slice(&self.saved_block());
+        let mask_at = slot.saved().0 + bytes.len() as u64;
+        bytes.extend_from_slice(&self.original_mask.to_le_bytes());
+        bytes.resize(SAVED_ROOM, 0);
+        let marker =
+            Call::new(libc::SYS_tgkill, &[self.leader.0 as u64, self.vpid.0 as u64, self.marker as u64]);
+        let unmask = Call::new(libc::SYS_rt_sigprocmask, &[libc::SIG_SETMASK as u64, mask_at, 0, 8]);
+        for call in calls.iter().chain([&marker, &unmask]) {
+            bytes.extend_from_slice(&(call.number as u64 + 1).to_le_bytes());
+            call.args.iter().for_each(|argument| bytes.extend_from_slice(&argument.to_le_bytes()));
+            bytes.extend_from_slice(&[0; 8]);
+        }
+        bytes.extend_from_slice(&[0; ENTRY_BYTES]);
+        self.memory.write(slot.saved(), &bytes)
+    }
+
+    /// What the user-mode ending loads: the application's registers, moved to the restart of an interrupted call.
+    fn saved_block(&self) -> [u8; SAVED_BYTES] {
+        let registers = restart_in_user_mode(&self.original);
+        let value = |register: &Register| match register {
+            Register::Rax => registers.rax,
+            Register::Rbx => registers.rbx,
+            Register::Rcx => registers.rcx,
+            Register::Rdx => registers.rdx,
+            Register::Rsi => registers.rsi,
+            Register::Rdi => registers.rdi,
+            Register::R8 => registers.r8,
+            Register::R9 => registers.r9,
+            Register::R10 => registers.r10,
+            Register::R11 => registers.r11,
+        };
+        let mut block = [0; SAVED_BYTES];
+        let words = SAVED.iter().map(value).chain([registers.rip]);
+        for (place, word) in block.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        block
+    }
+
+    fn unused_vdso_bytes(&self, vdso: (u64, u64)) -> Result<RemoteAddr, RemoteError> {
+        let none = RemoteError::NoVdso { pid: self.pid() };
+        let start = vdso.1.saturating_sub(PAGE_SIZE).max(vdso.0);
+        let mut page = vec![0; (vdso.1 - start) as usize];
+        self.memory.read(RemoteAddr(start), &mut page)?;
+        let used = page.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        let at = (used + 8).next_multiple_of(16);
+        if at + STUB_BYTES <= page.len() { Ok(RemoteAddr(start + at as u64)) } else { Err(none) }
+    }
+
+    fn slot_there(&self) -> Result<Slot, RemoteError> {
+        self.slot.ok_or(RemoteError::NoVdso { pid: self.pid() })
+    }
+
+    fn stopped(&self) -> Result<&Stopped, RemoteError> {
+        match &self.state {
+            State::Stopped(stopped) => Ok(stopped),
+            State::Running(running) => Err(crate::tracee::TraceError::Deadline { pid: running.pid() }.into()),
+        }
+    }
+
+    fn resume(&mut self) -> Result<(), RemoteError> {
+        if let State::Stopped(stopped) = self.replace_state() {
+            self.state = State::Running(stopped.resume(0)?);
+        }
+        Ok(())
+    }
+
+    /// Takes the state out; `Running` stays behind, which is what the thread is if the caller fails to resume it.
+    fn replace_state(&mut self) -> State {
+        let running = State::Running(Running::born(self.pid()));
+        std::mem::replace(&mut self.state, running)
+    }
+
+    fn wait(&mut self) -> Result<Stop, RemoteError> {
+        let running = Running::born(self.pid());
+        let (stopped, stop) = running.wait(Deadline::after(self.timeout))?;
+        self.state = State::Stopped(stopped);
+        Ok(stop)
+    }
+
+    fn unexpected(&self, stop: Stop) -> RemoteError {
+        RemoteError::UnexpectedStop { pid: self.pid(), stop }
+    }
+}
+
+/// Calls that end with EINTR at any stop instead of asking for a restart (signal(7)). They are made to ask: the
+/// kernel then restarts them unless a handler runs, in which case they still end with EINTR.
+fn interrupted_call(mut registers: Registers) -> Registers {
+    const RESTART_IF_NO_HANDLER: i64 = -514;
+    let ends_early = matches!(
+        registers.orig_rax as i64,
+        libc::SYS_epoll_wait
+            | libc::SYS_epoll_pwait
+            | libc::SYS_epoll_pwait2
+            | libc::SYS_rt_sigtimedwait
+            | libc::SYS_semop
+            | libc::SYS_semtimedop
+            | libc::SYS_io_getevents
+            | libc::SYS_recvfrom
+            | libc::SYS_recvmsg
+            | libc::SYS_recvmmsg
+            | libc::SYS_accept
+            | libc::SYS_accept4
+    );
+    if ends_early && registers.rax as i64 == -i64::from(libc::EINTR) {
+        registers.rax = RESTART_IF_NO_HANDLER as u64;
+    }
+    registers
+}
+
+/// Registers with which an interrupted call starts again without the kernel's help: `-512..=-514` repeat the
+/// call, `-516` goes through `restart_syscall`.
+fn restart_in_user_mode(registers: &Registers) -> Registers {
+    const RESTART_BLOCK: i64 = -516;
+    let mut restarted = *registers;
+    let in_call = registers.orig_rax as i64 >= 0;
+    match registers.rax as i64 {
+        -514..=-512 if in_call => (restarted.rax, restarted.rip) = (registers.orig_rax, registers.rip - 2),
+        RESTART_BLOCK if in_call => {
+            (restarted.rax, restarted.rip) = (libc::SYS_restart_syscall as u64, registers.rip - 2);
+        }
+        _ => {}
+    }
+    restarted
+}
+
+impl RemoteTask for Captive {
+    fn pid(&self) -> Pid {
+        match &self.state {
+            State::Stopped(stopped) => stopped.pid(),
+            State::Running(running) => running.pid(),
+        }
+    }
+
+    fn vpid(&self) -> Vpid {
+        self.vpid
+    }
+
+    fn scratch(&self) -> ScratchArea {
+        self.slot.map_or(ScratchArea { start: RemoteAddr(0), len: 0 }, Slot::scratch)
+    }
+
+    fn run(&mut self, calls: &[Call]) -> Result<Vec<i64>, RemoteError> {
+        let mut results = Vec::with_capacity(calls.len());
+        for part in calls.chunks(MAX_CALLS) {
+            match self.run_to(part)? {
+                (Outcome::Done, part) => results.extend(part),
+                (Outcome::Replaced, _) => {
+                    let event = Stop::Event(libc::PTRACE_EVENT_EXEC);
+                    return Err(self.unexpected(event));
+                }
+            }
+        }
+        Ok(results)
+    }
+
+    fn write(&mut self, to: RemoteAddr, bytes: &[u8]) -> Result<(), RemoteError> {
+        self.memory.write(to, bytes)
+    }
+
+    fn read(&mut self, from: RemoteAddr, bytes: &mut [u8]) -> Result<(), RemoteError> {
+        self.memory.read(from, bytes)
+    }
+}
