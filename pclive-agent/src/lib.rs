@@ -1,3 +1,5 @@
 //! The PCLive daemon as a library: everything but the command line, so that tests can drive it.
 
 #![forbid(unsafe_code)]
+
+pub mod config;

@@ -1,0 +1,295 @@
+//! What the agent can be told: defaults, then a file, then `PCLIVE_*` variables of the environment.
+//!
+//! Invariants: every key has a default; a key that is not known is refused with its place; no value is used
+//! before all of them have been checked; nothing is bound before the configuration is whole.
+//!
+//! Units are part of the key's name (`_ms`, `_bytes`). A variable names a key by its path with two underscores
+//! between the parts: `PCLIVE_MIGRATION__MAX_ROUNDS=5` is `max_rounds` in `[migration]`.
+
+mod load;
+mod place;
+mod validate;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, load};
+pub use place::Places;
+pub use validate::Problem;
+
+/// The whole configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// This agent.
+    pub agent: Agent,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Where administrators and orchestrators call.
+    pub control: Control,
+    /// Where other agents call, and how they are called.
+    pub peer: Peer,
+    /// Other agents: name -> `host:port`.
+    pub peers: BTreeMap<String, String>,
+    /// Container runtimes by name.
+    pub runtimes: Runtimes,
+    /// Limits and choices of migrations.
+    pub migration: Migration,
+}
+
+/// This agent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Agent {
+    /// Name that other agents and logs show; empty: the host's name.
+    pub name: String,
+    /// What must outlive the agent.
+    pub state_dir: PathBuf,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Log {
+    /// `text` or `json`.
+    pub format: LogFormat,
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`) or a filter of levels by module.
+    pub level: String,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where administrators and orchestrators call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Control {
+    /// Unix socket, for root only.
+    pub socket: PathBuf,
+    /// `address:port`, empty for none. Anyone who can reach it controls this agent.
+    pub tcp: String,
+}
+
+/// The link to other agents.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Peer {
+    /// `address:port` to listen on.
+    pub listen: String,
+    /// TCP congestion control of the page stream, empty for the host's default.
+    pub congestion: String,
+    /// Quiet time after which the link is probed.
+    pub keepalive_interval_ms: u64,
+    /// A probe that stays unanswered this long ends the link.
+    pub keepalive_timeout_ms: u64,
+}
+
+/// Container runtimes by name. `runc` is always there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Runtimes(pub BTreeMap<String, Runtime>);
+
+/// A runtime with runc's command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Runtime {
+    /// Program, by path or found in `PATH`.
+    pub binary: PathBuf,
+    /// The runtime's state directory (`--root`).
+    pub root: PathBuf,
+}
+
+/// Limits and choices of migrations.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Migration {
+    /// Strategy of a request that names none.
+    pub strategy: Strategy,
+    /// The container is stopped once the predicted downtime is below this.
+    pub max_downtime_ms: u64,
+    /// Most rounds while the container runs.
+    pub max_rounds: u32,
+    /// Contents in one message of the page stream.
+    pub batch_bytes: u64,
+    /// Most migrations at once, both roles together.
+    pub max_concurrent: u32,
+    /// Most memory that waits at the destination in one-shot migrations; 0: half of what is available.
+    pub staging_limit_bytes: u64,
+    /// Ended migrations that stay listed.
+    pub history: u32,
+    /// Where restored containers write what goes to their standard output and error.
+    pub stdio_dir: PathBuf,
+    /// Longest wait for a connection to the other agent.
+    pub connect_timeout_ms: u64,
+    /// Longest wait for the destination to check, create and adopt its container.
+    pub prepare_timeout_ms: u64,
+    /// Longest wait for the other end to make progress during rounds.
+    pub progress_timeout_ms: u64,
+    /// Longest wait for a task to stop.
+    pub stop_timeout_ms: u64,
+    /// Longest wait, while the container is stopped, for each answer of the destination.
+    pub handover_timeout_ms: u64,
+    /// Longest run of a command of the runtime.
+    pub runtime_timeout_ms: u64,
+    /// How long running migrations may go on after SIGTERM.
+    pub shutdown_grace_ms: u64,
+}
+
+/// How memory gets to its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all = "kebab-case")]
+pub enum Strategy {
+    /// The copy is built from round 0 on; pages go straight into it.
+    #[default]
+    Global,
+    /// Everything waits at the destination and is restored after the stop.
+    OneShot,
+}
+
+impl TryFrom<String> for LogFormat {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            other => Err(format!("{other:?} is neither \"text\" nor \"json\"")),
+        }
+    }
+}
+
+impl TryFrom<String> for Strategy {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "global" => Ok(Self::Global),
+            "one-shot" => Ok(Self::OneShot),
+            other => Err(format!("{other:?} is neither \"global\" nor \"one-shot\"")),
+        }
+    }
+}
+
+impl Default for Agent {
+    fn default() -> Self {
+        Self { name: String::new(), state_dir: "/var/lib/pclive".into() }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".into() }
+    }
+}
+
+impl Default for Control {
+    fn default() -> Self {
+        Self { socket: "/run/pclive/agent.sock".into(), tcp: String::new() }
+    }
+}
+
+impl Default for Peer {
+    fn default() -> Self {
+        Self {
+            listen: "0.0.0.0:7413".into(),
+            congestion: "cubic".into(),
+            keepalive_interval_ms: 2_000,
+            keepalive_timeout_ms: 5_000,
+        }
+    }
+}
+
+impl Default for Runtimes {
+    fn default() -> Self {
+        Self(BTreeMap::from([("runc".into(), Runtime::default())]))
+    }
+}
+
+impl Default for Runtime {
+    fn default() -> Self {
+        Self { binary: "runc".into(), root: "/run/runc".into() }
+    }
+}
+
+impl Default for Migration {
+    fn default() -> Self {
+        Self {
+            strategy: Strategy::Global,
+            max_downtime_ms: 300,
+            max_rounds: 15,
+            batch_bytes: 1 << 20,
+            max_concurrent: 4,
+            staging_limit_bytes: 0,
+            history: 100,
+            stdio_dir: "/var/log/pclive".into(),
+            connect_timeout_ms: 5_000,
+            prepare_timeout_ms: 30_000,
+            progress_timeout_ms: 60_000,
+            stop_timeout_ms: 5_000,
+            handover_timeout_ms: 20_000,
+            runtime_timeout_ms: 30_000,
+            shutdown_grace_ms: 20_000,
+        }
+    }
+}
+
+impl Agent {
+    /// The configured name, else the host's.
+    pub fn display_name(&self) -> String {
+        if !self.name.is_empty() {
+            return self.name.clone();
+        }
+        match nix::unistd::gethostname() {
+            Ok(name) => name.to_string_lossy().into_owned(),
+            Err(_) => "unnamed".into(),
+        }
+    }
+}
+
+impl Migration {
+    /// [`Self::connect_timeout_ms`].
+    pub fn connect_timeout(&self) -> Duration {
+        Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    /// [`Self::prepare_timeout_ms`].
+    pub fn prepare_timeout(&self) -> Duration {
+        Duration::from_millis(self.prepare_timeout_ms)
+    }
+
+    /// [`Self::progress_timeout_ms`].
+    pub fn progress_timeout(&self) -> Duration {
+        Duration::from_millis(self.progress_timeout_ms)
+    }
+
+    /// [`Self::stop_timeout_ms`].
+    pub fn stop_timeout(&self) -> Duration {
+        Duration::from_millis(self.stop_timeout_ms)
+    }
+
+    /// [`Self::handover_timeout_ms`].
+    pub fn handover_timeout(&self) -> Duration {
+        Duration::from_millis(self.handover_timeout_ms)
+    }
+
+    /// [`Self::runtime_timeout_ms`].
+    pub fn runtime_timeout(&self) -> Duration {
+        Duration::from_millis(self.runtime_timeout_ms)
+    }
+
+    /// [`Self::shutdown_grace_ms`].
+    pub fn shutdown_grace(&self) -> Duration {
+        Duration::from_millis(self.shutdown_grace_ms)
+    }
+}

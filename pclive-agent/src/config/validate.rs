@@ -1,0 +1,208 @@
+//! Range checks. All problems are found, not only the first.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+use tracing_subscriber::filter::LevelFilter;
+
+use super::place::Places;
+use super::{Config, Migration};
+
+/// One key that cannot be used as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Path of the key.
+    pub key: String,
+    /// Where it was set.
+    pub place: String,
+    /// What is wrong and what would be right.
+    pub what: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {} ({})", self.key, self.what, self.place)
+    }
+}
+
+/// Longest timeout that makes sense, milliseconds: an hour.
+const LONGEST_MS: u64 = 3_600_000;
+
+struct Checker<'a> {
+    places: &'a Places,
+    problems: Vec<Problem>,
+}
+
+/// Every value that is out of its range.
+pub(crate) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
+    let mut checker = Checker { places, problems: Vec::new() };
+    checker.agent(config);
+    checker.addresses(config);
+    checker.runtimes(config);
+    checker.migration(&config.migration);
+    checker.timeouts(config);
+    checker.problems
+}
+
+impl Checker<'_> {
+    fn agent(&mut self, config: &Config) {
+        self.absolute("agent.state_dir", &config.agent.state_dir);
+        self.absolute("control.socket", &config.control.socket);
+        self.absolute("migration.stdio_dir", &config.migration.stdio_dir);
+        if config.agent.name.len() > 253 || config.agent.name.chars().any(char::is_control) {
+            self.complain("agent.name", "at most 253 printable characters".into());
+        }
+        if !is_filter(&config.log.level) {
+            self.complain(
+                "log.level",
+                format!("{:?} is not a level like info or info,pclive_engine=debug", config.log.level),
+            );
+        }
+        if config.control.socket.as_os_str().len() > 107 {
+            self.complain("control.socket", "at most 107 bytes: the kernel's limit for socket paths".into());
+        }
+        let congestion = &config.peer.congestion;
+        if congestion.len() > 15 || !congestion.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
+            self.complain("peer.congestion", "at most 15 letters, digits and underscores".into());
+        }
+    }
+
+    fn addresses(&mut self, config: &Config) {
+        self.listen("peer.listen", &config.peer.listen);
+        if !config.control.tcp.is_empty() {
+            self.listen("control.tcp", &config.control.tcp);
+        }
+        for (name, address) in &config.peers {
+            if !is_host_port(address) {
+                self.complain(&format!("peers.{name}"), format!("{address:?} is not host:port"));
+            }
+        }
+    }
+
+    fn runtimes(&mut self, config: &Config) {
+        for (name, runtime) in &config.runtimes.0 {
+            self.absolute(&format!("runtimes.{name}.root"), &runtime.root);
+            if runtime.binary.as_os_str().is_empty() {
+                self.complain(&format!("runtimes.{name}.binary"), "a program, not nothing".into());
+            }
+        }
+    }
+
+    fn migration(&mut self, m: &Migration) {
+        self.range("migration.max_downtime_ms", m.max_downtime_ms, 1..=LONGEST_MS);
+        self.range("migration.max_rounds", m.max_rounds.into(), 1..=1000);
+        self.range("migration.batch_bytes", m.batch_bytes, 64 << 10..=4 << 20);
+        if !m.batch_bytes.is_multiple_of(4096) {
+            self.complain("migration.batch_bytes", format!("{} is not a multiple of 4096", m.batch_bytes));
+        }
+        self.range("migration.max_concurrent", m.max_concurrent.into(), 1..=64);
+        self.range("migration.history", m.history.into(), 1..=100_000);
+    }
+
+    fn timeouts(&mut self, config: &Config) {
+        let m = &config.migration;
+        self.range("peer.keepalive_interval_ms", config.peer.keepalive_interval_ms, 100..=LONGEST_MS);
+        self.range("peer.keepalive_timeout_ms", config.peer.keepalive_timeout_ms, 100..=LONGEST_MS);
+        self.range("migration.connect_timeout_ms", m.connect_timeout_ms, 10..=LONGEST_MS);
+        self.range("migration.prepare_timeout_ms", m.prepare_timeout_ms, 10..=LONGEST_MS);
+        self.range("migration.progress_timeout_ms", m.progress_timeout_ms, 10..=LONGEST_MS);
+        self.range("migration.stop_timeout_ms", m.stop_timeout_ms, 10..=LONGEST_MS);
+        self.range("migration.handover_timeout_ms", m.handover_timeout_ms, 10..=LONGEST_MS);
+        self.range("migration.runtime_timeout_ms", m.runtime_timeout_ms, 10..=LONGEST_MS);
+        self.range("migration.shutdown_grace_ms", m.shutdown_grace_ms, 0..=LONGEST_MS);
+    }
+
+    fn range(&mut self, key: &str, value: u64, allowed: RangeInclusive<u64>) {
+        if !allowed.contains(&value) {
+            let (low, high) = (allowed.start(), allowed.end());
+            self.complain(key, format!("{value} is not between {low} and {high}"));
+        }
+    }
+
+    fn absolute(&mut self, key: &str, path: &Path) {
+        if !path.is_absolute() {
+            self.complain(key, format!("{path:?} is not an absolute path"));
+        }
+    }
+
+    fn listen(&mut self, key: &str, address: &str) {
+        if address.parse::<SocketAddr>().is_err() {
+            self.complain(key, format!("{address:?} is not address:port, like 0.0.0.0:7413 or [::]:7413"));
+        }
+    }
+
+    fn complain(&mut self, key: &str, what: String) {
+        self.problems.push(Problem { key: key.into(), place: self.places.of(key), what });
+    }
+}
+
+/// True for levels and `module=level`, separated by commas. (The subscriber alone takes any word for a module.)
+fn is_filter(filter: &str) -> bool {
+    filter.split(',').all(|part| {
+        let level = part.rsplit_once('=').map_or(part, |(_, level)| level);
+        level.trim().parse::<LevelFilter>().is_ok()
+    })
+}
+
+/// True for `name:port`, `address:port` and `[v6]:port` with a port above 0.
+pub(crate) fn is_host_port(address: &str) -> bool {
+    let Some((host, port)) = address.rsplit_once(':') else { return false };
+    let bare_v6 = host.contains(':') && !(host.starts_with('[') && host.ends_with(']'));
+    let plain = host.bytes().all(|b| b.is_ascii_alphanumeric() || b".-_:[]%".contains(&b));
+    !host.is_empty() && plain && !bare_v6 && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys_of(change: impl FnOnce(&mut Config)) -> Vec<String> {
+        let mut config = Config::default();
+        change(&mut config);
+        problems(&config, &Places::default()).into_iter().map(|p| p.key).collect()
+    }
+
+    #[test]
+    fn the_defaults_are_in_range() {
+        assert!(keys_of(|_| {}).is_empty());
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let keys = keys_of(|c| {
+            c.migration.max_rounds = 0;
+            c.migration.batch_bytes = (1 << 20) + 1;
+            c.peer.listen = "everywhere".into();
+            c.agent.state_dir = "relative".into();
+        });
+        assert_eq!(keys, ["agent.state_dir", "peer.listen", "migration.max_rounds", "migration.batch_bytes"]);
+    }
+
+    #[test]
+    fn limits_are_inclusive() {
+        assert!(keys_of(|c| c.migration.batch_bytes = 4 << 20).is_empty());
+        assert_eq!(keys_of(|c| c.migration.batch_bytes = (4 << 20) + 4096), ["migration.batch_bytes"]);
+        assert!(keys_of(|c| c.migration.shutdown_grace_ms = 0).is_empty());
+        assert_eq!(keys_of(|c| c.migration.connect_timeout_ms = 0), ["migration.connect_timeout_ms"]);
+    }
+
+    #[test]
+    fn peers_need_a_host_and_a_port() {
+        for good in ["host-b:7413", "10.0.0.2:1", "[fe80::1%eth0]:7413"] {
+            assert!(is_host_port(good), "{good}");
+        }
+        for bad in
+            ["host-b", "host-b:", ":7413", "host-b:0", "host-b:70000", "fe80::1:7413", "a b:1", "http://x:1"]
+        {
+            assert!(!is_host_port(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_log_filter_by_module_is_a_level() {
+        assert!(keys_of(|c| c.log.level = "info,pclive_engine=debug".into()).is_empty());
+        assert_eq!(keys_of(|c| c.log.level = "loudly".into()), ["log.level"]);
+    }
+}
