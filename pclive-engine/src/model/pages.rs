@@ -25,8 +25,10 @@ pub enum ExtentKind {
     /// The pages read as zeros.
     Zero,
     /// The pages were discarded: private anonymous memory reads as zeros again, a private file mapping shows
-    /// its file again, a shared object has a hole.
+    /// its file again, a shared object has a hole. Lifts a guard.
     Hole,
+    /// Guard pages (`MADV_GUARD_INSTALL`, Linux 6.13): without contents, any access is a SIGSEGV.
+    Guard,
 }
 
 /// A run of pages with one fate.

@@ -1,1 +1,5 @@
 //! Bytes of `/proc` -> model. Parsers take bytes and never panic: a container chooses its names.
+
+pub mod maps;
+mod maps_line;
+pub mod smaps;
