@@ -65,6 +65,9 @@ pub enum FileKind {
         path: Option<Vec<u8>>,
         /// `F_GETPIPE_SZ`.
         capacity: u32,
+        /// Owner of a nameless pipe, user and group as the agent sees them: who may open it again by
+        /// `/proc/PID/fd` (servers that log to `/dev/stdout` do).
+        owner: (u32, u32),
         /// Bytes in it; given with one end only, empty with the others.
         contents: Vec<u8>,
     },

@@ -3,3 +3,5 @@
 pub mod maps;
 mod maps_line;
 pub mod smaps;
+pub mod fdinfo;
+pub mod mountinfo;
