@@ -1,18 +1,17 @@
 //! One system call or ioctl a function: typed in and out, no policy, no logging. All `unsafe` lives here.
 
-pub mod pagemap;
-pub mod process_vm;
-pub mod ptrace;
-pub mod userfaultfd;
 pub mod epoll;
 pub mod eventfd;
 pub mod fcntl;
 pub mod kcmp;
 pub mod openat2;
+pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;
+pub mod process_vm;
 pub mod ptrace;
 pub mod scm;
 pub mod signalfd;
 pub mod timerfd;
+pub mod userfaultfd;
 pub mod wait;
