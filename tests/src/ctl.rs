@@ -1,0 +1,1 @@
+//! Migrations as a user starts them: `pclivectl migrate --json`, one event a line.

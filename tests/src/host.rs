@@ -1,0 +1,182 @@
+//! A host of the lab: a node with bundles, a runtime, `/run` and `/var/lib/pclive` of its own, and an agent.
+
+use std::fs::File;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+
+use crate::bundle::Bundle;
+use crate::command::{output, workspace_binary};
+use crate::link::{self, BRIDGE, Speed};
+use crate::node::{Node, only_child};
+use crate::wait::until;
+
+/// The agent's control socket on a host.
+pub const CONTROL: &str = "/run/pclive/agent.sock";
+/// Where an agent listens for its peers.
+pub const PEER_PORT: u16 = 7443;
+/// How long an agent may take to come up or to end.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A host.
+#[derive(Debug)]
+pub struct Host {
+    agent: Mutex<Option<Child>>,
+    node: Node,
+    number: u8,
+    /// What only this host has, as the harness sees it.
+    directory: PathBuf,
+    /// Where every host has its bundles, as the host sees it.
+    bundles: PathBuf,
+    cgroup: String,
+}
+
+impl Host {
+    /// Brings up the host `name` at 10.77.0.`number` on the switch. `lab` is the lab's directory.
+    pub(crate) fn start(lab: &Path, name: &str, number: u8, switch: &Node, speed: Speed) -> Result<Self> {
+        let directory = lab.join(name);
+        let bundles = lab.join("bundles");
+        for path in ["bundles", "run", "state", "logs", "cgroup"].map(|part| directory.join(part)) {
+            std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        }
+        std::fs::create_dir_all(&bundles).context("cannot make the bundle directory")?;
+        let lab_name = lab.file_name().context("a lab without a name")?.to_string_lossy();
+        let cgroup = format!("/{lab_name}/{name}");
+        let node = Node::start(name)?;
+        let this = Self { agent: Mutex::new(None), node, number, directory, bundles, cgroup };
+        this.mount()?;
+        this.connect(switch, speed)?;
+        Ok(this)
+    }
+
+    /// What a host of its own would not share with another: `/run`, the agent's state, the bundles and the view
+    /// of `/sys` (which shows the network namespace it was mounted in).
+    fn mount(&self) -> Result<()> {
+        let own = |part: &str| self.directory.join(part).display().to_string();
+        self.node.run(&["mount", "--bind", &own("bundles"), &self.bundles.display().to_string()])?;
+        self.node.run(&["mount", "--rbind", "/sys/fs/cgroup", &own("cgroup")])?;
+        self.node.run(&["mount", "-t", "sysfs", "sysfs", "/sys"])?;
+        self.node.run(&["mount", "--rbind", &own("cgroup"), "/sys/fs/cgroup"])?;
+        self.node.run(&["mkdir", "-p", "/var/lib/pclive"])?;
+        self.node.run(&["mount", "--bind", &own("state"), "/var/lib/pclive"])?;
+        self.node.run(&["mount", "--bind", &own("run"), "/run"]).map(drop)
+    }
+
+    fn connect(&self, switch: &Node, speed: Speed) -> Result<()> {
+        let v4 = format!("{}/16", self.v4());
+        let v6 = format!("fd77::{}/64", self.number);
+        link::bridge(&self.node, &[&v4, &v6])?;
+        link::plug(switch, &self.node, "uplink", Some(speed))?;
+        self.node.run(&["ip", "link", "set", "uplink", "master", BRIDGE])?;
+        link::prefer_cubic(&self.node, &self.v4().to_string())
+    }
+
+    /// The namespaces.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.node.name()
+    }
+
+    /// Its address on the bridge.
+    pub fn v4(&self) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, 0, self.number)
+    }
+
+    /// Where its agent listens for peers.
+    pub fn peer_address(&self) -> SocketAddr {
+        (self.v4(), PEER_PORT).into()
+    }
+
+    /// The cgroup, in every hierarchy, below which its containers live.
+    pub fn cgroup(&self) -> &str {
+        &self.cgroup
+    }
+
+    /// A bundle's directory as the host sees it: the same on every host.
+    pub fn bundle(&self, container: &str) -> PathBuf {
+        self.bundles.join(container)
+    }
+
+    /// Puts a bundle on this host. `shared` is the hosts' shared storage.
+    pub(crate) fn install(&self, bundle: &Bundle, shared: &Path) -> Result<()> {
+        bundle.write(&self.directory.join("bundles").join(bundle.name()), shared, &self.cgroup)
+    }
+
+    /// Removes a bundle from this host (not from others).
+    pub fn remove_bundle(&self, container: &str) -> Result<()> {
+        std::fs::remove_dir_all(self.directory.join("bundles").join(container))
+            .context("cannot remove the bundle")
+    }
+
+    pub(crate) fn container_log(&self, container: &str) -> PathBuf {
+        self.directory.join("logs").join(format!("{container}.log"))
+    }
+
+    /// `runc` on this host.
+    pub fn runc(&self) -> Command {
+        self.node.command("runc")
+    }
+
+    /// Runs `runc` to its end; its standard output.
+    pub fn runc_output(&self, words: &[&str]) -> Result<String> {
+        output(self.runc().args(words)).with_context(|| format!("on {}", self.name()))
+    }
+
+    /// Starts the agent and waits until its control socket answers connections.
+    pub fn start_agent(&self) -> Result<()> {
+        let config = self.directory.join("agent.toml");
+        std::fs::write(&config, self.agent_config()).context("cannot write the agent's configuration")?;
+        let log = File::options().create(true).append(true).open(self.directory.join("agent.log"))?;
+        let mut command = self.node.command(&workspace_binary("pclive-agent")?.display().to_string());
+        command.arg("--config").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        if let Some(filter) = std::env::var_os("PCLIVE_TEST_LOG") {
+            command.env("PCLIVE_LOG__FILTER", filter);
+        }
+        let mut agent = command.spawn().context("cannot run nsenter")?;
+        let socket = self.directory.join(CONTROL.trim_start_matches('/'));
+        let up = until("the agent's control socket", LIMIT, || {
+            if let Some(status) = agent.try_wait()? {
+                bail!("the agent ended with {status}");
+            }
+            Ok(std::os::unix::net::UnixStream::connect(&socket).is_ok())
+        });
+        up.with_context(|| format!("agent of {}: {}", self.name(), self.agent_log()))?;
+        *self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(agent);
+        Ok(())
+    }
+
+    /// The agent's configuration: peers by their host names, the rest by default.
+    fn agent_config(&self) -> String {
+        String::new()
+    }
+
+    /// Ends the agent with a signal and waits for it. Nothing happens when there is none.
+    pub fn stop_agent(&self, signal: Signal) -> Result<()> {
+        let taken = self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let Some(mut agent) = taken else { return Ok(()) };
+        // `nsenter` waits for the agent, its child in the node's PID namespace.
+        kill(only_child(&agent)?, signal).context("cannot signal the agent")?;
+        until("the agent's end", LIMIT, || Ok(agent.try_wait()?.is_some()))
+    }
+
+    /// What the agent has logged so far.
+    pub fn agent_log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("agent.log")).unwrap_or_default()
+    }
+
+    /// `pclivectl` on this host.
+    pub fn ctl(&self) -> Result<Command> {
+        let mut command = self.node.command(&workspace_binary("pclivectl")?.display().to_string());
+        command.env("PCLIVE_AGENT", format!("unix:{CONTROL}")).env_remove("NO_COLOR");
+        Ok(command)
+    }
+}

@@ -1,0 +1,70 @@
+//! Bridges, and the veth pairs between them.
+
+use anyhow::Result;
+
+use crate::node::Node;
+
+/// The bridge of a host and of the switch.
+pub const BRIDGE: &str = "br0";
+
+/// The speed of the link between a host and the switch, in `tc` words.
+#[derive(Debug, Clone, Copy)]
+pub struct Speed {
+    rate: &'static str,
+    burst: &'static str,
+}
+
+/// 10 Gbit/s: 9.3 Gbit/s of TCP payload with cubic.
+pub const TEN_GIGABIT: Speed = Speed { rate: "10gbit", burst: "4mb" };
+/// 1 Gbit/s: 0.95 Gbit/s of TCP payload.
+pub const GIGABIT: Speed = Speed { rate: "1gbit", burst: "256kb" };
+
+/// Makes the node's bridge `br0` with these addresses (with prefix length).
+pub fn bridge(node: &Node, addresses: &[&str]) -> Result<()> {
+    node.run(&["ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"])?;
+    for address in addresses {
+        add_address(node, BRIDGE, address)?;
+    }
+    node.run(&["ip", "link", "set", BRIDGE, "up"]).map(drop)
+}
+
+/// Adds an address; an IPv6 address is usable at once.
+pub fn add_address(node: &Node, interface: &str, address: &str) -> Result<()> {
+    let mut words = vec!["ip", "address", "add", address, "dev", interface];
+    if address.contains(':') {
+        words.push("nodad");
+    }
+    node.run(&words).map(drop)
+}
+
+/// Lets the node's own connections use cubic, which fills such a link where bbr does not.
+///
+/// By route, because a network namespace may not choose an algorithm that the machine restricts.
+pub fn prefer_cubic(node: &Node, source: &str) -> Result<()> {
+    let route = ["ip", "route", "change", "10.77.0.0/16", "dev", BRIDGE, "proto", "kernel", "scope", "link"];
+    node.run(&[&route[..], &["src", source, "congctl", "cubic"]].concat()).map(drop)
+}
+
+/// Joins `interface`, new on `node`, to a new port of the switch's bridge. A `speed` limits both directions.
+pub fn plug(switch: &Node, node: &Node, interface: &str, speed: Option<Speed>) -> Result<()> {
+    let port = format!("to-{}", node.name());
+    let pid = node.pid().to_string();
+    // `ip` resolves a pid in its own PID namespace, so the pair is made by this machine's view of the pids.
+    let mut ip = std::process::Command::new("nsenter");
+    ip.args(["--target", &switch.pid().to_string(), "--net", "--"]);
+    ip.args(["ip", "link", "add", &port, "type", "veth", "peer", "name", interface, "netns", &pid]);
+    crate::command::output(&mut ip)?;
+    switch.run(&["ip", "link", "set", &port, "master", BRIDGE, "up"])?;
+    if let Some(speed) = speed {
+        limit(node, interface, speed)?;
+        limit(switch, &port, speed)?;
+    }
+    node.run(&["ip", "link", "set", interface, "up"]).map(drop)
+}
+
+/// Limits what leaves `interface`.
+fn limit(node: &Node, interface: &str, speed: Speed) -> Result<()> {
+    let Speed { rate, burst } = speed;
+    let words = ["tc", "qdisc", "add", "dev", interface, "root", "tbf", "rate", rate, "burst", burst];
+    node.run(&[&words[..], &["latency", "50ms"]].concat()).map(drop)
+}

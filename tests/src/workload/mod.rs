@@ -1,0 +1,1 @@
+//! What runs in the containers, and the clients that check it.
