@@ -1,0 +1,416 @@
+//! One migration as others see it: its phase, its rounds, how it ended, and every event on the way.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use pclive_proto::control::{self, Event, Phase, Role, event};
+use tokio::sync::watch;
+
+use crate::error::{ErrorCode, MigrationError};
+
+/// Most warnings that are kept; the rest are logged only.
+const MAX_WARNINGS: usize = 100;
+
+/// What is known of a migration when it begins.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// The same at both ends.
+    pub id: String,
+    /// Name at the runtime.
+    pub container: String,
+    /// Configured name of the runtime.
+    pub runtime: String,
+    /// This end.
+    pub role: Role,
+    /// The other end, as it was named or as it named itself.
+    pub peer: String,
+    /// How memory gets to its place.
+    pub strategy: control::Strategy,
+}
+
+/// A migration.
+#[derive(Debug)]
+pub struct Entry {
+    description: Description,
+    began: Instant,
+    began_at: SystemTime,
+    record: Mutex<Record>,
+    /// Grows with every change of the record; watchers wait on it.
+    version: watch::Sender<u64>,
+    /// Set once someone wants the end.
+    cancel: watch::Sender<Option<MigrationError>>,
+}
+
+#[derive(Debug)]
+struct Record {
+    phase: Phase,
+    /// Everything but progress, in order. Bounded by phases, rounds and `MAX_WARNINGS`.
+    events: Vec<Event>,
+    warnings: usize,
+    rounds: Vec<control::Round>,
+    /// The newest, and how many there were.
+    progress: (u64, Option<Event>),
+    report: Option<control::Report>,
+    error: Option<control::Error>,
+    ended_at: Option<SystemTime>,
+    /// Commit is sent, or about to be: it is too late to cancel.
+    committing: bool,
+}
+
+impl Entry {
+    pub(super) fn new(description: Description) -> Self {
+        let entry = Self {
+            description,
+            began: Instant::now(),
+            began_at: SystemTime::now(),
+            record: Mutex::new(Record {
+                phase: Phase::Unspecified,
+                events: Vec::new(),
+                warnings: 0,
+                rounds: Vec::new(),
+                progress: (0, None),
+                report: None,
+                error: None,
+                ended_at: None,
+                committing: false,
+            }),
+            version: watch::Sender::new(0),
+            cancel: watch::Sender::new(None),
+        };
+        entry.phase(Phase::Negotiating);
+        entry
+    }
+
+    /// Its id.
+    pub fn id(&self) -> &str {
+        &self.description.id
+    }
+
+    /// Name of the container.
+    pub fn container(&self) -> &str {
+        &self.description.container
+    }
+
+    /// This end.
+    pub fn role(&self) -> Role {
+        self.description.role
+    }
+
+    /// When it began.
+    pub fn began(&self) -> Instant {
+        self.began
+    }
+
+    /// The phase it is in.
+    pub fn current_phase(&self) -> Phase {
+        self.lock().phase
+    }
+
+    /// True until it has ended well or been rolled back: its container is taken.
+    pub(super) fn is_live(&self) -> bool {
+        let record = self.lock();
+        record.ended_at.is_none() || record.phase == Phase::Unknown
+    }
+
+    /// True while something is being done for it.
+    pub(super) fn is_running(&self) -> bool {
+        self.lock().ended_at.is_none()
+    }
+
+    /// It has entered a phase.
+    pub fn phase(&self, phase: Phase) {
+        self.change(|record| {
+            record.phase = phase;
+            Some(event::Event::Phase(control::PhaseChanged { phase: phase.into() }))
+        });
+    }
+
+    /// A round has ended.
+    pub fn round(&self, round: control::Round) {
+        self.change(|record| {
+            record.rounds.push(round);
+            record.progress.1 = None;
+            Some(event::Event::Round(round))
+        });
+    }
+
+    /// Something that the administrator should know and that does not stop the migration.
+    pub fn warn(&self, message: impl Into<String>) {
+        let message = message.into();
+        tracing::warn!("{message}");
+        self.change(|record| {
+            record.warnings += 1;
+            (record.warnings <= MAX_WARNINGS).then_some(event::Event::Warning(control::Warning { message }))
+        });
+    }
+
+    /// How far the present round is. Only the newest is kept.
+    pub fn progress(&self, progress: control::Progress) {
+        let at_ms = self.at_ms();
+        let newest = &mut self.lock().progress;
+        *newest = (newest.0 + 1, Some(Event { at_ms, event: Some(event::Event::Progress(progress)) }));
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// It ended well.
+    pub fn finish(&self, report: control::Report) {
+        self.phase(Phase::Done);
+        self.change(|record| {
+            record.report = Some(report.clone());
+            record.ended_at = Some(SystemTime::now());
+            Some(event::Event::Done(control::Done { report: Some(report) }))
+        });
+    }
+
+    /// It failed and was rolled back: the container runs at the source.
+    pub fn fail(&self, error: MigrationError) {
+        self.end(Phase::Failed, error);
+    }
+
+    /// COMMIT was sent and the outcome is not known.
+    pub fn unknown(&self, error: MigrationError) {
+        self.end(Phase::Unknown, error);
+    }
+
+    fn end(&self, phase: Phase, error: MigrationError) {
+        let at = if phase == Phase::Unknown { Phase::Unknown } else { self.current_phase() };
+        let error = control::Error::from(&error.at(self.role(), at));
+        self.phase(phase);
+        self.change(|record| {
+            record.error = Some(error.clone());
+            record.ended_at = Some(SystemTime::now());
+            Some(event::Event::Failed(error))
+        });
+    }
+
+    /// Asks for the end, before the point of no return only; the driver notices at [`Self::cancelled`]. Returns
+    /// false when it is too late.
+    pub fn cancel(&self, why: MigrationError) -> bool {
+        let record = self.lock();
+        if record.committing || record.ended_at.is_some() {
+            return false;
+        }
+        self.cancel.send_if_modified(|reason| {
+            let first = reason.is_none();
+            if first {
+                *reason = Some(why);
+            }
+            first
+        });
+        true
+    }
+
+    /// Passes the point of no return: cancelling is refused from here on. `Err` when someone was faster.
+    pub fn begin_commit(&self) -> Result<(), MigrationError> {
+        let mut record = self.lock();
+        if let Some(why) = self.cancel.borrow().clone() {
+            return Err(why);
+        }
+        record.committing = true;
+        Ok(())
+    }
+
+    /// Waits until someone asks for the end, and says why.
+    pub async fn cancelled(&self) -> MigrationError {
+        let mut cancel = self.cancel.subscribe();
+        let reason = cancel.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.unwrap_or_else(|| MigrationError::new(ErrorCode::Cancelled, "the migration was cancelled"))
+    }
+
+    /// Everything about it.
+    pub fn snapshot(&self) -> control::Migration {
+        let record = self.lock();
+        let description = &self.description;
+        control::Migration {
+            id: description.id.clone(),
+            container: description.container.clone(),
+            runtime: description.runtime.clone(),
+            role: description.role.into(),
+            peer: description.peer.clone(),
+            strategy: description.strategy.into(),
+            phase: record.phase.into(),
+            started_ms: unix_ms(self.began_at),
+            ended_ms: record.ended_at.map_or(0, unix_ms),
+            rounds: record.rounds.clone(),
+            report: record.report.clone(),
+            error: record.error.clone(),
+        }
+    }
+
+    /// All events so far, then each new one.
+    pub fn watch(self: &Arc<Self>) -> Watcher {
+        Watcher {
+            version: self.version.subscribe(),
+            entry: Arc::clone(self),
+            next: 0,
+            progress: 0,
+            queue: VecDeque::new(),
+        }
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Record) -> Option<event::Event>) {
+        let at_ms = self.at_ms();
+        let mut record = self.lock();
+        if let Some(event) = change(&mut record) {
+            record.events.push(Event { at_ms, event: Some(event) });
+        }
+        drop(record);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    fn at_ms(&self) -> u64 {
+        u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Follows the events of one migration. A slow watcher loses progress events only.
+#[derive(Debug)]
+pub struct Watcher {
+    entry: Arc<Entry>,
+    version: watch::Receiver<u64>,
+    /// Index of the first event that was not taken yet.
+    next: usize,
+    /// Count of the progress events, as of the last look.
+    progress: u64,
+    queue: VecDeque<Event>,
+}
+
+impl Watcher {
+    /// The next event; `None` after the last one.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.queue.pop_front() {
+                return Some(event);
+            }
+            if self.fetch() {
+                continue;
+            }
+            self.version.changed().await.ok()?;
+        }
+    }
+
+    /// Takes what is new. False: nothing yet. An ended migration with nothing new closes the watcher.
+    fn fetch(&mut self) -> bool {
+        self.version.borrow_and_update();
+        let record = self.entry.lock();
+        self.queue.extend(record.events.iter().skip(self.next).cloned());
+        let ended = record.ended_at.is_some();
+        let seen_all = self.next == record.events.len();
+        self.next = record.events.len();
+        if !ended && self.progress != record.progress.0 {
+            self.queue.extend(record.progress.1.clone());
+        }
+        self.progress = record.progress.0;
+        drop(record);
+        if ended && seen_all {
+            self.version = watch::Sender::new(0).subscribe();
+        }
+        !self.queue.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Arc<Entry> {
+        Arc::new(Entry::new(Description {
+            id: "1".into(),
+            container: "web".into(),
+            runtime: "runc".into(),
+            role: Role::Source,
+            peer: "host-b".into(),
+            strategy: control::Strategy::Global,
+        }))
+    }
+
+    async fn drain(mut watcher: Watcher) -> Vec<&'static str> {
+        let mut kinds = Vec::new();
+        while let Some(event) = watcher.next().await {
+            kinds.push(match event.event.unwrap() {
+                event::Event::Phase(_) => "phase",
+                event::Event::Round(_) => "round",
+                event::Event::Progress(_) => "progress",
+                event::Event::Warning(_) => "warning",
+                event::Event::Done(_) => "done",
+                event::Event::Failed(_) => "failed",
+            });
+        }
+        kinds
+    }
+
+    #[tokio::test]
+    async fn a_late_watcher_gets_every_event_and_then_the_end() {
+        let entry = entry();
+        entry.phase(Phase::PreCopy);
+        entry.progress(control::Progress::default());
+        entry.round(control::Round::default());
+        entry.warn("look out");
+        entry.finish(control::Report::default());
+        let expected = ["phase", "phase", "round", "warning", "phase", "done"];
+        assert_eq!(drain(entry.watch()).await, expected);
+        assert_eq!(drain(entry.watch()).await, expected);
+    }
+
+    #[tokio::test]
+    async fn an_early_watcher_gets_each_event_once_as_it_happens() {
+        let entry = entry();
+        let mut watcher = entry.watch();
+        assert!(matches!(watcher.next().await.unwrap().event, Some(event::Event::Phase(_))));
+        entry.progress(control::Progress { round: 3, ..Default::default() });
+        assert!(
+            matches!(watcher.next().await.unwrap().event, Some(event::Event::Progress(p)) if p.round == 3)
+        );
+        let rest = tokio::spawn(drain(watcher));
+        entry.fail(MigrationError::new(ErrorCode::Cancelled, "x"));
+        assert_eq!(rest.await.unwrap(), ["phase", "failed"]);
+    }
+
+    #[tokio::test]
+    async fn an_error_says_the_phase_that_it_ended() {
+        let entry = entry();
+        entry.phase(Phase::Frozen);
+        entry.fail(MigrationError::new(ErrorCode::PeerLost, "x"));
+        let error = entry.snapshot().error.unwrap();
+        assert_eq!((error.phase(), error.role()), (Phase::Frozen, Role::Source));
+        assert_eq!(entry.snapshot().phase(), Phase::Failed);
+    }
+
+    #[tokio::test]
+    async fn an_unknown_outcome_ends_the_events_with_phase_unknown() {
+        let entry = entry();
+        entry.phase(Phase::Committed);
+        entry.unknown(MigrationError::new(ErrorCode::CommitUnknown, "x"));
+        assert_eq!(entry.snapshot().error.unwrap().phase(), Phase::Unknown);
+        assert_eq!(drain(entry.watch()).await.last(), Some(&"failed"));
+    }
+
+    #[tokio::test]
+    async fn cancelling_and_committing_exclude_each_other() {
+        let why = || MigrationError::new(ErrorCode::Cancelled, "asked to");
+        let first = entry();
+        assert!(first.cancel(why()));
+        assert_eq!(first.begin_commit().unwrap_err().code, ErrorCode::Cancelled);
+        assert_eq!(first.cancelled().await.message, "asked to");
+        let second = entry();
+        second.begin_commit().unwrap();
+        assert!(!second.cancel(why()));
+    }
+
+    #[test]
+    fn a_flood_of_warnings_is_bounded() {
+        let entry = entry();
+        (0..10 * MAX_WARNINGS).for_each(|_| entry.warn("again"));
+        assert!(entry.lock().events.len() <= MAX_WARNINGS + 1);
+    }
+}
