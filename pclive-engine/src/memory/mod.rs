@@ -2,4 +2,5 @@
 //!
 //! Units: addresses and lengths in bytes, page-aligned, half-open.
 
+pub mod layout_diff;
 pub mod ranges;

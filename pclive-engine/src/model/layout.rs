@@ -86,6 +86,21 @@ impl Vma {
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
+
+    /// The part of the mapping between `start` and `end`, which lie within it; the offsets of what is behind it
+    /// move along.
+    pub fn cut(&self, start: u64, end: u64) -> Self {
+        let mut part = Self { start, end, ..self.clone() };
+        let skipped = start.saturating_sub(self.start);
+        match &mut part.mapping {
+            Mapping::PrivateAnonymous => {}
+            Mapping::PrivateFile(file) | Mapping::SharedFile { file, .. } => {
+                file.offset = file.offset.saturating_add(skipped);
+            }
+            Mapping::SharedAnonymous { offset, .. } => *offset = offset.saturating_add(skipped),
+        }
+        part
+    }
 }
 
 /// `PROT_*` bits.

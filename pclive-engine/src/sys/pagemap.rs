@@ -59,17 +59,17 @@ const _: () = assert!(size_of::<Region>() == 24);
 
 const PM_SCAN_WP_MATCHING: u64 = 1 << 0;
 
-/// Which pages a scan reports: those with every category of `all_of`, none of `none_of` and, unless it is empty,
-/// one of `any_of`.
+/// Which pages a scan reports: with the bits of `inverted` flipped, those with every category of `all_of` and,
+/// unless that is empty, one of `any_of`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Query {
+    /// Categories that count as there when they are not.
+    pub inverted: u64,
     /// Categories that must be there.
     pub all_of: u64,
-    /// Categories that must not be there.
-    pub none_of: u64,
     /// Categories of which one must be there; 0 for no such condition.
     pub any_of: u64,
-    /// Categories to report; runs are split where these differ.
+    /// Categories to report (not inverted); runs are split where these differ.
     pub report: u64,
     /// Protect every reported page in the same step; skips mappings that are not under the tracker.
     pub protect: bool,
@@ -96,8 +96,8 @@ pub fn scan(
         vec: regions.as_mut_ptr() as u64,
         vec_len: regions.len() as u64,
         max_pages: 0,
-        category_inverted: query.none_of,
-        category_mask: query.all_of | query.none_of,
+        category_inverted: query.inverted,
+        category_mask: query.all_of,
         category_anyof_mask: query.any_of,
         return_mask: query.report,
     };
