@@ -1,1 +1,8 @@
 //! What runs in the containers, and the clients that check it.
+
+pub mod clients;
+pub mod http;
+pub mod memcached;
+pub mod pipeline;
+pub mod redis;
+pub mod resp;
