@@ -40,7 +40,8 @@ impl Error {
 /// Shortens a text to [`MAX_TEXT_BYTES`], at the end of a character.
 fn cut(text: &mut String) {
     if text.len() > MAX_TEXT_BYTES {
-        text.truncate(text.floor_char_boundary(MAX_TEXT_BYTES));
+        let end = (0..=MAX_TEXT_BYTES).rev().find(|&end| text.is_char_boundary(end));
+        text.truncate(end.unwrap_or(0));
     }
 }
 

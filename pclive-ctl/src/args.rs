@@ -1,0 +1,237 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
+use pclive_proto::control::{StartMigrationRequest, Strategy as WireStrategy};
+
+use crate::address::Address;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0    migrated; or the command did what it was asked
+  1    the migration failed and the container runs on at the source; or the command could not be carried out
+  2    wrong usage
+  3    it is not known where the container runs: look at both hosts before starting anything
+  130  left by a second Ctrl-C: the migration goes on
+
+docs/CLI.md describes every command, the JSON output and the exit codes.";
+
+/// Moves running containers between hosts.
+#[derive(Debug, Parser)]
+#[command(name = "pclivectl", version, after_help = EXIT_CODES, max_term_width = 100)]
+pub(crate) struct Args {
+    /// The agent: unix:///path, a path, or http://host:port
+    #[arg(
+        long,
+        global = true,
+        env = "PCLIVE_AGENT",
+        value_name = "ADDRESS",
+        default_value = "unix:///run/pclive/agent.sock",
+        value_hint = ValueHint::FilePath
+    )]
+    pub(crate) agent: Address,
+    /// Print JSON: one document, or one event a line for migrate and watch
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// How long to keep asking an agent that stopped answering while a migration is followed
+    #[arg(long, global = true, value_name = "TIME", default_value = "10s", value_parser = duration)]
+    pub(crate) patience: Duration,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Move a container to another host and follow it to the end
+    #[command(after_help = EXIT_CODES)]
+    Migrate(Migrate),
+    /// List the migrations that the agent knows, newest first
+    List,
+    /// Show a migration; the exit code tells its state
+    #[command(after_help = EXIT_CODES)]
+    Status(Id),
+    /// Follow a migration to its end; Ctrl-C leaves it alone
+    #[command(after_help = EXIT_CODES)]
+    Watch(Id),
+    /// Ask the agent to give up a migration; the container runs on at the source
+    Cancel(Id),
+    /// List everything that stands in the way of migrating a container; exits with 1 if there is anything
+    Check(Check),
+    /// List the containers of this host
+    Containers,
+    /// Show the host: agent, kernel, runtimes, peers
+    Host,
+    /// Print a completion script for a shell
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `migrate`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Migrate {
+    /// Name of the container at its runtime
+    pub(crate) container: String,
+    /// Where to: a peer of the agent's configuration, or host:port
+    #[arg(long, value_name = "PEER|ADDRESS")]
+    pub(crate) to: String,
+    /// How memory reaches the destination [default: the agent's configuration]
+    #[arg(long, value_enum)]
+    pub(crate) strategy: Option<Strategy>,
+    /// Freeze once the predicted downtime is below this [default: the agent's configuration]
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    pub(crate) max_downtime: Option<Duration>,
+    /// Most rounds while the container runs [default: the agent's configuration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_rounds: Option<u32>,
+    /// Runtime of the container [default: the one that knows it]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) runtime: Option<String>,
+    /// Accept a destination whose monotonic clock is behind this host's
+    #[arg(long)]
+    pub(crate) allow_clock_step_back: bool,
+    /// Print the migration's id and leave; follow it with watch
+    #[arg(long)]
+    pub(crate) detach: bool,
+}
+
+/// A command about one migration.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Id {
+    /// The migration's id
+    pub(crate) id: String,
+}
+
+/// `check`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Check {
+    /// Name of the container at its runtime
+    pub(crate) container: String,
+    /// Also ask this peer whether it would take the container
+    #[arg(long, value_name = "PEER|ADDRESS")]
+    pub(crate) to: Option<String>,
+    /// Runtime of the container [default: the one that knows it]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) runtime: Option<String>,
+}
+
+/// How memory reaches the destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Strategy {
+    /// Stage everything at the destination, restore after the stop
+    OneShot,
+    /// Rebuild the container at the destination while it runs here
+    Global,
+}
+
+impl From<Strategy> for WireStrategy {
+    fn from(strategy: Strategy) -> Self {
+        match strategy {
+            Strategy::OneShot => Self::OneShot,
+            Strategy::Global => Self::Global,
+        }
+    }
+}
+
+impl Migrate {
+    /// The request. What was not given is left to the agent's configuration.
+    pub(crate) fn request(&self) -> StartMigrationRequest {
+        StartMigrationRequest {
+            container: self.container.clone(),
+            destination: self.to.clone(),
+            strategy: self.strategy.map_or(WireStrategy::Unspecified, WireStrategy::from).into(),
+            runtime: self.runtime.clone().unwrap_or_default(),
+            max_downtime_ms: self.max_downtime.map_or(0, whole_milliseconds),
+            max_rounds: self.max_rounds.unwrap_or(0),
+            allow_clock_step_back: self.allow_clock_step_back,
+        }
+    }
+}
+
+/// Rounded up, so that a positive time never becomes 0 (which means "the default").
+fn whole_milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}; write a number and its unit, as in 300ms"))
+}
+
+fn positive_duration(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("must be longer than nothing".to_owned()),
+        time => Ok(time),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn migrate(arguments: &[&str]) -> Result<StartMigrationRequest, clap::Error> {
+        let all = ["pclivectl", "migrate", "redis-1", "--to", "host-b"].iter().chain(arguments);
+        Args::try_parse_from(all).map(|args| match args.command {
+            Command::Migrate(migrate) => migrate.request(),
+            other => panic!("parsed as {other:?}"),
+        })
+    }
+
+    #[test]
+    fn the_definition_of_the_command_line_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn what_is_not_given_is_left_to_the_agent() {
+        let expected = StartMigrationRequest {
+            container: "redis-1".into(),
+            destination: "host-b".into(),
+            ..StartMigrationRequest::default()
+        };
+        assert_eq!(migrate(&[]).unwrap(), expected);
+    }
+
+    #[test]
+    fn every_option_of_migrate_reaches_the_request() {
+        let arguments = [
+            "--strategy",
+            "one-shot",
+            "--max-downtime",
+            "300ms",
+            "--max-rounds",
+            "7",
+            "--runtime",
+            "runc",
+            "--allow-clock-step-back",
+        ];
+        let expected = StartMigrationRequest {
+            container: "redis-1".into(),
+            destination: "host-b".into(),
+            strategy: WireStrategy::OneShot.into(),
+            runtime: "runc".into(),
+            max_downtime_ms: 300,
+            max_rounds: 7,
+            allow_clock_step_back: true,
+        };
+        assert_eq!(migrate(&arguments).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_downtime_below_a_millisecond_is_not_taken_for_the_default() {
+        assert_eq!(migrate(&["--max-downtime", "200us"]).unwrap().max_downtime_ms, 1);
+    }
+
+    #[test]
+    fn times_without_a_unit_and_empty_limits_are_wrong_usage() {
+        for arguments in [["--max-downtime", "300"], ["--max-downtime", "0ms"], ["--max-rounds", "0"]] {
+            assert_eq!(migrate(&arguments).unwrap_err().exit_code(), 2, "{arguments:?}");
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! Migrations: the list, and one of them.
+
+use std::fmt::Write;
+
+use pclive_proto::control::{Migration, Phase, Role};
+
+use super::table::{Align, table};
+use super::text::{or_dash, printable};
+use super::{name, problem, report, unit};
+
+/// All migrations, a line each. `now_ms` is Unix time.
+pub(crate) fn list(migrations: &[Migration], now_ms: u64) -> String {
+    if migrations.is_empty() {
+        return "no migrations\n".to_owned();
+    }
+    let head = [
+        ("ID", Align::Left),
+        ("CONTAINER", Align::Left),
+        ("DIRECTION", Align::Left),
+        ("STRATEGY", Align::Left),
+        ("PHASE", Align::Left),
+        ("STARTED", Align::Left),
+        ("TOOK", Align::Right),
+        ("BYTES", Align::Right),
+    ];
+    let rows: Vec<_> = migrations.iter().map(|migration| row(migration, now_ms)).collect();
+    table(0, head, &rows)
+}
+
+fn row(migration: &Migration, now_ms: u64) -> [String; 8] {
+    [
+        or_dash(&migration.id).into_owned(),
+        or_dash(&migration.container).into_owned(),
+        direction(migration),
+        name::strategy(migration.strategy()).to_owned(),
+        name::phase(migration.phase()).to_owned(),
+        unit::timestamp(migration.started_ms),
+        took(migration, now_ms),
+        unit::bytes(bytes(migration)),
+    ]
+}
+
+/// One migration with its rounds, and its report or its error.
+pub(crate) fn details(migration: &Migration, now_ms: u64) -> String {
+    let mut text = String::new();
+    let facts = [
+        ("migration", or_dash(&migration.id).into_owned()),
+        ("container", format!("{} ({})", printable(&migration.container), or_dash(&migration.runtime))),
+        ("direction", direction(migration)),
+        ("strategy", name::strategy(migration.strategy()).to_owned()),
+        ("phase", name::phase(migration.phase()).to_owned()),
+        ("started", unit::timestamp(migration.started_ms)),
+        ("took", took(migration, now_ms)),
+    ];
+    for (fact, value) in facts {
+        let _ = writeln!(text, "{fact:<10} {value}");
+    }
+    match &migration.report {
+        Some(report) => {
+            let _ = write!(text, "\n{}", report::report(report));
+        }
+        None if !migration.rounds.is_empty() => {
+            let _ = write!(text, "\n{}", report::rounds(&migration.rounds));
+        }
+        None => {}
+    }
+    if let Some(error) = &migration.error {
+        let _ = write!(text, "\n{}", problem::text(error));
+    }
+    text
+}
+
+/// "to host-b", "from host-a".
+fn direction(migration: &Migration) -> String {
+    let preposition = match migration.role() {
+        Role::Source => "to ",
+        Role::Destination => "from ",
+        Role::Unspecified => "",
+    };
+    format!("{preposition}{}", or_dash(&migration.peer))
+}
+
+/// How long it took, or has taken so far.
+fn took(migration: &Migration, now_ms: u64) -> String {
+    let end = match migration.phase() {
+        Phase::Done | Phase::Failed => migration.ended_ms,
+        Phase::Unspecified
+        | Phase::Negotiating
+        | Phase::PreCopy
+        | Phase::Frozen
+        | Phase::Ready
+        | Phase::Committed
+        | Phase::Unknown => now_ms,
+    };
+    match end.checked_sub(migration.started_ms) {
+        Some(ms) if migration.started_ms > 0 => unit::duration(ms.saturating_mul(1_000_000)),
+        _ => "-".to_owned(),
+    }
+}
+
+fn bytes(migration: &Migration) -> u64 {
+    let rounds = || migration.rounds.iter().fold(0, |sum: u64, round| sum.saturating_add(round.bytes));
+    migration.report.as_ref().map_or_else(rounds, |report| report.bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use pclive_proto::control::{Error, Strategy};
+
+    use super::*;
+    use crate::render::report::tests::{rounds_sample, sample};
+
+    const START: u64 = 1_795_430_189_000;
+
+    fn running() -> Migration {
+        Migration {
+            id: "3f2c".into(),
+            container: "redis-1".into(),
+            runtime: "runc".into(),
+            role: Role::Source.into(),
+            peer: "host-b".into(),
+            strategy: Strategy::Global.into(),
+            phase: Phase::PreCopy.into(),
+            started_ms: START,
+            rounds: rounds_sample()[..1].to_vec(),
+            ..Migration::default()
+        }
+    }
+
+    fn done() -> Migration {
+        Migration {
+            id: "9a".into(),
+            role: Role::Destination.into(),
+            peer: "host-a".into(),
+            phase: Phase::Done.into(),
+            ended_ms: START + 2_730,
+            report: Some(sample()),
+            ..running()
+        }
+    }
+
+    #[test]
+    fn the_list_has_a_line_a_migration() {
+        let expected = "\
+ID    CONTAINER  DIRECTION    STRATEGY  PHASE     STARTED                 TOOK     BYTES
+3f2c  redis-1    to host-b    global    pre-copy  2026-11-23T10:36:29Z  1.50 s  1.00 GiB
+9a    redis-1    from host-a  global    done      2026-11-23T10:36:29Z  2.73 s  1.03 GiB
+";
+        assert_eq!(list(&[running(), done()], START + 1_500), expected);
+        assert_eq!(list(&[], START), "no migrations\n");
+    }
+
+    #[test]
+    fn a_running_migration_is_shown_with_its_rounds_so_far() {
+        let expected = "\
+migration  3f2c
+container  redis-1 (runc)
+direction  to host-b
+strategy   global
+phase      pre-copy
+started    2026-11-23T10:36:29Z
+took       1.50 s
+
+  round  data pages  zero  dropped     bytes    time       rate  dirty after
+  0         262,144   120        0  1.00 GiB  1.10 s  931 MiB/s        6,100
+";
+        assert_eq!(details(&running(), START + 1_500), expected);
+    }
+
+    #[test]
+    fn a_finished_one_ends_with_its_report_and_a_failed_one_with_its_error() {
+        assert!(details(&done(), 0).ends_with(&report::report(&sample())));
+        let error = Error { message: "cannot reach host-b".into(), ..Error::default() };
+        let failed =
+            Migration { phase: Phase::Failed.into(), error: Some(error), ended_ms: START + 1, ..running() };
+        let text = details(&failed, 0);
+        assert!(text.contains("took       1.00 ms\n"), "{text}");
+        assert!(text.ends_with("\nerror: cannot reach host-b\n"), "{text}");
+    }
+
+    #[test]
+    fn a_clock_that_went_back_gives_no_duration() {
+        assert_eq!(took(&running(), START - 1), "-");
+    }
+}

@@ -1,0 +1,179 @@
+//! The report at the end of a migration.
+
+use std::fmt::Write;
+
+use pclive_proto::control::{EndUsage, Ledger, Report, Round};
+
+use super::table::{Align, table};
+use super::text::printable;
+use super::unit;
+
+/// The whole report, indented by two.
+pub(crate) fn report(report: &Report) -> String {
+    let mut text = format!("  downtime        {}\n", unit::duration(report.downtime_ns));
+    if let Some(ledger) = &report.ledger {
+        text.push_str(&self::ledger(ledger));
+    }
+    let _ = writeln!(text, "  restore time    {}", unit::duration(report.restore_ns));
+    if !report.rounds.is_empty() {
+        let _ = write!(text, "\n{}\n", rounds(&report.rounds));
+    }
+    let _ = writeln!(
+        text,
+        "  total           {} in {}",
+        unit::bytes(report.bytes),
+        unit::duration(report.total_ns)
+    );
+    for (end, usage) in [("source", &report.source), ("destination", &report.destination)] {
+        if let Some(usage) = usage {
+            let _ = writeln!(text, "  {end:<15} {}", self::usage(usage));
+        }
+    }
+    if report.staging_peak_bytes > 0 {
+        let _ = writeln!(text, "  staged at most  {}", unit::bytes(report.staging_peak_bytes));
+    }
+    if !report.verdict.is_empty() {
+        let _ = writeln!(text, "  rounds ended    {}", printable(&report.verdict));
+    }
+    text
+}
+
+/// Where the downtime went. The parts overlap where both ends work at once, so they need not add up.
+fn ledger(ledger: &Ledger) -> String {
+    let parts = [
+        ("freeze", ledger.freeze_ns, "source"),
+        ("final scan", ledger.final_scan_ns, "source"),
+        ("capture", ledger.capture_ns, "source"),
+        ("transfer", ledger.transfer_ns, "source"),
+        ("fill", ledger.fill_ns, "destination"),
+        ("restore", ledger.restore_ns, "destination"),
+        ("resume", ledger.resume_ns, "destination"),
+    ];
+    let mut text = String::new();
+    for (part, ns, clock) in parts {
+        let _ = writeln!(text, "    {part:<12}  {:>8}  {clock}", unit::duration(ns));
+    }
+    text
+}
+
+fn usage(usage: &EndUsage) -> String {
+    format!("{}, at most {} of extra memory", unit::cpu(usage.cpu_ns), unit::bytes(usage.peak_memory_bytes))
+}
+
+/// The rounds, one a line.
+pub(crate) fn rounds(rounds: &[Round]) -> String {
+    let head = [
+        ("round", Align::Left),
+        ("data pages", Align::Right),
+        ("zero", Align::Right),
+        ("dropped", Align::Right),
+        ("bytes", Align::Right),
+        ("time", Align::Right),
+        ("rate", Align::Right),
+        ("dirty after", Align::Right),
+    ];
+    let rows: Vec<_> = rounds.iter().map(cells).collect();
+    table(2, head, &rows)
+}
+
+fn cells(round: &Round) -> [String; 8] {
+    [
+        if round.r#final { "final".to_owned() } else { round.number.to_string() },
+        unit::count(round.data_pages),
+        unit::count(round.zero_pages),
+        unit::count(round.hole_pages),
+        unit::bytes(round.bytes),
+        unit::duration(round.duration_ns),
+        unit::rate(round.bytes_per_second),
+        if round.r#final { "-".to_owned() } else { unit::count(round.dirty_pages) },
+    ]
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A migration of 1 GiB in two rounds and the final one.
+    pub(crate) fn sample() -> Report {
+        Report {
+            downtime_ns: 42_149_000,
+            ledger: Some(Ledger {
+                freeze_ns: 1_210_000,
+                final_scan_ns: 812_000,
+                capture_ns: 3_140_000,
+                transfer_ns: 21_900_000,
+                fill_ns: 2_040_000,
+                restore_ns: 7_420_000,
+                resume_ns: 1_090_000,
+            }),
+            restore_ns: 8_510_000,
+            rounds: rounds_sample(),
+            total_ns: 2_730_000_000,
+            bytes: 1_103_101_952,
+            source: Some(EndUsage { cpu_ns: 700_000_000, peak_memory_bytes: 12 << 20 }),
+            destination: Some(EndUsage { cpu_ns: 1_220_000_000, peak_memory_bytes: 38 << 20 }),
+            staging_peak_bytes: 0,
+            verdict: "predicted downtime below 300 ms".into(),
+        }
+    }
+
+    pub(crate) fn rounds_sample() -> Vec<Round> {
+        let round = |number, data_pages, duration_ns, bytes_per_second, dirty_pages| Round {
+            number,
+            data_pages,
+            bytes: data_pages * 4096,
+            duration_ns,
+            dirty_pages,
+            bytes_per_second,
+            ..Round::default()
+        };
+        vec![
+            Round { zero_pages: 120, ..round(0, 262_144, 1_100_000_000, 976_128_930, 6_100) },
+            Round {
+                hole_pages: 3,
+                predicted_downtime_ns: 38_000_000,
+                ..round(1, 6_100, 40_000_000, 624_640_000, 1_024)
+            },
+            Round { r#final: true, ..round(2, 1_068, 21_900_000, 199_747_000, 0) },
+        ]
+    }
+
+    #[test]
+    fn a_report_tells_downtime_ledger_rounds_and_cost() {
+        let expected = [
+            "  downtime        42.1 ms",
+            "    freeze         1.21 ms  source",
+            "    final scan      812 µs  source",
+            "    capture        3.14 ms  source",
+            "    transfer       21.9 ms  source",
+            "    fill           2.04 ms  destination",
+            "    restore        7.42 ms  destination",
+            "    resume         1.09 ms  destination",
+            "  restore time    8.51 ms",
+            "",
+            "  round  data pages  zero  dropped     bytes     time       rate  dirty after",
+            "  0         262,144   120        0  1.00 GiB   1.10 s  931 MiB/s        6,100",
+            "  1           6,100     0        3  23.8 MiB  40.0 ms  596 MiB/s        1,024",
+            "  final       1,068     0        0  4.17 MiB  21.9 ms  190 MiB/s            -",
+            "",
+            "  total           1.03 GiB in 2.73 s",
+            "  source          0.70 CPU-s, at most 12.0 MiB of extra memory",
+            "  destination     1.22 CPU-s, at most 38.0 MiB of extra memory",
+            "  rounds ended    predicted downtime below 300 ms",
+            "",
+        ];
+        assert_eq!(report(&sample()), expected.join("\n"));
+    }
+
+    #[test]
+    fn what_an_agent_does_not_tell_is_left_out() {
+        let expected = "  downtime        0 ns\n  restore time    0 ns\n  total           0 B in 0 ns\n";
+        assert_eq!(report(&Report::default()), expected);
+    }
+
+    #[test]
+    fn staging_is_told_where_there_was_any() {
+        let report = report(&Report { staging_peak_bytes: 1 << 30, ..Report::default() });
+        assert!(report.contains("  staged at most  1.00 GiB\n"), "{report}");
+    }
+}
