@@ -4,5 +4,6 @@
 
 pub mod config;
 pub mod error;
+pub mod network;
 pub mod registry;
 pub mod runtime;

@@ -5,6 +5,7 @@ pub mod eventfd;
 pub mod fcntl;
 pub mod kcmp;
 pub mod openat2;
+pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;
