@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Ids are those of the container's user namespace as the agent sees them.
+/// Ids are those that the thread sees itself, in its user namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Credentials {
     /// Real, effective, saved and file system user id.

@@ -34,8 +34,16 @@ pub struct ProcessState {
     pub dumpable: i32,
     /// `PR_GET_CHILD_SUBREAPER`.
     pub child_subreaper: bool,
-    /// `PR_GET_THP_DISABLE`.
-    pub thp_disable: bool,
+    /// `PR_GET_THP_DISABLE`: 0 = not disabled, 1 = disabled, 3 = except where advised (Linux 6.18).
+    pub thp_disable: u32,
+    /// `PR_GET_MDWE`: `PR_MDWE_*` bits (Linux 6.3).
+    pub memory_deny_write_exec: u32,
+    /// `PR_GET_MEMORY_MERGE`: all memory may be merged by KSM (Linux 6.4).
+    pub memory_merge: bool,
+    /// What `mlockall(2)` has asked for new mappings: `MCL_FUTURE`, perhaps `MCL_ONFAULT`, or 0.
+    pub lock_future: u32,
+    /// `/proc/PID/coredump_filter`.
+    pub coredump_filter: u32,
     /// `oom_score_adj`.
     pub oom_score_adj: i32,
     /// Resource limits, index = `RLIMIT_*`.
@@ -48,6 +56,12 @@ pub struct ProcessState {
     pub interval_timers: [IntervalTimer; 3],
     /// `timer_create(2)` timers.
     pub posix_timers: Vec<PosixTimer>,
+    /// Seccomp filters of the threads, each once; threads refer to them by index.
+    pub seccomp_filters: Vec<SeccompFilter>,
+    /// Where the parts of the threads' `xstate` are.
+    pub xstate_layout: Vec<XstateComponent>,
+    /// Feature bits for which the process has asked (`ARCH_GET_XCOMP_PERM`), and those it has by default.
+    pub xstate_permission: u64,
     /// Open descriptors.
     pub descriptors: Vec<Descriptor>,
     /// Threads in the order of the layout; the leader first.
@@ -103,8 +117,6 @@ pub struct ThreadState {
     pub registers: Vec<u8>,
     /// `NT_X86_XSTATE` register set, raw, as large as the kernel gives it.
     pub xstate: Vec<u8>,
-    /// Feature bits for which the process has asked (`ARCH_GET_XCOMP_PERM`).
-    pub xstate_permission: u64,
     /// Blocked signals.
     pub signal_mask: u64,
     /// Signals pending for this thread.
@@ -123,8 +135,65 @@ pub struct ThreadState {
     pub credentials: Credentials,
     /// `PR_GET_PDEATHSIG`, 0 for none.
     pub parent_death_signal: i32,
-    /// `PR_GET_TIMERSLACK` in nanoseconds.
+    /// `PR_GET_TIMERSLACK` in nanoseconds; 0 for a real-time thread, which has none.
     pub timer_slack_ns: u64,
+    /// personality(2).
+    pub personality: u32,
+    /// `set_mempolicy(2)`; `None` is the default policy.
+    pub memory_policy: Option<MemoryPolicy>,
+    /// `PR_GET_SPECULATION_CTRL` for store bypass, indirect branch and L1D flush: `PR_SPEC_*` bits; 0 where the
+    /// kernel knows nothing of it.
+    pub speculation: [u32; 3],
+    /// `PR_GET_TSC`: reading the time stamp counter raises SIGSEGV.
+    pub tsc_faults: bool,
+    /// `ARCH_GET_CPUID`: the CPUID instruction raises SIGSEGV.
+    pub cpuid_faults: bool,
+    /// `PR_MCE_KILL_GET`: `PR_MCE_KILL_*`.
+    pub machine_check_policy: u32,
+    /// Syscall user dispatch; `None` when off.
+    pub syscall_dispatch: Option<SyscallDispatch>,
+    /// The thread's filters, the oldest first: indices into [`ProcessState::seccomp_filters`].
+    pub seccomp: Vec<u32>,
+}
+
+/// A memory policy (set_mempolicy(2)).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryPolicy {
+    /// `MPOL_*` with its mode flags.
+    pub mode: u32,
+    /// NUMA nodes, a bit each, in the machine's byte order.
+    pub nodes: Vec<u8>,
+}
+
+/// Where system calls are turned into SIGSYS (`PR_SET_SYSCALL_USER_DISPATCH`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyscallDispatch {
+    /// First address of the code whose calls are let through.
+    pub start: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The byte that allows or blocks; 0 for none.
+    pub selector: u64,
+}
+
+/// A seccomp filter program.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SeccompFilter {
+    /// `SECCOMP_FILTER_FLAG_LOG` or 0.
+    pub flags: u64,
+    /// `struct sock_filter` each 8 bytes, at most 4,096 of them.
+    pub program: Vec<u8>,
+}
+
+/// Place of one component in the standard (not compacted) XSAVE format of a CPU: CPUID leaf 0xd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct XstateComponent {
+    /// Bit number in XCR0, 2 to 62.
+    pub number: u8,
+    /// First byte.
+    pub offset: u32,
+    /// Bytes.
+    pub size: u32,
 }
 
 /// A registered rseq area (rseq(2)).
@@ -149,6 +218,9 @@ pub struct Scheduling {
     pub nice: i32,
     /// Real-time priority, 0 to 99.
     pub priority: u32,
-    /// Allowed CPUs, a bit each, as `sched_getaffinity(2)` returns them.
+    /// Allowed CPUs, a bit each, as `sched_getaffinity(2)` returns them; empty: every CPU that the container
+    /// may use.
     pub affinity: Vec<u8>,
+    /// `ioprio_get(2)`: class and level; 0 for none of its own.
+    pub io_priority: u32,
 }

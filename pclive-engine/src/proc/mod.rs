@@ -1,7 +1,11 @@
 //! Bytes of `/proc` -> model. Parsers take bytes and never panic: a container chooses its names.
 
+pub mod auxv;
+pub mod fdinfo;
 pub mod maps;
 mod maps_line;
-pub mod smaps;
-pub mod fdinfo;
 pub mod mountinfo;
+pub mod smaps;
+pub mod stat;
+pub mod status;
+pub mod timers;

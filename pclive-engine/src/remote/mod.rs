@@ -4,12 +4,14 @@
 //! one stop. The same machinery serves the source (where the task must survive the death of the agent) and the
 //! restorers at the destination.
 
+mod batch;
 mod captive;
 mod code;
 mod memory;
 
 use crate::model::{Pid, RemoteAddr, Vpid};
 
+pub use batch::{Answers, Batch, Piece, Ticket};
 pub use captive::{Captive, Outcome, Slot, Spot};
 pub use memory::ProcessMemory;
 
