@@ -4,6 +4,8 @@
 //! then on the [`Frozen`] guard [`Frozen::dump`] and, once the destination runs, [`Frozen::destroy`]. Dropping
 //! the guard (or the agent's death) lets the container run on, unchanged.
 
+pub mod sockets;
+
 use std::time::Duration;
 
 use crate::model::{Batch, Blocker, FinalState, Layout, Pid};

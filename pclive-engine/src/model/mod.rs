@@ -13,6 +13,7 @@ pub mod layout;
 pub mod pages;
 pub mod signal;
 pub mod socket;
+pub mod socket_options;
 pub mod state;
 pub mod timer;
 

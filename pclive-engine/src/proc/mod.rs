@@ -6,6 +6,7 @@ pub mod maps;
 mod maps_line;
 pub mod mountinfo;
 pub mod smaps;
+pub mod sock_diag;
 pub mod stat;
 pub mod status;
 pub mod timers;

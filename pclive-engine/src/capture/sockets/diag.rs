@@ -1,0 +1,131 @@
+//! The unix sockets of the container's network namespace, and which namespace that is.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
+
+use crate::model::Pid;
+use crate::proc::sock_diag::{self, DiagError, Progress, UnixSocket};
+use crate::sys::netns;
+use crate::sys::socket::get_option;
+
+/// `SO_NETNS_COOKIE` (Linux 5.14).
+const SO_NETNS_COOKIE: i32 = 71;
+
+/// The unix sockets cannot be listed.
+#[derive(Debug, thiserror::Error)]
+pub enum DiagFailure {
+    /// The container's network namespace.
+    #[error("cannot open the network namespace of process {pid}")]
+    Namespace {
+        /// A process of the container.
+        pid: Pid,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The netlink socket.
+    #[error("cannot {what} in the container's network namespace")]
+    Socket {
+        /// "list the unix sockets".
+        what: &'static str,
+        /// Why.
+        source: Errno,
+    },
+    /// The kernel's answer.
+    #[error("cannot read the list of unix sockets")]
+    Answer(#[from] DiagError),
+}
+
+/// A sock_diag(7) socket in the container's network namespace. Opening it is the slow part (a thread must enter
+/// the namespace), so it is opened once, before the stop.
+#[derive(Debug)]
+pub struct SockDiag {
+    socket: OwnedFd,
+    netns: u64,
+    init: Pid,
+}
+
+impl SockDiag {
+    /// Opens it in the network namespace of `init`.
+    pub fn open(init: Pid) -> Result<Self, DiagFailure> {
+        let namespace =
+            netns::open_network(init).map_err(|source| DiagFailure::Namespace { pid: init, source })?;
+        let failed = |source| DiagFailure::Socket { what: "open a sock_diag socket", source };
+        let socket = std::thread::scope(|scope| {
+            let opened = scope.spawn(|| {
+                netns::enter_network(&namespace)?;
+                let flags = SockFlag::SOCK_CLOEXEC;
+                socket(AddressFamily::Netlink, SockType::Raw, flags, SockProtocol::NetlinkSockDiag)
+            });
+            opened.join().unwrap_or(Err(Errno::EIO))
+        })
+        .map_err(failed)?;
+        let netns = netns_cookie(socket.as_fd()).map_err(failed)?;
+        Ok(Self { socket, netns, init })
+    }
+
+    /// Lists the namespace's unix sockets as they are now.
+    pub fn take(&self) -> Result<UnixDiag, DiagFailure> {
+        let failed = |source| DiagFailure::Socket { what: "list the unix sockets", source };
+        let fd = self.socket.as_raw_fd();
+        send(fd, &sock_diag::unix_dump_request(), MsgFlags::empty()).map_err(failed)?;
+        let mut buffer = vec![0; 64 << 10];
+        let mut sockets = Vec::new();
+        loop {
+            let length = recv(fd, &mut buffer, MsgFlags::empty()).map_err(failed)?;
+            let bytes = buffer.get(..length).unwrap_or_default();
+            if sock_diag::parse_unix(bytes, &mut sockets)? == Progress::Done {
+                break;
+            }
+        }
+        let sockets = sockets.into_iter().map(|socket| (u64::from(socket.inode), socket)).collect();
+        Ok(UnixDiag { netns: self.netns, init: self.init, sockets })
+    }
+}
+
+/// The unix sockets of one network namespace at one instant.
+#[derive(Debug, Clone)]
+pub struct UnixDiag {
+    netns: u64,
+    init: Pid,
+    sockets: HashMap<u64, UnixSocket>,
+}
+
+impl UnixDiag {
+    /// Opens a [`SockDiag`] in the network namespace of `init` and uses it once.
+    pub fn take(init: Pid) -> Result<Self, DiagFailure> {
+        SockDiag::open(init)?.take()
+    }
+
+    /// Cookie of the namespace.
+    pub(super) fn netns(&self) -> u64 {
+        self.netns
+    }
+
+    /// A process whose root is the container's.
+    pub(super) fn init(&self) -> Pid {
+        self.init
+    }
+
+    /// Whether another socket that is not a connection has the same name.
+    pub(super) fn is_bound_twice(&self, socket: &UnixSocket) -> bool {
+        let same = |other: &&UnixSocket| other.name == socket.name && other.peer.is_none();
+        self.sockets.values().filter(same).any(|other| other.inode != socket.inode)
+    }
+
+    /// A socket by its inode.
+    pub(super) fn get(&self, inode: u64) -> Option<&UnixSocket> {
+        self.sockets.get(&inode)
+    }
+}
+
+/// What tells network namespaces apart for as long as the machine runs.
+pub(super) fn netns_cookie(fd: BorrowedFd<'_>) -> Result<u64, Errno> {
+    let mut cookie = [0; 8];
+    match get_option(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, &mut cookie)? {
+        8 => Ok(u64::from_ne_bytes(cookie)),
+        _ => Err(Errno::EPROTO),
+    }
+}
