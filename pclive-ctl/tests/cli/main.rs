@@ -1,0 +1,12 @@
+//! The program as its users meet it: the real binary against an agent that plays a script.
+
+#![forbid(unsafe_code)]
+
+mod ctl;
+mod ending;
+mod fake;
+mod interrupt;
+mod lost;
+mod reading;
+mod sample;
+mod usage;
