@@ -4,6 +4,8 @@
 
 pub mod config;
 pub mod error;
+pub mod host;
+pub mod logging;
 pub mod network;
 pub mod registry;
 pub mod runtime;

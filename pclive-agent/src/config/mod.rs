@@ -57,7 +57,7 @@ pub struct Log {
     /// `text` or `json`.
     pub format: LogFormat,
     /// A level (`error`, `warn`, `info`, `debug`, `trace`) or a filter of levels by module.
-    pub level: String,
+    pub filter: String,
 }
 
 /// Shape of a log line.
@@ -189,7 +189,7 @@ impl Default for Agent {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: LogFormat::Text, level: "info".into() }
+        Self { format: LogFormat::Text, filter: "info".into() }
     }
 }
 

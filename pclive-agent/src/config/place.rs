@@ -9,8 +9,8 @@ use toml::de::{DeTable, DeValue};
 /// What variables of the environment start with.
 pub(crate) const ENV_PREFIX: &str = "PCLIVE_";
 
-/// Variables with our prefix that other programs of PCLive read.
-const FOREIGN: [&str; 1] = ["PCLIVE_AGENT"];
+/// The tables of the configuration.
+const SECTIONS: [&str; 7] = ["agent", "log", "control", "peer", "peers", "runtimes", "migration"];
 
 /// Key path (`migration.max_rounds`) -> the place that set it last.
 #[derive(Debug, Default)]
@@ -61,12 +61,16 @@ impl Places {
     }
 }
 
-/// The key that an environment variable sets; `None` for a variable that is not the agent's.
+/// The key that an environment variable sets; `None` for a variable that is not the agent's: other programs of
+/// PCLive have theirs (`PCLIVE_AGENT`). One that starts like a table's name is meant for the agent even if its
+/// underscores are too few.
 pub(crate) fn key_of_variable(variable: &str) -> Option<String> {
-    if FOREIGN.contains(&variable) {
-        return None;
-    }
-    Some(variable.strip_prefix(ENV_PREFIX)?.to_lowercase().replace("__", "."))
+    let name = variable.strip_prefix(ENV_PREFIX)?.to_lowercase();
+    let ours = match name.split_once('_') {
+        Some((section, _)) => name.contains("__") || SECTIONS.contains(&section),
+        None => false,
+    };
+    ours.then(|| name.replace("__", "."))
 }
 
 fn join(prefix: &str, key: &str) -> String {
@@ -101,8 +105,9 @@ mod tests {
     }
 
     #[test]
-    fn the_variable_of_pclivectl_is_not_a_key() {
+    fn variables_of_other_programs_are_not_keys() {
         assert_eq!(key_of_variable("PCLIVE_AGENT"), None);
+        assert_eq!(key_of_variable("PCLIVE_TEST_LOG"), None);
         assert_eq!(key_of_variable("HOME"), None);
         assert_eq!(key_of_variable("PCLIVE_MIGRATION__MAX_ROUNDS").as_deref(), Some("migration.max_rounds"));
     }

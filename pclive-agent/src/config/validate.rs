@@ -54,10 +54,10 @@ impl Checker<'_> {
         if config.agent.name.len() > 253 || config.agent.name.chars().any(char::is_control) {
             self.complain("agent.name", "at most 253 printable characters".into());
         }
-        if !is_filter(&config.log.level) {
+        if !is_filter(&config.log.filter) {
             self.complain(
-                "log.level",
-                format!("{:?} is not a level like info or info,pclive_engine=debug", config.log.level),
+                "log.filter",
+                format!("{:?} is not a level like info or info,pclive_engine=debug", config.log.filter),
             );
         }
         if config.control.socket.as_os_str().len() > 107 {
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_log_filter_by_module_is_a_level() {
-        assert!(keys_of(|c| c.log.level = "info,pclive_engine=debug".into()).is_empty());
-        assert_eq!(keys_of(|c| c.log.level = "loudly".into()), ["log.level"]);
+        assert!(keys_of(|c| c.log.filter = "info,pclive_engine=debug".into()).is_empty());
+        assert_eq!(keys_of(|c| c.log.filter = "loudly".into()), ["log.filter"]);
     }
 }

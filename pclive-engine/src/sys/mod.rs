@@ -1,5 +1,6 @@
 //! One system call or ioctl a function: typed in and out, no policy, no logging. All `unsafe` lives here.
 
+pub mod cpu;
 pub mod epoll;
 pub mod eventfd;
 pub mod fcntl;
