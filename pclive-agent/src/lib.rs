@@ -2,10 +2,16 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod config;
+pub mod daemon;
 pub mod error;
 pub mod host;
+pub mod link;
 pub mod logging;
+pub mod migration;
 pub mod network;
+pub mod notify;
 pub mod registry;
 pub mod runtime;
+pub mod service;

@@ -1,5 +1,84 @@
-//! The daemon.
+//! The daemon's command line. Exit codes: 0 ended by a signal or did what was asked, 1 failed while running, 2
+//! wrong usage or configuration.
 
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Parser;
+use pclive_agent::config::{self, Config};
+use pclive_agent::{daemon, logging};
+
+/// Exit code for a configuration that cannot be used; clap uses the same for wrong usage.
+const UNUSABLE: u8 = 2;
+
+/// The PCLive daemon: migrates running containers between hosts.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Exit codes: 0 ended by a signal or did what was asked, 1 failed while running, 2 wrong usage \
+                  or configuration."
+)]
+struct Arguments {
+    /// Configuration file; every key can also be set by a PCLIVE_ variable (PCLIVE_MIGRATION__MAX_ROUNDS=5).
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Say whether the configuration can be used, and end.
+    #[arg(long, conflicts_with = "print_config")]
+    check_config: bool,
+    /// Print what defaults, file and environment add up to, and end.
+    #[arg(long)]
+    print_config: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let loaded = config::load(arguments.config.as_deref(), &environment());
+    let config = match loaded {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("pclive-agent: {}", pclive_agent::error::chain(&error));
+            return ExitCode::from(UNUSABLE);
+        }
+    };
+    let done = if arguments.check_config {
+        println!("the configuration can be used");
+        Ok(())
+    } else if arguments.print_config {
+        print(&config)
+    } else {
+        run(config)
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("pclive-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn environment() -> BTreeMap<String, String> {
+    let variables = std::env::vars_os();
+    variables
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect()
+}
+
+fn print(config: &Config) -> anyhow::Result<()> {
+    print!("{}", toml::to_string(config).context("cannot print the configuration")?);
+    Ok(())
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
+    logging::start(&config.log).context("cannot start logging")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the asynchronous runtime")?;
+    let done = runtime.block_on(daemon::run(config));
+    // Threads of migrations that would not end must not keep the process.
+    runtime.shutdown_background();
+    Ok(done?)
+}

@@ -16,9 +16,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::network::NetworkConfig;
+
 pub use load::{ConfigError, load};
 pub use place::Places;
 pub use validate::Problem;
+pub(crate) use validate::is_host_port;
 
 /// The whole configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -36,6 +39,8 @@ pub struct Config {
     pub peers: BTreeMap<String, String>,
     /// Container runtimes by name.
     pub runtimes: Runtimes,
+    /// How this host attaches containers.
+    pub network: Network,
     /// Limits and choices of migrations.
     pub migration: Migration,
 }
@@ -108,6 +113,14 @@ pub struct Runtime {
     pub binary: PathBuf,
     /// The runtime's state directory (`--root`).
     pub root: PathBuf,
+}
+
+/// How this host attaches containers that arrive.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Network {
+    /// Bridge for interfaces that the runtime does not make; empty: the runtime makes them all.
+    pub bridge: String,
 }
 
 /// Limits and choices of migrations.
@@ -254,6 +267,12 @@ impl Agent {
             Ok(name) => name.to_string_lossy().into_owned(),
             Err(_) => "unnamed".into(),
         }
+    }
+}
+
+impl From<&Network> for NetworkConfig {
+    fn from(network: &Network) -> Self {
+        Self { bridge: Some(network.bridge.clone()).filter(|bridge| !bridge.is_empty()) }
     }
 }
 

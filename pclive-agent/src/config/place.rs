@@ -10,7 +10,7 @@ use toml::de::{DeTable, DeValue};
 pub(crate) const ENV_PREFIX: &str = "PCLIVE_";
 
 /// The tables of the configuration.
-const SECTIONS: [&str; 7] = ["agent", "log", "control", "peer", "peers", "runtimes", "migration"];
+const SECTIONS: [&str; 8] = ["agent", "log", "control", "peer", "peers", "runtimes", "network", "migration"];
 
 /// Key path (`migration.max_rounds`) -> the place that set it last.
 #[derive(Debug, Default)]

@@ -63,6 +63,10 @@ impl Checker<'_> {
         if config.control.socket.as_os_str().len() > 107 {
             self.complain("control.socket", "at most 107 bytes: the kernel's limit for socket paths".into());
         }
+        let bridge = &config.network.bridge;
+        if bridge.len() > 15 || bridge.chars().any(|c| c == '/' || c.is_whitespace()) {
+            self.complain("network.bridge", format!("{bridge:?} cannot be an interface's name"));
+        }
         let congestion = &config.peer.congestion;
         if congestion.len() > 15 || !congestion.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
             self.complain("peer.congestion", "at most 15 letters, digits and underscores".into());

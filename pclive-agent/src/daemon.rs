@@ -1,0 +1,109 @@
+//! The life of the agent: bind, serve, and go down in order.
+//!
+//! Going down: nothing new begins; running migrations get the grace period to end, then they are cancelled and
+//! roll back; then the services end. A second signal cuts the grace short.
+
+use std::io;
+use std::sync::Arc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::agent::Agent;
+use crate::config::Config;
+use crate::error::{ErrorCode, MigrationError};
+use crate::notify;
+use crate::service::{ListenError, Listeners, ServiceError, Services};
+
+/// The agent ended otherwise than by a signal.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Something cannot be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// A service failed.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
+    /// Signals cannot be received.
+    #[error("cannot watch for signals")]
+    Signals(#[source] io::Error),
+    /// A directory of the agent.
+    #[error("cannot make {path}")]
+    Directory {
+        /// The directory.
+        path: std::path::PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn watch() -> io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Runs an agent until a signal ends it.
+pub async fn run(config: Config) -> Result<(), DaemonError> {
+    let mut signals = Signals::watch().map_err(DaemonError::Signals)?;
+    adopt_orphans();
+    let state_dir = &config.agent.state_dir;
+    std::fs::create_dir_all(state_dir)
+        .map_err(|source| DaemonError::Directory { path: state_dir.clone(), source })?;
+    let listeners = Listeners::bind(&config)?;
+    let agent = Agent::new(config);
+    tracing::info!(
+        name = agent.name,
+        version = env!("CARGO_PKG_VERSION"),
+        control = %listeners.control_socket().display(),
+        control_tcp = listeners.control_address().map(tracing::field::display),
+        peer = %listeners.peer_address(),
+        "agent serves"
+    );
+    let mut services = Services::start(&agent, listeners).await?;
+    notify::ready();
+    let signal = tokio::select! {
+        signal = signals.next() => signal,
+        error = services.failed() => return Err(error.into()),
+    };
+    tracing::info!(signal, running = agent.registry.live(), "agent goes down");
+    notify::stopping();
+    services.not_serving().await;
+    wind_down(&agent, &mut signals).await;
+    services.stop().await;
+    tracing::info!("agent ended");
+    Ok(())
+}
+
+/// Containers that the runtime starts for the agent become its children, so that it sees them end.
+fn adopt_orphans() {
+    if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
+        tracing::debug!("cannot adopt orphans: {error}");
+    }
+}
+
+/// Waits for the running migrations; first patiently, then after telling them to roll back.
+async fn wind_down(agent: &Arc<Agent>, signals: &mut Signals) {
+    let migration = &agent.config.migration;
+    agent.registry.close();
+    tokio::select! {
+        done = agent.registry.idle(migration.shutdown_grace()) => if done { return },
+        signal = signals.next() => tracing::info!(signal, "no more patience"),
+    }
+    let why = MigrationError::new(ErrorCode::ShuttingDown, format!("agent {} is going down", agent.name));
+    agent.registry.cancel_all(&why);
+    if !agent.registry.idle(migration.handover_timeout()).await {
+        tracing::error!("migrations did not end; the kernel lets their containers go");
+    }
+}

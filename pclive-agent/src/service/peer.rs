@@ -1,0 +1,51 @@
+//! `pclive.peer.v1`: what other agents call.
+
+use std::sync::Arc;
+
+use pclive_proto::PROTOCOL_VERSION;
+use pclive_proto::peer::peer_server::Peer;
+use pclive_proto::peer::{DestinationMessage, HelloRequest, HelloResponse, SourceMessage};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::agent::Agent;
+use crate::error::{ErrorCode, MigrationError};
+use crate::host;
+use crate::migration;
+
+/// The peer service of one agent.
+#[derive(Debug, Clone)]
+pub(super) struct PeerService {
+    agent: Arc<Agent>,
+}
+
+impl PeerService {
+    pub(super) fn new(agent: Arc<Agent>) -> Self {
+        Self { agent }
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    /// Answers any version with this agent's own, so that the caller can name both.
+    async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {
+        let caller = request.into_inner();
+        tracing::debug!(agent = caller.agent_name, version = caller.protocol_version, "hello");
+        let facts = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+        Ok(Response::new(HelloResponse {
+            protocol_version: PROTOCOL_VERSION,
+            agent_name: self.agent.name.clone(),
+            host: Some(facts),
+        }))
+    }
+
+    type MigrateStream = ReceiverStream<Result<DestinationMessage, Status>>;
+
+    async fn migrate(
+        &self,
+        request: Request<Streaming<SourceMessage>>,
+    ) -> Result<Response<Self::MigrateStream>, Status> {
+        let answers = migration::receive(&self.agent, request.into_inner());
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+}
