@@ -32,7 +32,12 @@ pub(crate) struct Running {
 
 /// Starts `pclivectl --agent SOCKET ARGUMENTS`.
 pub(crate) fn start(socket: &Path, arguments: &[&str]) -> Running {
-    let mut child = command(arguments).arg("--agent").arg(socket).spawn().unwrap();
+    start_with(socket, arguments, Stdio::piped())
+}
+
+/// The same with this as standard error.
+pub(crate) fn start_with(socket: &Path, arguments: &[&str], stderr: Stdio) -> Running {
+    let mut child = command(arguments).arg("--agent").arg(socket).stderr(stderr).spawn().unwrap();
     let out = BufReader::new(child.stdout.take().unwrap());
     Running { child, out, read: String::new() }
 }

@@ -9,4 +9,5 @@ mod interrupt;
 mod lost;
 mod reading;
 mod sample;
+mod terminal;
 mod usage;
