@@ -18,8 +18,8 @@ use crate::wait::until;
 
 /// The agent's control socket on a host.
 pub const CONTROL: &str = "/run/pclive/agent.sock";
-/// Where an agent listens for its peers.
-pub const PEER_PORT: u16 = 7443;
+/// Where an agent listens for its peers, by default.
+pub const PEER_PORT: u16 = 7413;
 /// How long an agent may take to come up or to end.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -41,7 +41,7 @@ impl Host {
     pub(crate) fn start(lab: &Path, name: &str, number: u8, switch: &Node, speed: Speed) -> Result<Self> {
         let directory = lab.join(name);
         let bundles = lab.join("bundles");
-        for path in ["bundles", "run", "state", "logs", "cgroup"].map(|part| directory.join(part)) {
+        for path in ["bundles", "run", "state", "stdio", "logs", "cgroup"].map(|part| directory.join(part)) {
             std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         std::fs::create_dir_all(&bundles).context("cannot make the bundle directory")?;
@@ -54,16 +54,14 @@ impl Host {
         Ok(this)
     }
 
-    /// What a host of its own would not share with another: `/run`, the agent's state, the bundles and the view
-    /// of `/sys` (which shows the network namespace it was mounted in).
+    /// What a host of its own would not share with another: `/run`, the bundles and the view of `/sys` (which shows
+    /// the network namespace it was mounted in).
     fn mount(&self) -> Result<()> {
         let own = |part: &str| self.directory.join(part).display().to_string();
         self.node.run(&["mount", "--bind", &own("bundles"), &self.bundles.display().to_string()])?;
         self.node.run(&["mount", "--rbind", "/sys/fs/cgroup", &own("cgroup")])?;
         self.node.run(&["mount", "-t", "sysfs", "sysfs", "/sys"])?;
         self.node.run(&["mount", "--rbind", &own("cgroup"), "/sys/fs/cgroup"])?;
-        self.node.run(&["mkdir", "-p", "/var/lib/pclive"])?;
-        self.node.run(&["mount", "--bind", &own("state"), "/var/lib/pclive"])?;
         self.node.run(&["mount", "--bind", &own("run"), "/run"]).map(drop)
     }
 
@@ -111,10 +109,18 @@ impl Host {
         bundle.write(&self.directory.join("bundles").join(bundle.name()), shared, &self.cgroup)
     }
 
-    /// Removes a bundle from this host (not from others).
-    pub fn remove_bundle(&self, container: &str) -> Result<()> {
-        std::fs::remove_dir_all(self.directory.join("bundles").join(container))
-            .context("cannot remove the bundle")
+    /// Takes a bundle away from this host (not from others).
+    pub fn hide_bundle(&self, container: &str) -> Result<()> {
+        let bundles = self.directory.join("bundles");
+        std::fs::rename(bundles.join(container), bundles.join(format!(".{container}")))
+            .context("cannot hide the bundle")
+    }
+
+    /// Puts a bundle back that was hidden.
+    pub fn show_bundle(&self, container: &str) -> Result<()> {
+        let bundles = self.directory.join("bundles");
+        std::fs::rename(bundles.join(format!(".{container}")), bundles.join(container))
+            .context("cannot put the bundle back")
     }
 
     pub(crate) fn container_log(&self, container: &str) -> PathBuf {
@@ -138,9 +144,6 @@ impl Host {
         let log = File::options().create(true).append(true).open(self.directory.join("agent.log"))?;
         let mut command = self.node.command(&workspace_binary("pclive-agent")?.display().to_string());
         command.arg("--config").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        if let Some(filter) = std::env::var_os("PCLIVE_TEST_LOG") {
-            command.env("PCLIVE_LOG__FILTER", filter);
-        }
         let mut agent = command.spawn().context("cannot run nsenter")?;
         let socket = self.directory.join(CONTROL.trim_start_matches('/'));
         let up = until("the agent's control socket", LIMIT, || {
@@ -154,9 +157,16 @@ impl Host {
         Ok(())
     }
 
-    /// The agent's configuration: peers by their host names, the rest by default.
+    /// The agent's configuration: its peers, and its files below the lab; the rest by default.
     fn agent_config(&self) -> String {
-        String::new()
+        let peers = [("host-a", 1), ("host-b", 2), ("host-without-agent", 9)];
+        let peers =
+            peers.map(|(name, number)| format!("{name} = \"10.77.0.{number}:{PEER_PORT}\"\n")).concat();
+        format!(
+            "[agent]\nstate_dir = {:?}\n[peers]\n{peers}[migration]\nstdio_dir = {:?}\n",
+            self.directory.join("state"),
+            self.directory.join("stdio"),
+        )
     }
 
     /// Ends the agent with a signal and waits for it. Nothing happens when there is none.
@@ -176,7 +186,14 @@ impl Host {
     /// `pclivectl` on this host.
     pub fn ctl(&self) -> Result<Command> {
         let mut command = self.node.command(&workspace_binary("pclivectl")?.display().to_string());
-        command.env("PCLIVE_AGENT", format!("unix:{CONTROL}")).env_remove("NO_COLOR");
+        command.env("PCLIVE_AGENT", format!("unix://{CONTROL}"));
         Ok(command)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // Whatever is left of it ends with the node.
+        let _ = self.stop_agent(Signal::SIGKILL);
     }
 }

@@ -38,7 +38,7 @@ struct LabDirectory(PathBuf);
 
 impl Drop for LabDirectory {
     fn drop(&mut self) {
-        if std::env::var_os("PCLIVE_KEEP_LAB").is_none() {
+        if std::env::var_os("LAB_KEEP").is_none() {
             leftovers::remove(&self.0);
         }
     }

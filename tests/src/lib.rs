@@ -9,6 +9,7 @@
 //! Needs root, `runc`, `iproute2`, `util-linux` and the servers that the workloads run; see [`needs`].
 #![forbid(unsafe_code)]
 
+pub mod answers;
 pub mod bundle;
 pub mod command;
 pub mod container;

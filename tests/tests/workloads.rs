@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use pclive_tests::link::TEN_GIGABIT;
-use pclive_tests::workload::{http, memcached, pipeline, redis};
+use pclive_tests::workload::verifier::Verifier;
+use pclive_tests::workload::{http, memcached, pipeline, redis, torture};
 use pclive_tests::{Lab, needs};
 
 #[test]
@@ -75,5 +76,41 @@ fn pipeline_counts_on_in_order() -> Result<()> {
     let container = lab.start(&pipeline::bundle("pipeline"))?;
     let first = pipeline::wait_beyond(&container, &lab.a, 0)?;
     assert!(pipeline::wait_beyond(&container, &lab.a, first)? > first);
+    Ok(())
+}
+
+#[test]
+fn torture_finds_nothing_wrong_where_nothing_moves() -> Result<()> {
+    if !needs::met(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::without_agents(TEN_GIGABIT)?;
+    for seed in 1..=3 {
+        let container = lab.start(&torture::bundle(&format!("torture-{seed}"), seed, &[]))?;
+        let verifier = Verifier::new(&lab.client, container.v4);
+        for _ in 0..20 {
+            verifier.check()?;
+        }
+        let stats = verifier.ask("STATS")?;
+        assert!(stats.contains("failed=false") && !stats.contains("forks=0 "), "{stats}");
+        container.delete(&lab.a)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn torture_notices_one_changed_byte() -> Result<()> {
+    if !needs::met(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::without_agents(TEN_GIGABIT)?;
+    let container =
+        lab.start(&torture::bundle("torture", 7, &["--threads", "1", "--without", "rewrite,discard"]))?;
+    let verifier = Verifier::new(&lab.client, container.v4);
+    verifier.check()?;
+    verifier.ask("CORRUPT")?;
+    let found = (0..20).find_map(|_| verifier.check().err());
+    let text = found.expect("the changed byte is found").to_string();
+    assert!(text.starts_with("FAIL thread 0:") && text.contains("1 words differ"), "{text}");
     Ok(())
 }

@@ -6,3 +6,5 @@ pub mod memcached;
 pub mod pipeline;
 pub mod redis;
 pub mod resp;
+pub mod torture;
+pub mod verifier;

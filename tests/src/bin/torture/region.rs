@@ -1,0 +1,255 @@
+//! A run of pages that one thread owns, and what each of them must be.
+
+use std::fmt;
+use std::fs::File;
+use std::ops::Range;
+
+use super::memory::{self, Address, Backing, Protection};
+use super::page::{BYTES, Base, Content, FILE_PAGES, WORDS};
+use super::random::Random;
+
+/// What a region's pages are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Private,
+    Shared,
+    File,
+}
+
+/// One page: its contents and what may be done with it now.
+#[derive(Debug, Clone)]
+struct Page {
+    content: Content,
+    /// The page of the file below it, when there is one.
+    below: Option<usize>,
+    protection: Protection,
+}
+
+/// Mapped pages. Dropping a region unmaps it.
+#[derive(Debug)]
+pub(crate) struct Region {
+    address: Address,
+    pages: Vec<Page>,
+    kind: Kind,
+}
+
+/// A byte that is not what it must be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mismatch {
+    kind: Kind,
+    address: Address,
+    page: usize,
+    pages: usize,
+    word: usize,
+    wrong_words: usize,
+    expected: u64,
+    found: u64,
+}
+
+impl fmt::Display for Mismatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kind, address, page, pages, word, wrong_words, expected, found } = self;
+        write!(
+            f,
+            "{kind:?} region at {address:x}, page {page} of {pages}: {wrong_words} words differ, the first is word \
+             {word}: {found:016x} instead of {expected:016x}"
+        )
+    }
+}
+
+impl Region {
+    /// New memory of `kind`, `pages` long (a view of the file is cut to the file's end).
+    pub(crate) fn map(kind: Kind, pages: usize, file: &File, random: &mut Random) -> std::io::Result<Self> {
+        let first = random.below(FILE_PAGES);
+        let (backing, pages) = match kind {
+            Kind::Private => (Backing::Private, pages),
+            Kind::Shared => (Backing::Shared, pages),
+            Kind::File => (Backing::File(file, first), pages.min(FILE_PAGES - first)),
+        };
+        let address = memory::map(pages, Protection::Write, backing)?;
+        let page = |number: usize| {
+            let below = (kind == Kind::File).then_some(first + number);
+            Page { content: fresh(below), below, protection: Protection::Write }
+        };
+        Ok(Self { address, pages: (0..pages).map(page).collect(), kind })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.pages.len()
+    }
+
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn page(&self, index: usize) -> Address {
+        self.address + index * BYTES
+    }
+
+    /// Writes a whole page, if it may be written.
+    pub(crate) fn rewrite(&mut self, index: usize, seed: u64) {
+        let page = self.page(index);
+        if self.pages[index].protection == Protection::Write {
+            let content = Content::new(Base::Random(seed));
+            let mut words = [0; WORDS];
+            content.expand(&mut words);
+            // SAFETY: the page is this region's and writable.
+            unsafe { memory::write(page, &words) };
+            self.pages[index].content = content;
+        }
+    }
+
+    /// Writes one word, if it may be written and the model has room for it; else the whole page.
+    pub(crate) fn patch(&mut self, index: usize, random: &mut Random) {
+        let (word, value, page) = (random.below(WORDS), random.next(), self.page(index));
+        if self.pages[index].protection != Protection::Write {
+            return;
+        }
+        if self.pages[index].content.patch(word, value) {
+            // SAFETY: the page is this region's and writable; `word` is below WORDS.
+            unsafe { memory::poke(page, word, value) };
+        } else {
+            self.rewrite(index, value);
+        }
+    }
+
+    /// Compares a page with what it must be; pages that may not be read are left out. Allocates nothing.
+    pub(crate) fn check(&self, index: usize) -> Result<(), Mismatch> {
+        if self.pages[index].protection == Protection::Nothing {
+            return Ok(());
+        }
+        let (mut expected, mut found) = ([0; WORDS], [0; WORDS]);
+        self.pages[index].content.expand(&mut expected);
+        // SAFETY: the page is this region's and readable.
+        unsafe { memory::read(self.page(index), &mut found) };
+        let differs = |word: &usize| expected[*word] != found[*word];
+        match (0..WORDS).find(differs) {
+            None => Ok(()),
+            Some(word) => Err(Mismatch {
+                kind: self.kind,
+                address: self.address,
+                page: index,
+                pages: self.len(),
+                word,
+                wrong_words: (0..WORDS).filter(differs).count(),
+                expected: expected[word],
+                found: found[word],
+            }),
+        }
+    }
+
+    /// Compares every page, those that may not be read included: they are made readable for the moment.
+    pub(crate) fn check_all(&mut self) -> Result<(), Mismatch> {
+        for index in 0..self.len() {
+            let hidden = self.pages[index].protection == Protection::Nothing;
+            if hidden && self.protect(index..index + 1, Protection::Read).is_err() {
+                continue;
+            }
+            self.check(index)?;
+            if hidden {
+                // It could be changed a moment ago; if it stays readable, the model knows.
+                let _ = self.protect(index..index + 1, Protection::Nothing);
+            }
+        }
+        Ok(())
+    }
+
+    /// Changes a byte of a writable page and does not tell the model; false when there is none.
+    pub(crate) fn corrupt(&mut self) -> bool {
+        let Some(index) = self.pages.iter().position(writable) else { return false };
+        let (mut words, page) = ([0; WORDS], self.page(index));
+        self.pages[index].content.expand(&mut words);
+        // SAFETY: the page is this region's and writable.
+        unsafe { memory::poke(page, WORDS - 1, words[WORDS - 1] ^ 0x100) };
+        true
+    }
+
+    /// Changes what may be done with pages.
+    pub(crate) fn protect(&mut self, range: Range<usize>, protection: Protection) -> std::io::Result<()> {
+        // SAFETY: the pages are this region's, and the model notes what is allowed.
+        unsafe { memory::protect(self.page(range.start), range.len(), protection)? };
+        self.pages[range].iter_mut().for_each(|page| page.protection = protection);
+        Ok(())
+    }
+
+    /// Discards pages: private memory becomes zero or the file again, shared memory stays.
+    pub(crate) fn discard(&mut self, range: Range<usize>) -> std::io::Result<()> {
+        // SAFETY: the pages are this region's, and the model notes what they become.
+        unsafe { memory::advise(self.page(range.start), range.len(), libc::MADV_DONTNEED)? };
+        if self.kind != Kind::Shared {
+            self.pages[range].iter_mut().for_each(|page| page.content = fresh(page.below));
+        }
+        Ok(())
+    }
+
+    /// Punches a hole into shared memory: the pages are zero for everyone.
+    pub(crate) fn punch(&mut self, range: Range<usize>) -> std::io::Result<()> {
+        if self.kind == Kind::Shared && self.pages[range.clone()].iter().all(writable) {
+            // SAFETY: as for `discard`.
+            unsafe { memory::advise(self.page(range.start), range.len(), libc::MADV_REMOVE)? };
+            self.pages[range].iter_mut().for_each(|page| page.content = Content::new(Base::Zero));
+        }
+        Ok(())
+    }
+
+    /// Asks for huge pages, or for none; contents stay.
+    pub(crate) fn prefer_huge(&mut self, huge: bool) -> std::io::Result<()> {
+        let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
+        // SAFETY: the pages are this region's; the advice leaves contents alone.
+        unsafe { memory::advise(self.address, self.len(), advice) }
+    }
+
+    /// Unmaps pages; what was behind them becomes a region of its own.
+    pub(crate) fn cut(mut self, range: Range<usize>) -> std::io::Result<Vec<Self>> {
+        // SAFETY: the pages are this region's, and no region has them afterwards.
+        unsafe { memory::unmap(self.page(range.start), range.len())? };
+        let (address, kind) = (self.page(range.end), self.kind);
+        let tail = self.pages.split_off(range.end);
+        self.pages.truncate(range.start);
+        let tail = Self { address, pages: tail, kind };
+        Ok([self, tail].into_iter().filter(|region| region.len() > 0).collect())
+    }
+
+    /// Makes the region longer or shorter, and perhaps moves it. What the kernel refuses changes nothing.
+    pub(crate) fn resize(&mut self, pages: usize) {
+        // Beyond the end of a shared object or of the file there is nothing.
+        let pages = if self.kind == Kind::Private { pages } else { pages.min(self.len()) };
+        if !self.pages.iter().all(writable) {
+            return;
+        }
+        // SAFETY: the pages are this region's, which takes the new address.
+        if let Ok(address) = unsafe { memory::remap(self.address, self.len(), pages, None) } {
+            self.address = address;
+            let new = Page { content: fresh(None), below: None, protection: Protection::Write };
+            self.pages.resize(pages, new);
+        }
+    }
+
+    /// Moves the region elsewhere. What the kernel refuses changes nothing.
+    pub(crate) fn relocate(&mut self) -> std::io::Result<()> {
+        let target = memory::map(self.len(), Protection::Nothing, Backing::Private)?;
+        // SAFETY: both ranges are this region's, which takes the new address. When the kernel refuses (the region
+        // is several mappings), the target may be gone already and another thread's by now: it is left alone.
+        if let Ok(address) = unsafe { memory::remap(self.address, self.len(), self.len(), Some(target)) } {
+            self.address = address;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        if !self.pages.is_empty() {
+            // SAFETY: the pages are this region's and nobody uses them any more.
+            let _ = unsafe { memory::unmap(self.address, self.len()) };
+        }
+    }
+}
+
+fn fresh(below: Option<usize>) -> Content {
+    Content::new(below.map_or(Base::Zero, Base::File))
+}
+
+fn writable(page: &Page) -> bool {
+    page.protection == Protection::Write
+}

@@ -1,0 +1,278 @@
+//! One thread's work, and the board on which threads say what they found.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+
+use super::Options;
+use super::child::Child;
+use super::memory::Protection;
+use super::random::Random;
+use super::region::{Kind, Mismatch, Region};
+
+/// Pages of a new region, at most.
+const LARGEST: usize = 600;
+/// Children that a thread has at once.
+const MOST_CHILDREN: usize = 2;
+/// Turns of a child that lives on.
+const LONG_LIFE: usize = 400;
+/// How long the threads may take to check everything.
+const LIMIT: Duration = Duration::from_secs(50);
+
+/// A kind of step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Step {
+    Rewrite,
+    Patch,
+    Check,
+    Map,
+    Cut,
+    Resize,
+    Relocate,
+    Discard,
+    Punch,
+    Protect,
+    Huge,
+    Fork,
+    CheckRegion,
+}
+
+/// How often each step comes, of a sum that does not matter.
+const WEIGHTS: [(Step, usize); 13] = [
+    (Step::Rewrite, 300),
+    (Step::Patch, 300),
+    (Step::Check, 250),
+    (Step::Map, 40),
+    (Step::Cut, 25),
+    (Step::Resize, 20),
+    (Step::Relocate, 15),
+    (Step::Discard, 30),
+    (Step::Punch, 20),
+    (Step::Protect, 40),
+    (Step::Huge, 5),
+    (Step::Fork, 2),
+    (Step::CheckRegion, 10),
+];
+
+/// What the threads tell, and what they are asked.
+#[derive(Debug)]
+pub(crate) struct Board {
+    failure: Mutex<Option<String>>,
+    failed: AtomicBool,
+    steps: AtomicU64,
+    forks: AtomicU64,
+    pages_checked: AtomicU64,
+    /// Raised by one to ask every thread for a complete check.
+    wanted: AtomicU64,
+    /// The last complete check of each thread.
+    checked: Vec<AtomicU64>,
+    /// Asks the first thread to change a byte behind its model's back.
+    corrupt: AtomicBool,
+}
+
+impl Board {
+    pub(crate) fn new(threads: usize) -> Self {
+        Self {
+            failure: Mutex::default(),
+            failed: AtomicBool::default(),
+            steps: AtomicU64::default(),
+            forks: AtomicU64::default(),
+            pages_checked: AtomicU64::default(),
+            wanted: AtomicU64::default(),
+            checked: (0..threads).map(|_| AtomicU64::default()).collect(),
+            corrupt: AtomicBool::default(),
+        }
+    }
+
+    fn fail(&self, what: String) {
+        eprintln!("torture: {what}");
+        self.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).get_or_insert(what);
+        self.failed.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn stats(&self) -> String {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (steps, forks, pages) = (load(&self.steps), load(&self.forks), load(&self.pages_checked));
+        format!(
+            "steps={steps} forks={forks} pages_checked={pages} failed={}",
+            self.failed.load(Ordering::Relaxed)
+        )
+    }
+
+    /// Has a byte changed that no step changes, to show that it is noticed.
+    pub(crate) fn corrupt(&self) -> String {
+        self.corrupt.store(true, Ordering::SeqCst);
+        "a byte will be changed".into()
+    }
+
+    /// Asks every thread for a complete check and waits for them.
+    pub(crate) fn check_everything(&self) -> String {
+        let wanted = self.wanted.fetch_add(1, Ordering::SeqCst) + 1;
+        let start = Instant::now();
+        let behind = || self.checked.iter().any(|checked| checked.load(Ordering::SeqCst) < wanted);
+        while behind() && !self.failed.load(Ordering::SeqCst) && start.elapsed() < LIMIT {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let failure = self.failure.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone();
+        match failure {
+            Some(what) => format!("FAIL {what}"),
+            None if behind() => format!("FAIL threads did not check everything within {LIMIT:?}"),
+            None => format!("PASS {}", self.stats()),
+        }
+    }
+}
+
+/// One thread's memory.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    index: usize,
+    random: Random,
+    steps: Vec<(Step, usize)>,
+    most_pages: usize,
+    regions: Vec<Region>,
+    children: Vec<Child>,
+    file: File,
+    board: Arc<Board>,
+}
+
+impl Worker {
+    pub(crate) fn new(index: usize, options: &Options, board: Arc<Board>, file: File) -> Self {
+        let random = Random::new(options.seed.wrapping_mul(0x1_0001).wrapping_add(index as u64));
+        let steps = WEIGHTS.into_iter().filter(|(step, _)| !options.without.contains(step)).collect();
+        let most_pages = options.pages;
+        Self { index, random, steps, most_pages, regions: Vec::new(), children: Vec::new(), file, board }
+    }
+
+    /// Steps until something is wrong.
+    pub(crate) fn run(&mut self, pause: Duration) {
+        while !self.board.failed.load(Ordering::Relaxed) {
+            if let Err(what) = self.step() {
+                return self.board.fail(format!("thread {}: {what}", self.index));
+            }
+            self.board.steps.fetch_add(1, Ordering::Relaxed);
+            if !pause.is_zero() {
+                std::thread::sleep(pause);
+            }
+        }
+    }
+
+    fn step(&mut self) -> Result<(), String> {
+        if self.index == 0 && self.board.corrupt.load(Ordering::SeqCst) {
+            let done = self.regions.iter_mut().any(Region::corrupt);
+            self.board.corrupt.store(!done, Ordering::SeqCst);
+        }
+        let wanted = self.board.wanted.load(Ordering::SeqCst);
+        if self.board.checked[self.index].load(Ordering::SeqCst) < wanted {
+            self.check_all()?;
+            self.board.checked[self.index].store(wanted, Ordering::SeqCst);
+        }
+        if self.regions.is_empty() {
+            return self.map();
+        }
+        let step = self.choose();
+        self.act(step).map_err(|error| format!("{step:?}: {error}"))
+    }
+
+    fn choose(&mut self) -> Step {
+        let mut number = self.random.below(self.steps.iter().map(|(_, weight)| weight).sum());
+        for &(step, weight) in &self.steps {
+            if number < weight {
+                return step;
+            }
+            number -= weight;
+        }
+        Step::Check
+    }
+
+    fn act(&mut self, step: Step) -> Result<(), String> {
+        let Self { random, regions, .. } = self;
+        let which = random.below(regions.len());
+        let region = &mut regions[which];
+        let (page, range) = (random.below(region.len()), random.range(region.len()));
+        match step {
+            Step::Rewrite => region.rewrite(page, random.next()),
+            Step::Patch => region.patch(page, random),
+            Step::Check => told(region.check(page))?,
+            Step::Map => self.map()?,
+            Step::Cut => {
+                let rest = regions.swap_remove(which).cut(range).map_err(|error| error.to_string())?;
+                regions.extend(rest);
+            }
+            Step::Resize => region.resize(1 + random.below(LARGEST)),
+            Step::Relocate => call(region.relocate())?,
+            Step::Discard => call(region.discard(range))?,
+            Step::Punch => call(region.punch(range))?,
+            Step::Protect => {
+                let choices = [Protection::Nothing, Protection::Read, Protection::Write, Protection::Write];
+                let wide = if random.below(2) == 0 { 0..region.len() } else { range };
+                call(region.protect(wide, choices[random.below(choices.len())]))?;
+            }
+            Step::Huge => call(region.prefer_huge(random.below(2) == 0))?,
+            Step::Fork => self.fork()?,
+            Step::CheckRegion => told(region.check_all())?,
+        }
+        self.shrink()
+    }
+
+    fn map(&mut self) -> Result<(), String> {
+        let kind = [Kind::Private, Kind::Private, Kind::Shared, Kind::File][self.random.below(4)];
+        let large = self.random.below(4) == 0;
+        let pages = 1 + self.random.below(if large { LARGEST } else { LARGEST / 16 });
+        let region = Region::map(kind, pages, &self.file, &mut self.random);
+        self.regions.push(region.map_err(|error| error.to_string())?);
+        Ok(())
+    }
+
+    /// Unmaps whole regions until the rest is within the limit.
+    fn shrink(&mut self) -> Result<(), String> {
+        while self.regions.len() > 1 && self.regions.iter().map(Region::len).sum::<usize>() > self.most_pages
+        {
+            let which = self.random.below(self.regions.len());
+            told(self.regions[which].check_all())?;
+            self.regions.swap_remove(which);
+        }
+        Ok(())
+    }
+
+    fn fork(&mut self) -> Result<(), String> {
+        self.look_after_children()?;
+        if self.children.len() < MOST_CHILDREN {
+            let turns = if self.random.below(2) == 0 { 1 } else { self.random.below(LONG_LIFE) };
+            let child = Child::fork(&mut self.regions, turns as u64, &mut self.random);
+            self.children.push(child.map_err(|error| error.to_string())?);
+            self.board.forks.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn look_after_children(&mut self) -> Result<(), String> {
+        let mut alive = Vec::new();
+        for mut child in self.children.drain(..) {
+            if !child.look()? {
+                alive.push(child);
+            }
+        }
+        self.children = alive;
+        Ok(())
+    }
+
+    fn check_all(&mut self) -> Result<(), String> {
+        self.look_after_children()?;
+        for region in &mut self.regions {
+            told(region.check_all())?;
+            self.board.pages_checked.fetch_add(region.len() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+}
+
+fn told(checked: Result<(), Mismatch>) -> Result<(), String> {
+    checked.map_err(|mismatch| mismatch.to_string())
+}
+
+fn call(result: std::io::Result<()>) -> Result<(), String> {
+    result.map_err(|error| error.to_string())
+}

@@ -1,0 +1,45 @@
+//! Migrations end to end: two agents on two hosts, real containers, real workloads, clients that watch.
+
+mod redis;
+mod refusals;
+mod servers;
+mod torture;
+
+use anyhow::{Result, ensure};
+use pclive_tests::ctl::Report;
+use pclive_tests::{Container, Host, needs};
+
+/// Whether the test can run here; see [`needs::met`].
+fn ready(programs: &[&str]) -> bool {
+    needs::met(programs)
+}
+
+/// Migrates and checks what must hold after every migration: it runs at the destination, as a container that the
+/// runtime knows; at the source nothing of it is left.
+fn migrate(container: &Container, from: &Host, to: &Host, options: &[&str]) -> Result<Report> {
+    let report = from.migrate(&container.name, to, options)?;
+    runs_only_at(container, to, from)?;
+    ensure!(report.downtime_ns > 0 && report.total_ns >= report.downtime_ns, "an empty report: {report:?}");
+    ensure!(report.rounds.last().is_some_and(|round| round.r#final), "no final round: {report:?}");
+    Ok(report)
+}
+
+/// The container runs on `here`, can be entered, and has left nothing on `gone`.
+fn runs_only_at(container: &Container, here: &Host, gone: &Host) -> Result<()> {
+    ensure!(container.status(here)?.as_deref() == Some("running"), "not running on {}", here.name());
+    let pid = container.pid(here)?;
+    here.node().run(&["test", "-d", &format!("/proc/{pid}")])?;
+    ensure!(container.status(gone)?.is_none(), "{} still knows the container", gone.name());
+    ensure!(!container.has_cgroup(gone), "a cgroup is left on {}", gone.name());
+    nothing_left_in_network(gone)
+}
+
+/// No firewall rule and no port of a container is left on the host.
+fn nothing_left_in_network(host: &Host) -> Result<()> {
+    let rules = host.node().run(&["nft", "list", "ruleset"])?;
+    ensure!(rules.trim().is_empty(), "rules are left on {}: {rules}", host.name());
+    let ports = host.node().run(&["ip", "-o", "link", "show", "master", "br0"])?;
+    let left: Vec<&str> = ports.lines().filter(|line| !line.contains("uplink")).collect();
+    ensure!(left.is_empty(), "ports are left on {}: {left:?}", host.name());
+    Ok(())
+}

@@ -1,0 +1,57 @@
+//! The memory torture: every byte, after every migration, for many seeds.
+
+use anyhow::{Context, Result, ensure};
+use pclive_tests::Lab;
+use pclive_tests::workload::torture::bundle;
+use pclive_tests::workload::verifier::Verifier;
+
+use crate::{migrate, ready};
+
+/// Seeds of a run; `LAB_SEEDS=FROM..TO` chooses others.
+const SEEDS: std::ops::Range<u64> = 1..9;
+/// Migrations of each.
+const TURNS: usize = 4;
+
+fn seeds() -> Result<std::ops::Range<u64>> {
+    let Ok(text) = std::env::var("LAB_SEEDS") else { return Ok(SEEDS) };
+    let (from, to) = text.split_once("..").context("LAB_SEEDS is FROM..TO")?;
+    Ok(from.parse()?..to.parse()?)
+}
+
+/// Moves the torture there and back with every seed; `options` are the torture's.
+fn survives(strategy: &str, seeds: std::ops::Range<u64>, options: &[&str]) -> Result<()> {
+    if !ready(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    for seed in seeds {
+        let container = lab.start(&bundle(&format!("torture-{seed}"), seed, options))?;
+        let verifier = Verifier::new(&lab.client, container.v4);
+        let told = || format!("seed {seed} by {strategy}");
+        for turn in 0..TURNS {
+            let (from, to) = if turn % 2 == 0 { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
+            verifier.check().with_context(told)?;
+            migrate(&container, from, to, &["--strategy", strategy]).with_context(told)?;
+            verifier.check().with_context(|| format!("{} after migration {turn}", told()))?;
+        }
+        let stats = verifier.ask("STATS")?;
+        ensure!(stats.contains("failed=false"), "{}: {stats}", told());
+        container.delete(&lab.a)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn torture_keeps_every_byte_by_the_global_strategy() -> Result<()> {
+    survives("global", seeds()?, &["--pause-us", "50"])
+}
+
+#[test]
+fn torture_keeps_every_byte_by_the_one_shot_strategy() -> Result<()> {
+    survives("one-shot", seeds()?, &["--pause-us", "50"])
+}
+
+#[test]
+fn torture_without_a_pause_keeps_every_byte() -> Result<()> {
+    survives("global", 100..102, &[])
+}
