@@ -62,6 +62,8 @@ pub enum SocketKind {
         queue: Vec<Vec<u8>>,
         /// `SHUT_*` state as sock_diag(7) tells it: bit 0 receive, bit 1 send.
         shutdown: u8,
+        /// The closed peer had left something unread, and this end has not been told yet (`ECONNRESET`).
+        reset: bool,
     },
     /// A unix socket that has no peer: fresh, bound or listening.
     UnixSingle {

@@ -4,6 +4,8 @@
 //! [`Destination::fill`], after the final dump [`Destination::restore`] and, once the source has committed,
 //! [`Destination::resume`]. Dropping a destination before that kills the restorers.
 
+pub mod sockets;
+
 use std::time::Duration;
 
 use crate::model::{Batch, FinalState, Layout, Pid};

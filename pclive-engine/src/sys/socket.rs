@@ -100,3 +100,10 @@ pub fn readiness(fd: BorrowedFd<'_>, timeout_ms: u16) -> nix::Result<Readiness> 
         receive_shut: has(libc::POLLRDHUP),
     })
 }
+
+/// listen(2); the kernel cuts the backlog to net.core.somaxconn.
+pub fn listen(fd: BorrowedFd<'_>, backlog: u32) -> nix::Result<()> {
+    // SAFETY: no pointers.
+    let result = unsafe { libc::listen(fd.as_raw_fd(), c_int::try_from(backlog).unwrap_or(c_int::MAX)) };
+    Errno::result(result).map(drop)
+}

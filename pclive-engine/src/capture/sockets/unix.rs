@@ -6,12 +6,12 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag, openat2};
+use nix::fcntl::OFlag;
 use nix::sys::socket::{MsgFlags, recv};
 use nix::sys::stat::{SFlag, fstat};
 
@@ -19,6 +19,8 @@ use super::queue::{self, Peek};
 use super::{Identity, Mode, SocketRefusal, UnixDiag, raw};
 use crate::model::socket::{Socket, SocketFile, SocketKind, SocketOption, UnixName};
 use crate::proc::sock_diag::UnixSocket;
+use crate::sys::openat2::in_root;
+use crate::sys::socket::readiness;
 
 const LISTEN: u8 = 10;
 /// Larger than the largest message that a default `net.core.wmem_max` allows.
@@ -43,7 +45,7 @@ pub(super) fn capture(
         Mode::Dump => read_queue(fd, identity.socket_type, entry, options)?,
     };
     match entry.peer {
-        Some(peer) => pair(identity, entry, peer, diag, queue),
+        Some(peer) => pair(fd, identity, entry, peer, diag, queue),
         None => Ok(SocketKind::UnixSingle {
             socket_type: identity.socket_type,
             name: name_of(entry, diag)?,
@@ -82,6 +84,7 @@ fn stranger() -> SocketRefusal {
 }
 
 fn pair(
+    fd: &OwnedFd,
     identity: &Identity,
     entry: &UnixSocket,
     peer: u32,
@@ -103,6 +106,7 @@ fn pair(
         socket_type: identity.socket_type,
         queue,
         shutdown: entry.shutdown,
+        reset: peer == 0 && readiness(fd.as_fd(), 0).is_ok_and(|ready| ready.error),
     })
 }
 
@@ -147,10 +151,8 @@ fn name_of(entry: &UnixSocket, diag: &UnixDiag) -> Result<Option<UnixName>, Sock
 fn find_file(path: &[u8], entry: &UnixSocket, diag: &UnixDiag) -> Result<Option<SocketFile>, Errno> {
     let root = File::open(format!("/proc/{}/root", diag.init()))
         .map_err(|e| e.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
-    let how = OpenHow::new()
-        .flags(OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC)
-        .resolve(ResolveFlag::RESOLVE_IN_ROOT);
-    let file = match openat2(&root, Path::new(std::ffi::OsStr::from_bytes(path)), how) {
+    let path = Path::new(std::ffi::OsStr::from_bytes(path));
+    let file = match in_root(&root, path, OFlag::O_PATH | OFlag::O_NOFOLLOW) {
         Ok(file) => file,
         Err(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP) => return Ok(None),
         Err(errno) => return Err(errno),
