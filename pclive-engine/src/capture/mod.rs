@@ -4,7 +4,19 @@
 //! then on the [`Frozen`] guard [`Frozen::dump`] and, once the destination runs, [`Frozen::destroy`]. Dropping
 //! the guard (or the agent's death) lets the container run on, unchanged.
 
+mod attributes;
+pub mod creds;
+pub mod failure;
+pub mod limits;
+pub mod mm;
+pub mod process;
+pub mod scheduling;
+pub mod seccomp;
+pub mod signals;
 pub mod sockets;
+pub mod thread;
+pub mod timers;
+pub mod xstate;
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
 //! One system call or ioctl a function: typed in and out, no policy, no logging. All `unsafe` lives here.
 
 pub mod cpu;
+pub mod cpuid;
 pub mod epoll;
 pub mod eventfd;
 pub mod fcntl;
@@ -11,8 +12,11 @@ pub mod packet;
 pub mod pagemap;
 pub mod pidfd;
 pub mod pipe;
+pub mod prlimit;
 pub mod process_vm;
 pub mod ptrace;
+pub mod ptrace_state;
+pub mod sched;
 pub mod scm;
 pub mod signalfd;
 pub mod socket;

@@ -1,0 +1,99 @@
+//! The small state of one thread, in one batch of remote calls and a few requests from outside.
+//!
+//! State of the world: the thread is a stopped tracee of the calling OS thread, under `task`; it is left as it
+//! was.
+
+use super::attributes::ThreadAttributesPlan;
+use super::creds::CredentialsPlan;
+use super::failure::{CaptureStateError, read_text};
+use super::scheduling::CpuSet;
+use super::signals::{self, AltStackPlan};
+use super::{scheduling, seccomp, xstate};
+use crate::model::state::{ProcessState, SeccompFilter, ThreadState};
+use crate::proc::status::{self, Status};
+use crate::remote::{Answers, Batch, RemoteError, RemoteTask};
+use crate::sys::ptrace::registers_to_bytes;
+use crate::sys::ptrace_state;
+use crate::tracee::Registers;
+
+/// What a thread had before the engine's first remote call in it.
+#[derive(Debug, Clone, Copy)]
+pub struct Frame<'a> {
+    /// General registers.
+    pub registers: &'a Registers,
+    /// Blocked signals.
+    pub signal_mask: u64,
+}
+
+/// Captures a thread that is not the leader and appends it to its process.
+pub fn capture(
+    task: &mut dyn RemoteTask,
+    frame: Frame<'_>,
+    cpus: &CpuSet,
+    process: &mut ProcessState,
+) -> Result<(), CaptureStateError> {
+    let mut batch = Batch::new(task);
+    let plan = ThreadPlan::plan(&mut batch)?;
+    let answers = batch.run(task)?;
+    let status = read_text(task.pid(), "status", status::parse)?;
+    let thread = plan.take(&answers, task, frame, cpus, &status, &mut process.seccomp_filters)?;
+    process.threads.push(thread);
+    Ok(())
+}
+
+/// Everything that is asked for in the thread itself.
+#[derive(Debug)]
+pub(super) struct ThreadPlan {
+    attributes: ThreadAttributesPlan,
+    credentials: CredentialsPlan,
+    alt_stack: AltStackPlan,
+}
+
+impl ThreadPlan {
+    pub(super) fn plan(batch: &mut Batch) -> Result<Self, RemoteError> {
+        Ok(Self {
+            attributes: ThreadAttributesPlan::plan(batch)?,
+            credentials: CredentialsPlan::plan(batch)?,
+            alt_stack: AltStackPlan::plan(batch)?,
+        })
+    }
+
+    pub(super) fn take(
+        &self,
+        answers: &Answers,
+        task: &mut dyn RemoteTask,
+        frame: Frame<'_>,
+        cpus: &CpuSet,
+        status: &Status,
+        filters: &mut Vec<SeccompFilter>,
+    ) -> Result<ThreadState, CaptureStateError> {
+        let (pid, vpid) = (task.pid(), task.vpid());
+        let request = |what| move |source| CaptureStateError::Request { pid, what, source };
+        let attributes = self.attributes.take(answers, vpid)?;
+        Ok(ThreadState {
+            vtid: vpid,
+            comm: attributes.comm,
+            registers: registers_to_bytes(frame.registers),
+            xstate: xstate::capture(pid)?,
+            signal_mask: frame.signal_mask,
+            pending: signals::pending(pid, vpid, false, status.pending)?,
+            alt_stack: self.alt_stack.take(answers, vpid)?,
+            robust_list: attributes.robust_list,
+            clear_child_tid: attributes.clear_child_tid,
+            rseq: ptrace_state::rseq(pid).map_err(request("rseq area"))?,
+            scheduling: scheduling::capture(pid, cpus)?,
+            credentials: self.credentials.take(answers, task, status)?,
+            parent_death_signal: attributes.parent_death_signal,
+            timer_slack_ns: attributes.timer_slack_ns,
+            personality: attributes.personality,
+            memory_policy: attributes.memory_policy,
+            speculation: attributes.speculation,
+            tsc_faults: attributes.tsc_faults,
+            cpuid_faults: attributes.cpuid_faults,
+            machine_check_policy: attributes.machine_check_policy,
+            syscall_dispatch: ptrace_state::syscall_dispatch(pid)
+                .map_err(request("syscall user dispatch"))?,
+            seccomp: seccomp::capture(pid, vpid, status, filters)?,
+        })
+    }
+}
