@@ -8,14 +8,17 @@ mod attributes;
 pub mod creds;
 pub mod failure;
 pub mod limits;
+mod mapping_kind;
 pub mod mm;
 pub mod process;
 pub mod scheduling;
 pub mod seccomp;
 pub mod signals;
 pub mod sockets;
+pub mod sockets;
 pub mod thread;
 pub mod timers;
+pub mod vmas;
 pub mod xstate;
 
 use std::time::Duration;

@@ -1,0 +1,73 @@
+//! What a line of `/proc/PID/maps` is about, from its text alone.
+
+use super::vmas::{Obstacle, huge_pages, printable};
+use crate::proc::smaps::SmapsEntry;
+
+/// Kinds of mappings, as far as the text tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum MappingKind {
+    /// `[vdso]`.
+    Vdso,
+    /// `[vvar]`.
+    Vvar,
+    /// `[vvar_vclock]`.
+    VvarClock,
+    /// Private memory without a file.
+    PrivateAnonymous,
+    /// `MAP_SHARED | MAP_ANONYMOUS`.
+    SharedAnonymous,
+    /// A file by its path.
+    File,
+    /// Nothing that can be carried.
+    Unsupported(Obstacle),
+}
+
+pub(super) fn kind_of(entry: &SmapsEntry) -> MappingKind {
+    let (map, kind) = (&entry.map, &entry.kind);
+    let (path, deleted) = map.path();
+    let obstacle = |what: &str, hint| MappingKind::Unsupported(Obstacle { what: what.into(), hint });
+    match map.name.as_slice() {
+        b"[vdso]" => return MappingKind::Vdso,
+        b"[vvar]" => return MappingKind::Vvar,
+        b"[vvar_vclock]" => return MappingKind::VvarClock,
+        _ if kind.hugetlb || (deleted && path == b"/anon_hugepage") => {
+            return MappingKind::Unsupported(huge_pages());
+        }
+        _ if kind.device => return obstacle("memory of a device", "stop what uses the device"),
+        _ if kind.shadow_stack => return obstacle("a shadow stack", "run the program without shadow stacks"),
+        _ if kind.sealed => return obstacle("memory sealed with mseal", "run the program without mseal"),
+        _ => {}
+    }
+    if deleted && let Some(found) = deleted_kind(path, map.shared) {
+        return found;
+    }
+    match map.name.as_slice() {
+        b"" | b"[heap]" | b"[stack]" if !map.shared => MappingKind::PrivateAnonymous,
+        name if name.starts_with(b"[anon:") && !map.shared => MappingKind::PrivateAnonymous,
+        name if name.starts_with(b"[anon_shmem:") && map.shared => MappingKind::SharedAnonymous,
+        b"anon_inode:[io_uring]" => obstacle("an io_uring", "run the program without io_uring"),
+        [b'/', ..] => MappingKind::File,
+        name => obstacle(
+            &format!("a special mapping ({})", printable(name)),
+            "stop what made it; it has no copyable contents",
+        ),
+    }
+}
+
+/// Names that the kernel gives to files which were never in a directory.
+fn deleted_kind(path: &[u8], shared: bool) -> Option<MappingKind> {
+    let obstacle = |what: &str, hint| Some(MappingKind::Unsupported(Obstacle { what: what.into(), hint }));
+    match path {
+        b"/dev/zero" if shared => Some(MappingKind::SharedAnonymous),
+        b"/[aio]" => obstacle("an asynchronous I/O ring (io_setup)", "run the program without Linux AIO"),
+        path if path.starts_with(b"/SYSV") => obstacle(
+            "shared memory of SysV IPC",
+            "let the program use POSIX shared memory or mmap, or stop the container before the move",
+        ),
+        path if path.starts_with(b"/memfd:") => obstacle(
+            &format!("a memfd ({})", printable(path.get(7..).unwrap_or_default())),
+            "run the program without memfd_create",
+        ),
+        _ => None,
+    }
+}

@@ -1,0 +1,363 @@
+//! The mappings of a process -> [`Vma`]s, and those that cannot be carried.
+//!
+//! Works on a running process (what changes meanwhile is seen in the next round) and on a stopped one. Kernel:
+//! `/proc/PID/maps`, `/proc/PID/smaps` (for properties; milliseconds a GiB), `/proc/PID/map_files` for what is behind
+//! a mapping, openat2(2) below `/proc/PID/root` to prove that a path leads there.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
+
+use super::mapping_kind::{MappingKind, kind_of};
+use crate::memory::layout_diff::USER_END;
+use crate::memory::object::{ObjectKey, Objects};
+use crate::memory::{MemoryError, errno};
+use crate::model::layout::{MappedFile, ObjectKind, VdsoLayout};
+use crate::model::{Mapping, Pid, Place, Vma, VmaFlags};
+use crate::proc::maps::{MapsEntry, parse_maps};
+use crate::proc::smaps::{SmapsEntry, VmaKind, parse_smaps};
+use crate::sys::openat2;
+
+/// The mappings of one process.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ProcessVmas {
+    /// What can be carried, ascending. Without flags asked for, all flags but those of the stack are unset; see
+    /// [`carry_flags`].
+    pub vmas: Vec<Vma>,
+    /// Where the kernel's own mappings are.
+    pub vdso: VdsoLayout,
+    /// What cannot be carried, ascending.
+    pub blockers: Vec<MappingBlocker>,
+    /// Ranges registered with a userfaultfd; only with flags asked for. Before the engine tracks the process these
+    /// are somebody else's ([`foreign_userfaultfd`]).
+    pub userfault: Vec<(u64, u64)>,
+}
+
+/// A mapping that cannot be carried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MappingBlocker {
+    /// First address.
+    pub start: u64,
+    /// One past the last address.
+    pub end: u64,
+    /// What it is: "shared memory of SysV IPC".
+    pub what: String,
+    /// What the administrator can do about it.
+    pub hint: String,
+}
+
+impl MappingBlocker {
+    /// The mapping as a part of a process.
+    pub fn place(&self) -> Place {
+        Place::Mapping { start: self.start, end: self.end }
+    }
+}
+
+/// Why a mapping cannot be carried, without its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Obstacle {
+    pub(super) what: String,
+    pub(super) hint: &'static str,
+}
+
+/// Reads the mappings of a process. `own` are the engine's scratch ranges in it, ascending, which are left out.
+/// `with_flags` asks for their properties too.
+///
+/// Errors: [`MemoryError::AddressSpaceGone`] when the process has ended, [`MemoryError::Proc`].
+pub fn read_vmas(
+    pid: Pid,
+    objects: &mut Objects,
+    own: &[(u64, u64)],
+    with_flags: bool,
+) -> Result<ProcessVmas, MemoryError> {
+    let mut result = ProcessVmas::default();
+    let mut reader = Reader { pid, objects, root: None };
+    for entry in read_entries(pid, with_flags)? {
+        for (start, end) in remaining(&entry.map, own) {
+            reader.add(&entry, start, end, &mut result)?;
+        }
+    }
+    Ok(result)
+}
+
+/// What [`ProcessVmas::userfault`] means before the engine itself tracks the process.
+pub fn foreign_userfaultfd(ranges: &[(u64, u64)]) -> Vec<MappingBlocker> {
+    let blocker = |(start, end): &(u64, u64)| MappingBlocker {
+        start: *start,
+        end: *end,
+        what: "memory under a userfaultfd of another program".into(),
+        hint: "stop what uses userfaultfd on the process".into(),
+    };
+    ranges.iter().map(blocker).collect()
+}
+
+/// Takes the flags of `new`, which was read without them, from `old`, an earlier list of the same process: by
+/// address. False if some mapping of `new` was not in `old` as a whole, so that its flags are a guess.
+pub fn carry_flags(old: &[Vma], new: &mut [Vma]) -> bool {
+    let mut complete = true;
+    for vma in new {
+        let at = old.partition_point(|known| known.end <= vma.start);
+        let known = old.get(at).filter(|known| known.start <= vma.start);
+        if let Some(known) = known {
+            vma.flags = known.flags;
+        }
+        complete &= known.is_some_and(|known| known.end >= vma.end);
+    }
+    complete
+}
+
+/// Every mapping below the end of user memory; without flags, those are unset.
+fn read_entries(pid: Pid, with_flags: bool) -> Result<Vec<SmapsEntry>, MemoryError> {
+    let name = if with_flags { "smaps" } else { "maps" };
+    let text = std::fs::read(format!("/proc/{pid}/{name}")).map_err(|error| unreadable(pid, name, &error))?;
+    let plain = |map: MapsEntry| {
+        let flags = VmaFlags { grows_down: map.name == b"[stack]", ..VmaFlags::default() };
+        SmapsEntry { map, flags, kind: VmaKind::default() }
+    };
+    let entries = if with_flags {
+        parse_smaps(&text)
+    } else {
+        parse_maps(&text).map(|entries| entries.into_iter().map(plain).collect())
+    };
+    let mut entries =
+        entries.map_err(|_| MemoryError::Proc { pid, name: name.into(), source: Errno::EBADMSG })?;
+    entries.retain(|entry| entry.map.end <= USER_END);
+    if entries.is_empty() {
+        return Err(MemoryError::AddressSpaceGone { pid });
+    }
+    Ok(entries)
+}
+
+fn unreadable(pid: Pid, name: &str, error: &std::io::Error) -> MemoryError {
+    match errno(error) {
+        Errno::ENOENT | Errno::ESRCH => MemoryError::AddressSpaceGone { pid },
+        source => MemoryError::Proc { pid, name: name.into(), source },
+    }
+}
+
+/// The parts of a mapping that are not the engine's own.
+fn remaining(map: &MapsEntry, own: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut parts = Vec::with_capacity(1);
+    let mut start = map.start;
+    for cut in own.iter().filter(|cut| cut.1 > map.start && cut.0 < map.end) {
+        if cut.0 > start {
+            parts.push((start, cut.0));
+        }
+        start = start.max(cut.1);
+    }
+    if start < map.end {
+        parts.push((start, map.end));
+    }
+    parts
+}
+
+struct Reader<'a> {
+    pid: Pid,
+    objects: &'a mut Objects,
+    /// The process's root directory, opened when first needed.
+    root: Option<File>,
+}
+
+impl Reader<'_> {
+    fn add(
+        &mut self,
+        entry: &SmapsEntry,
+        start: u64,
+        end: u64,
+        result: &mut ProcessVmas,
+    ) -> Result<(), MemoryError> {
+        let map = &entry.map;
+        if entry.kind.userfault {
+            result.userfault.push((start, end));
+        }
+        let mapping = match kind_of(entry) {
+            MappingKind::Vdso => {
+                result.vdso.vdso = Some((start, end));
+                return Ok(());
+            }
+            MappingKind::Vvar => {
+                result.vdso.vvar = Some((start, end));
+                return Ok(());
+            }
+            MappingKind::VvarClock => {
+                result.vdso.vvar_vclock = Some((start, end));
+                return Ok(());
+            }
+            MappingKind::PrivateAnonymous => Ok(Mapping::PrivateAnonymous),
+            MappingKind::SharedAnonymous => self.shared_anonymous(map)?,
+            MappingKind::File => self.file(map)?,
+            MappingKind::Unsupported(obstacle) => Err(Some(obstacle)),
+        };
+        match mapping {
+            Ok(mapping) => {
+                let whole = Vma {
+                    start: map.start,
+                    end: map.end,
+                    protection: map.protection,
+                    flags: entry.flags,
+                    mapping,
+                };
+                result.vmas.push(whole.cut(start, end));
+            }
+            Err(Some(obstacle)) => result.blockers.push(MappingBlocker {
+                start,
+                end,
+                what: obstacle.what,
+                hint: obstacle.hint.into(),
+            }),
+            Err(None) => {}
+        }
+        Ok(())
+    }
+
+    fn link(&self, map: &MapsEntry) -> String {
+        format!("/proc/{}/map_files/{:x}-{:x}", self.pid, map.start, map.end)
+    }
+
+    /// `Err(None)`: the mapping is gone by now; the next round will see what came after it.
+    fn shared_anonymous(
+        &mut self,
+        map: &MapsEntry,
+    ) -> Result<Result<Mapping, Option<Obstacle>>, MemoryError> {
+        let (pid, link) = (self.pid, self.link(map));
+        let open = || File::open(&link).map_err(|error| unreadable(pid, "map_files", &error));
+        match self.objects.identify(key(map), ObjectKind::Anonymous, open) {
+            Ok(object) => Ok(Ok(Mapping::SharedAnonymous { object, offset: map.offset })),
+            Err(MemoryError::AddressSpaceGone { .. }) => Ok(Err(None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn file(&mut self, map: &MapsEntry) -> Result<Result<Mapping, Option<Obstacle>>, MemoryError> {
+        let link = self.link(map);
+        let found = match self.path_and_size(map, &link) {
+            Ok(found) => found,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Err(None)),
+            Err(error) => return Err(unreadable(self.pid, "map_files", &error)),
+        };
+        let (path, size) = match found {
+            Found::At(path, size) => (path, size),
+            Found::CharacterDeviceZero => return Ok(Ok(Mapping::PrivateAnonymous)),
+            Found::Not(obstacle) => return Ok(Err(Some(obstacle))),
+        };
+        let mut file = MappedFile { path, offset: map.offset, size };
+        if !map.shared {
+            return Ok(Ok(Mapping::PrivateFile(file)));
+        }
+        if !may_write(map, &link) {
+            return Ok(Ok(Mapping::SharedFile { file, may_write: false, object: None }));
+        }
+        let (pid, kind) = (self.pid, ObjectKind::File(file.path.clone()));
+        let open = || File::open(&link).map_err(|error| unreadable(pid, "map_files", &error));
+        match self.objects.identify(key(map), kind, open) {
+            Ok(object) => {
+                file.size = self.objects.size(object);
+                Ok(Ok(Mapping::SharedFile { file, may_write: true, object: Some(object) }))
+            }
+            Err(MemoryError::AddressSpaceGone { .. }) => Ok(Err(None)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the mapped file is inside the container.
+    fn path_and_size(&mut self, map: &MapsEntry, link: &str) -> std::io::Result<Found> {
+        let cached = (key(map), map.name.clone());
+        if let Some(size) = self.objects.files.get(&cached) {
+            return Ok(Found::At(cached.1, *size));
+        }
+        let metadata = std::fs::metadata(link)?;
+        let kind = metadata.file_type();
+        if kind.is_char_device() && metadata.rdev() == DEV_ZERO && !map.shared {
+            return Ok(Found::CharacterDeviceZero);
+        }
+        if !kind.is_file() {
+            return Ok(Found::Not(Obstacle {
+                what: format!("memory of a device or special file ({})", printable(&map.name)),
+                hint: "stop what uses the device; its memory cannot be copied",
+            }));
+        }
+        if !self.leads_to(&map.name, &metadata) {
+            return Ok(Found::Not(unreachable(map, metadata.nlink())));
+        }
+        if on_hugetlbfs(link) {
+            return Ok(Found::Not(huge_pages()));
+        }
+        let size = metadata.len();
+        self.objects.files.insert(cached, size);
+        Ok(Found::At(map.name.clone(), size))
+    }
+
+    /// True if `path` inside the container is that file.
+    fn leads_to(&mut self, path: &[u8], file: &std::fs::Metadata) -> bool {
+        use std::os::unix::ffi::OsStrExt;
+        let root = match &self.root {
+            Some(root) => root,
+            None => match File::open(format!("/proc/{}/root", self.pid)) {
+                Ok(root) => self.root.insert(root),
+                Err(_) => return false,
+            },
+        };
+        let path = Path::new(std::ffi::OsStr::from_bytes(path));
+        let Ok(found) = openat2::in_root(root, path, OFlag::O_PATH) else { return false };
+        let found = File::from(found).metadata();
+        found.is_ok_and(|found| (found.dev(), found.ino()) == (file.dev(), file.ino()))
+    }
+}
+
+/// Where a mapped file is.
+enum Found {
+    /// Its path inside the container, and its size in bytes.
+    At(Vec<u8>, u64),
+    /// A private mapping of /dev/zero is anonymous memory.
+    CharacterDeviceZero,
+    Not(Obstacle),
+}
+
+/// `st_rdev` of /dev/zero: major 1, minor 5.
+const DEV_ZERO: u64 = 1 << 8 | 5;
+
+fn key(map: &MapsEntry) -> ObjectKey {
+    ObjectKey { device: map.device, inode: map.inode }
+}
+
+/// A shared mapping can become writable if its descriptor could write, which the link's permissions show.
+fn may_write(map: &MapsEntry, link: &str) -> bool {
+    map.protection.write || std::fs::symlink_metadata(link).is_ok_and(|link| link.mode() & 0o200 != 0)
+}
+
+fn on_hugetlbfs(link: &str) -> bool {
+    const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
+    let file = File::open(link).map_err(|error| errno(&error));
+    let found = file.and_then(|file| nix::sys::statfs::fstatfs(file.as_fd()));
+    found.is_ok_and(|found| found.filesystem_type().0 == HUGETLBFS_MAGIC)
+}
+
+pub(super) fn huge_pages() -> Obstacle {
+    Obstacle {
+        what: "huge pages of hugetlbfs".into(),
+        hint: "let the program use transparent huge pages instead",
+    }
+}
+
+fn unreachable(map: &MapsEntry, links: u64) -> Obstacle {
+    let (path, marked) = map.path();
+    if marked || links == 0 {
+        let what = format!("a deleted file ({})", printable(path));
+        return Obstacle { what, hint: "restart the program so that it maps the file that is there now" };
+    }
+    let what = format!("a file that cannot be reached in the container ({})", printable(path));
+    Obstacle { what, hint: "mount the file in the container at the path at which it was mapped" }
+}
+
+/// A name for messages: what is not printable is escaped.
+pub(super) fn printable(name: &[u8]) -> String {
+    name.escape_ascii().to_string()
+}
+
+#[cfg(test)]
+#[path = "vmas_tests.rs"]
+mod tests;

@@ -1,0 +1,91 @@
+//! Mappings of this very process, and of texts that a container could show.
+
+use super::*;
+use crate::model::Protection;
+
+fn myself() -> Pid {
+    Pid(std::process::id().cast_signed())
+}
+
+fn entry(name: &str, permissions: &str) -> SmapsEntry {
+    let text = format!("1000-3000 {permissions} 00000000 00:01 77 {name}\n");
+    let map = parse_maps(text.as_bytes()).unwrap().remove(0);
+    SmapsEntry { map, flags: VmaFlags::default(), kind: VmaKind::default() }
+}
+
+fn obstacle(name: &str, permissions: &str) -> String {
+    match kind_of(&entry(name, permissions)) {
+        MappingKind::Unsupported(obstacle) => obstacle.what,
+        other => panic!("{name} is {other:?}"),
+    }
+}
+
+#[test]
+fn mappings_that_cannot_be_carried_are_named() {
+    assert_eq!(obstacle("/SYSV0000002a (deleted)", "rw-s"), "shared memory of SysV IPC");
+    assert_eq!(obstacle("/memfd:jit (deleted)", "rw-s"), "a memfd (jit)");
+    assert_eq!(obstacle("/[aio] (deleted)", "rw-s"), "an asynchronous I/O ring (io_setup)");
+    assert_eq!(obstacle("/anon_hugepage (deleted)", "rw-p"), "huge pages of hugetlbfs");
+    assert_eq!(obstacle("anon_inode:[io_uring]", "rw-s"), "an io_uring");
+    assert_eq!(obstacle("anon_inode:[perf_event]", "rw-s"), "a special mapping (anon_inode:[perf_event])");
+    assert_eq!(obstacle("[uprobes]", "--xp"), "a special mapping ([uprobes])");
+}
+
+#[test]
+fn anonymous_memory_has_several_names() {
+    for name in ["", "[heap]", "[stack]", "[anon:arena]"] {
+        assert_eq!(kind_of(&entry(name, "rw-p")), MappingKind::PrivateAnonymous);
+    }
+    for name in ["/dev/zero (deleted)", "[anon_shmem:pool]"] {
+        assert_eq!(kind_of(&entry(name, "rw-s")), MappingKind::SharedAnonymous);
+    }
+}
+
+#[test]
+fn a_file_may_be_named_like_a_kernel_object() {
+    assert_eq!(kind_of(&entry("/SYSV1", "r--p")), MappingKind::File);
+}
+
+#[test]
+fn the_program_of_this_process_is_found_at_its_path() {
+    let mut objects = Objects::new();
+    let read = read_vmas(myself(), &mut objects, &[], true).unwrap();
+    assert_eq!(read.blockers, []);
+    assert!(read.vdso.vdso.is_some() && read.vdso.vvar.is_some());
+    let exe = std::env::current_exe().unwrap();
+    let exe = exe.as_os_str().as_encoded_bytes();
+    let text = read.vmas.iter().find_map(|vma| match &vma.mapping {
+        Mapping::PrivateFile(file) if file.path == exe && vma.protection.exec => Some(file),
+        _ => None,
+    });
+    let text = text.expect("the program's text is mapped");
+    assert_eq!(text.size, std::fs::metadata(std::env::current_exe().unwrap()).unwrap().len());
+    let stack = read.vmas.iter().find(|vma| vma.flags.grows_down);
+    assert!(stack.is_some_and(|vma| vma.protection.write));
+    crate::memory::layout_diff::check_vmas(&read.vmas).unwrap();
+}
+
+#[test]
+fn scratch_memory_is_cut_out() {
+    let map = entry("", "rw-p").map;
+    assert_eq!(remaining(&map, &[(0x2000, 0x3000)]), [(0x1000, 0x2000)]);
+    assert_eq!(remaining(&map, &[(0, 0x1000), (0x1000, 0x2000), (0x9000, 0xa000)]), [(0x2000, 0x3000)]);
+    assert_eq!(remaining(&map, &[(0x1000, 0x3000)]), []);
+}
+
+#[test]
+fn flags_are_carried_by_address() {
+    let vma = |start, end, dont_fork| Vma {
+        start,
+        end,
+        protection: Protection::default(),
+        flags: VmaFlags { dont_fork, ..VmaFlags::default() },
+        mapping: Mapping::PrivateAnonymous,
+    };
+    let old = [vma(0x1000, 0x3000, true), vma(0x5000, 0x6000, false)];
+    let mut same = [vma(0x1000, 0x2000, false), vma(0x2000, 0x3000, false)];
+    assert!(carry_flags(&old, &mut same));
+    assert!(same.iter().all(|vma| vma.flags.dont_fork));
+    assert!(!carry_flags(&old, &mut [vma(0x5000, 0x7000, false)]));
+    assert!(!carry_flags(&old, &mut [vma(0x8000, 0x9000, false)]));
+}

@@ -1,0 +1,86 @@
+//! What can go wrong at the source while memory is tracked and read.
+
+use crate::capture::SinkError;
+use crate::model::Pid;
+use crate::model::layout::ObjectKind;
+
+/// Failure of a round of one process or object. What was not sent stays dirty; the process runs on.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The process ended or has executed another program: what was tracked is no more.
+    #[error("cannot track the memory of process {pid}: its address space is gone")]
+    AddressSpaceGone {
+        /// The process.
+        pid: Pid,
+    },
+    /// A file of `/proc/PID` could not be opened or read.
+    #[error("cannot read {name} of process {pid}")]
+    Proc {
+        /// The process.
+        pid: Pid,
+        /// "pagemap", "mem" ...
+        name: String,
+        /// Why.
+        source: nix::Error,
+    },
+    /// The kernel refused the tracker (older than 6.7, or userfaultfd switched off).
+    #[error("cannot start tracking the memory of process {pid}")]
+    Handshake {
+        /// The process.
+        pid: Pid,
+        /// Why.
+        source: nix::Error,
+    },
+    /// A mapping could not be put under the tracker.
+    #[error("cannot track {start:x}-{end:x} of process {pid}")]
+    Register {
+        /// The process.
+        pid: Pid,
+        /// First address.
+        start: u64,
+        /// One past the last address.
+        end: u64,
+        /// Why.
+        source: nix::Error,
+    },
+    /// The page tables could not be scanned.
+    #[error("cannot scan {start:x}-{end:x} of process {pid}")]
+    Scan {
+        /// The process.
+        pid: Pid,
+        /// First address.
+        start: u64,
+        /// One past the last address.
+        end: u64,
+        /// Why.
+        source: nix::Error,
+    },
+    /// Pages could not be read.
+    #[error("cannot read memory at {start:x} of process {pid}")]
+    Read {
+        /// The process.
+        pid: Pid,
+        /// Address.
+        start: u64,
+        /// Why.
+        source: nix::Error,
+    },
+    /// Shared memory could not be read.
+    #[error("cannot read shared memory ({kind:?}) at offset {offset:x}")]
+    Object {
+        /// What it is.
+        kind: ObjectKind,
+        /// Offset in bytes.
+        offset: u64,
+        /// Why.
+        source: nix::Error,
+    },
+    /// The receiver failed.
+    #[error("cannot hand over pages")]
+    Sink(#[from] SinkError),
+}
+
+/// The errno of an I/O error.
+pub(crate) fn errno(error: &std::io::Error) -> nix::Error {
+    error.raw_os_error().map_or(nix::Error::EIO, nix::Error::from_raw)
+}

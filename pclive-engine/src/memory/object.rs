@@ -1,0 +1,365 @@
+//! Shared memory at the source: every object once, however many processes map it.
+//!
+//! An object is shared anonymous memory, or a regular file that is mapped shared and may be written through the
+//! mapping. It is read through `/proc/PID/map_files`; its holes are known from SEEK_DATA.
+//!
+//! Which pages were written is known per address space only, so that [`Objects`] unites what every
+//! [`super::space::AddressSpace`] saw. What no address space can tell (a process that wrote and ended, or unmapped,
+//! between two rounds; write(2) into a mapped file) makes an object *suspect*: all of it is compared with digests of
+//! what was sent. Order of calls in a round: [`Objects::begin_round`], then `read_vmas` and
+//! [`super::space::AddressSpace::collect_shared`] for each process, then [`Objects::round`].
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::time::Instant;
+
+use bytes::Bytes;
+
+use super::digest::Digests;
+use super::error::{MemoryError, errno};
+use super::payload::{MAX_EXTENTS, Payload};
+use super::ranges::RangeSet;
+use super::space::{BatchSink, SpaceStats, count};
+use crate::model::layout::{ObjectKind, ObjectLayout};
+use crate::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Pid, Target, Vpid};
+use crate::sys::process_vm;
+
+/// What tells one object from another while it is open: device numbers as in `/proc/PID/maps`, and inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ObjectKey {
+    /// Major and minor number.
+    pub device: (u32, u32),
+    /// Inode.
+    pub inode: u64,
+}
+
+/// A process shows a part of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Shown {
+    pub(super) object: u64,
+    pub(super) vpid: Vpid,
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) offset: u64,
+}
+
+/// The shared memory of a container.
+#[derive(Debug, Default)]
+pub struct Objects {
+    table: BTreeMap<u64, Object>,
+    ids: HashMap<ObjectKey, u64>,
+    next_id: u64,
+    /// Mappings seen in the rounds before this one, since the last that succeeded.
+    before: HashSet<Shown>,
+    /// Mappings seen in this round.
+    now: HashSet<Shown>,
+    /// Mapped files whose path was found to lead to them: size in bytes. Asked once a migration.
+    pub(crate) files: HashMap<(ObjectKey, Vec<u8>), u64>,
+}
+
+#[derive(Debug)]
+struct Object {
+    file: File,
+    kind: ObjectKind,
+    /// Seen in this round.
+    seen: bool,
+    /// Pages that hold data, as of this round; `None` until asked for.
+    data: Option<RangeSet>,
+    /// Offsets that mappings show, this round.
+    mapped: RangeSet,
+    /// Written, as far as address spaces can tell, and not yet sent.
+    dirty: RangeSet,
+    /// Somebody may have written unseen.
+    suspect: bool,
+    /// Size and modification time when the contents were last taken to be known.
+    stamp: Option<(u64, i64, i64)>,
+    sent: Digests,
+}
+
+impl Objects {
+    /// An empty table.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Starts a round (or a check): forgets which mappings and objects were seen.
+    pub fn begin_round(&mut self) {
+        self.before.extend(self.now.drain());
+        for object in self.table.values_mut() {
+            (object.seen, object.data) = (false, None);
+            object.mapped.clear();
+        }
+    }
+
+    /// The id of the object behind a mapping of a process; it is opened when it is new.
+    pub(crate) fn identify(
+        &mut self,
+        key: ObjectKey,
+        kind: ObjectKind,
+        open: impl FnOnce() -> Result<File, MemoryError>,
+    ) -> Result<u64, MemoryError> {
+        if let Some(id) = self.ids.get(&key) {
+            if let Some(object) = self.table.get_mut(id) {
+                object.seen = true;
+            }
+            return Ok(*id);
+        }
+        let object = Object::new(open()?, kind);
+        let id = self.next_id;
+        self.next_id += 1;
+        self.table.insert(id, object);
+        self.ids.insert(key, id);
+        Ok(id)
+    }
+
+    /// Objects that mappings were found of in this round, ascending by id.
+    pub fn layouts(&self) -> Vec<ObjectLayout> {
+        let seen = self.table.iter().filter(|(_, object)| object.seen);
+        let layout = |(id, object): (&u64, &Object)| ObjectLayout {
+            id: *id,
+            size: object.size().next_multiple_of(PAGE_SIZE),
+            kind: object.kind.clone(),
+        };
+        seen.map(layout).collect()
+    }
+
+    /// Size of an object in bytes, now; 0 for one that is not known.
+    pub fn size(&self, id: u64) -> u64 {
+        self.table.get(&id).map_or(0, Object::size)
+    }
+
+    /// Notes a mapping and returns the parts of the object that it shows and that hold data.
+    pub(super) fn shown(&mut self, pid: Pid, shown: Shown) -> Result<Vec<(u64, u64)>, MemoryError> {
+        self.now.insert(shown);
+        let Some(object) = self.table.get_mut(&shown.object) else { return Ok(Vec::new()) };
+        let end = shown.offset.saturating_add(shown.end - shown.start);
+        object.mapped.insert(shown.offset, end);
+        Ok(object.data(pid)?.within(shown.offset, end).collect())
+    }
+
+    /// Pages of an object were written.
+    pub(super) fn written(&mut self, id: u64, start: u64, end: u64) {
+        if let Some(object) = self.table.get_mut(&id) {
+            object.dirty.insert(start, end);
+        }
+    }
+
+    /// Sends what is new in every object that is mapped, each once. `strangers`: a process may have come or gone
+    /// since the last round without having been seen, so that everything is suspect.
+    ///
+    /// On an error the next round sends what this one did not.
+    pub fn round(
+        &mut self,
+        batch_bytes: usize,
+        strangers: bool,
+        out: &mut BatchSink<'_>,
+    ) -> Result<SpaceStats, MemoryError> {
+        for lost in self.before.difference(&self.now) {
+            if let Some(object) = self.table.get_mut(&lost.object) {
+                object.suspect = true;
+            }
+        }
+        self.before.clear();
+        self.table.values_mut().for_each(|object| object.suspect |= strangers);
+        self.table.retain(|_, object| object.seen);
+        self.ids.retain(|_, id| self.table.contains_key(id));
+        let mut stats = SpaceStats::default();
+        for (id, object) in &mut self.table {
+            object.round(*id, batch_bytes, &mut stats, out)?;
+        }
+        Ok(stats)
+    }
+}
+
+impl Object {
+    fn new(file: File, kind: ObjectKind) -> Self {
+        Self {
+            file,
+            kind,
+            seen: true,
+            data: None,
+            mapped: RangeSet::new(),
+            dirty: RangeSet::new(),
+            suspect: false,
+            stamp: None,
+            sent: Digests::default(),
+        }
+    }
+
+    fn size(&self) -> u64 {
+        self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    fn data(&mut self, pid: Pid) -> Result<&RangeSet, MemoryError> {
+        let data = match self.data.take() {
+            Some(data) => data,
+            None => data_ranges(&self.file, self.size()).map_err(|error| self.unreadable(pid, &error))?,
+        };
+        Ok(self.data.insert(data))
+    }
+
+    fn unreadable(&self, pid: Pid, error: &std::io::Error) -> MemoryError {
+        MemoryError::Proc { pid, name: format!("shared memory ({:?})", self.kind), source: errno(error) }
+    }
+
+    /// True if write(2) or truncate(2) may have changed the file; asked before it is read.
+    fn touched(&mut self) -> bool {
+        if self.kind == ObjectKind::Anonymous {
+            return false;
+        }
+        let stamp = self.file.metadata().ok().map(|m| (m.len(), m.mtime(), m.mtime_nsec()));
+        let touched = stamp.is_none() || stamp != self.stamp;
+        self.stamp = stamp;
+        touched
+    }
+
+    fn round(
+        &mut self,
+        id: u64,
+        batch_bytes: usize,
+        stats: &mut SpaceStats,
+        out: &mut BatchSink<'_>,
+    ) -> Result<(), MemoryError> {
+        let begun = Instant::now();
+        let nobody = Pid(std::process::id().cast_signed());
+        self.suspect |= self.touched();
+        let mut data = self.data(nobody)?.clone();
+        if self.kind != ObjectKind::Anonymous {
+            data = data.intersection(&self.mapped);
+        }
+        let sent = self.sent.pages();
+        self.dirty = self.dirty.union(&data.difference(&sent)).intersection(&data);
+        if self.suspect {
+            let changed = self.changed(&data.difference(&self.dirty), batch_bytes)?;
+            self.dirty = self.dirty.union(&changed);
+            self.suspect = false;
+        }
+        stats.scan += begun.elapsed();
+        let begun = Instant::now();
+        self.tell_holes(id, &sent.difference(&data), stats, out)?;
+        self.send(id, batch_bytes, stats, out)?;
+        stats.read += begun.elapsed();
+        Ok(())
+    }
+
+    /// Which of `pages` differ from what was sent.
+    fn changed(&self, pages: &RangeSet, batch_bytes: usize) -> Result<RangeSet, MemoryError> {
+        let mut changed = RangeSet::new();
+        let mut buffer = bytes::BytesMut::with_capacity(batch_bytes.max(PAGE_SIZE as usize));
+        for (start, end) in pages.iter() {
+            let mut at = start;
+            while at < end {
+                buffer.clear();
+                let next = self.read(at, end, &mut buffer)?;
+                self.sent.compare(at, &buffer, &mut changed);
+                at = next;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Reads whole pages from `start` towards `end`, as many as fit; what is behind the end of a file is zero.
+    fn read(&self, start: u64, end: u64, buffer: &mut bytes::BytesMut) -> Result<u64, MemoryError> {
+        let room = (buffer.capacity() - buffer.len()) as u64 / PAGE_SIZE * PAGE_SIZE;
+        let len = room.min(end - start);
+        let past = buffer.len() + usize::try_from(len).unwrap_or(0);
+        while buffer.len() < past {
+            let done = (buffer.len() + usize::try_from(len).unwrap_or(0) - past) as u64;
+            let read = process_vm::pread_append(self.file.as_fd(), start + done, past - buffer.len(), buffer)
+                .map_err(|source| MemoryError::Object {
+                    kind: self.kind.clone(),
+                    offset: start + done,
+                    source,
+                })?;
+            if read == 0 {
+                buffer.resize(past, 0);
+            }
+        }
+        Ok(start + len)
+    }
+
+    fn tell_holes(
+        &mut self,
+        id: u64,
+        holes: &RangeSet,
+        stats: &mut SpaceStats,
+        out: &mut BatchSink<'_>,
+    ) -> Result<(), MemoryError> {
+        let extent =
+            |(start, end)| Extent { start, pages: (end - start) / PAGE_SIZE, kind: ExtentKind::Hole };
+        let extents: Vec<Extent> = holes.iter().map(extent).collect();
+        for part in extents.chunks(MAX_EXTENTS) {
+            out(Batch { target: Target::Object(id), extents: part.to_vec(), payload: Bytes::new() })?;
+        }
+        holes.iter().for_each(|(start, end)| self.sent.forget(start, end));
+        stats.hole_pages += holes.pages();
+        Ok(())
+    }
+
+    fn send(
+        &mut self,
+        id: u64,
+        batch_bytes: usize,
+        stats: &mut SpaceStats,
+        out: &mut BatchSink<'_>,
+    ) -> Result<(), MemoryError> {
+        let pages = self.dirty.clone();
+        let mut at = 0;
+        while pages.within(at, u64::MAX).next().is_some() {
+            let mut payload = Payload::new(Target::Object(id), batch_bytes);
+            let mut position = at;
+            for (start, end) in pages.within(at, u64::MAX) {
+                let end = end.min(start + payload.room() as u64);
+                if start >= end {
+                    break;
+                }
+                self.read_into(start, end, &mut payload)?;
+                position = end;
+            }
+            if let Some(batch) = payload.finish() {
+                let (data, zero) = count(&batch);
+                out(batch)?;
+                stats.data_pages += data;
+                stats.zero_pages += zero;
+            }
+            self.dirty.remove(at, position);
+            at = position;
+        }
+        Ok(())
+    }
+
+    fn read_into(&mut self, start: u64, end: u64, payload: &mut Payload) -> Result<(), MemoryError> {
+        let mut at = start;
+        while at < end {
+            let from = payload.buffer().len();
+            let next = self.read(at, end, payload.buffer())?;
+            let bytes = payload.buffer().get(from..).unwrap_or_default();
+            self.sent.remember(at, bytes);
+            at = next;
+        }
+        payload.took(start, end);
+        Ok(())
+    }
+}
+
+/// The page-aligned parts of a file that hold data.
+fn data_ranges(file: &File, size: u64) -> std::io::Result<RangeSet> {
+    use nix::errno::Errno;
+    use nix::unistd::{Whence, lseek64};
+    let seek = |at: u64, whence| match lseek64(file.as_fd(), at.cast_signed(), whence) {
+        Ok(found) => Ok(Some(found.cast_unsigned())),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(error) => Err(std::io::Error::from(error)),
+    };
+    let mut ranges = RangeSet::new();
+    let mut at = 0;
+    while at < size {
+        let Some(start) = seek(at, Whence::SeekData)? else { break };
+        let end = seek(start, Whence::SeekHole)?.unwrap_or(size).max(start + 1);
+        ranges.insert(start / PAGE_SIZE * PAGE_SIZE, end.next_multiple_of(PAGE_SIZE));
+        at = end;
+    }
+    Ok(ranges)
+}
