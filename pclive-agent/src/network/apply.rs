@@ -34,7 +34,6 @@ pub struct NetworkConfig {
 enum Undo {
     /// In the agent's namespace.
     DeleteHostEnd(Handle),
-    DeleteLink(Handle),
     Link(Handle, LinkChange),
     Address(Handle, Address),
     Route(Handle, Route),
@@ -99,11 +98,10 @@ impl Applied {
         &self.namespace
     }
 
-    /// The container runs: its network stays. Opens it if it is not open.
+    /// The container runs: its network stays, also when this fails. Opens it if it is not open.
     pub fn keep(mut self) -> Result<()> {
-        self.open()?;
         self.done.clear();
-        Ok(())
+        self.open()
     }
 
     /// Takes everything back; the first failure is the error, the rest is done all the same.
@@ -123,12 +121,14 @@ impl Applied {
     fn take_back_one(&mut self, step: &Undo) -> Result<()> {
         match step {
             Undo::DeleteHostEnd(handle) => changes::delete_link(&mut self.home, handle),
-            Undo::DeleteLink(handle) => changes::delete_link(&mut self.inside, handle),
-            Undo::Link(handle, change) => changes::link(&mut self.inside, handle, change),
+            Undo::Link(handle, change) => changes::link_if_there(&mut self.inside, handle, change),
             Undo::Address(handle, address) => changes::delete_address(&mut self.inside, handle, address),
             Undo::Route(handle, route) => changes::delete_route(&mut self.inside, handle, route),
             Undo::Neighbour(handle, known) => changes::delete_neighbour(&mut self.inside, handle, known),
-            Undo::Setting(setting) => settings::write(&self.namespace, setting),
+            Undo::Setting(setting) => match settings::exists(&self.namespace, setting)? {
+                true => settings::write(&self.namespace, setting),
+                false => Ok(()),
+            },
         }
     }
 
@@ -174,7 +174,6 @@ impl Applied {
                 Kind::Veth | Kind::Macvlan | Kind::Ipvlan | Kind::Hardware => {
                     self.create_veth(home, interface, config)?;
                 }
-                Kind::Dummy => self.create_dummy(interface)?,
                 Kind::Loopback => return Err(self.missing(interface)),
                 Kind::Other(kind) => {
                     return Err(Error::UnsupportedKind {
@@ -219,27 +218,17 @@ impl Applied {
         }
     }
 
-    fn create_dummy(&mut self, interface: &Interface) -> Result<()> {
-        let end = VethEnd { name: &interface.name, mac: interface.mac };
-        changes::create_dummy(&mut self.inside, &end, interface.mtu)?;
-        let made = self.link_of(interface)?;
-        self.done.push(Undo::DeleteLink(Handle { index: made.index, name: made.name }));
-        Ok(())
-    }
-
     fn configure(&mut self, interface: &Interface) -> Result<()> {
         let link = self.link_of(interface)?;
         let handle = Handle { index: link.index, name: link.name.clone() };
         if !interface.is_loopback() {
             self.set_properties(interface, &link, &handle)?;
         }
-        // Only the addresses of the original: a generated one would be a second link-local address.
-        if interface.ipv6 {
-            changes::link(
-                &mut self.inside,
-                &handle,
-                &LinkChange::AddressGeneration(changes::GENERATE_NO_ADDRESS),
-            )?;
+        // Only the addresses of the original: one that the kernel generates would be another.
+        let generation = link.address_generation.filter(|_| !interface.is_loopback());
+        if let Some(mode) = generation {
+            self.generate(&handle, changes::GENERATE_NO_ADDRESS)?;
+            self.done.push(Undo::Link(handle.clone(), LinkChange::AddressGeneration(mode)));
         }
         if interface.up && !link.is_up() {
             changes::link(&mut self.inside, &handle, &LinkChange::Up)?;
@@ -250,11 +239,14 @@ impl Applied {
             self.add_routes(interface, &handle)?;
             self.add_neighbours(interface, &handle)?;
         }
-        if interface.ipv6 {
-            let mode = LinkChange::AddressGeneration(interface.address_generation);
-            changes::link(&mut self.inside, &handle, &mode)?;
+        if let Some(mode) = generation {
+            self.generate(&handle, interface.address_generation.unwrap_or(mode))?;
         }
         Ok(())
+    }
+
+    fn generate(&mut self, handle: &Handle, mode: u8) -> Result<()> {
+        changes::link(&mut self.inside, handle, &LinkChange::AddressGeneration(mode))
     }
 
     fn set_properties(&mut self, interface: &Interface, link: &Link, handle: &Handle) -> Result<()> {

@@ -98,6 +98,14 @@ pub(super) fn link(socket: &mut RouteSocket, handle: &Handle, change: &LinkChang
     })
 }
 
+/// [`link`], but a link that is gone needs no change: for taking things back.
+pub(super) fn link_if_there(socket: &mut RouteSocket, handle: &Handle, change: &LinkChange) -> Result<()> {
+    match link(socket, handle, change) {
+        Err(Error::Link { source, .. }) if is(&source, Errno::ENODEV) => Ok(()),
+        done => done,
+    }
+}
+
 /// The end of a new veth pair.
 pub(super) struct VethEnd<'a> {
     pub(super) name: &'a str,
@@ -123,14 +131,6 @@ pub(super) fn create_veth(
         LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
     ]));
     create_link(socket, message, far.name)
-}
-
-/// Makes a dummy, down.
-pub(super) fn create_dummy(socket: &mut RouteSocket, end: &VethEnd<'_>, mtu: u32) -> Result<()> {
-    let mut message = LinkMessage::default();
-    message.attributes = end_attributes(end, mtu);
-    message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Dummy)]));
-    create_link(socket, message, end.name)
 }
 
 fn create_link(socket: &mut RouteSocket, message: LinkMessage, interface: &str) -> Result<()> {

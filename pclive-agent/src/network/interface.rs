@@ -20,8 +20,8 @@ pub struct Interface {
     pub arp: bool,
     /// `net.ipv6.conf.<name>.disable_ipv6` is 0.
     pub ipv6: bool,
-    /// How the kernel makes IPv6 addresses of its own: IN6_ADDR_GEN_MODE_*.
-    pub address_generation: u8,
+    /// How the kernel makes IPv6 addresses of its own: IN6_ADDR_GEN_MODE_*. None without IPv6.
+    pub address_generation: Option<u8>,
     /// Without 127.0.0.1 and ::1.
     pub addresses: Vec<Address>,
     /// Of the main table, without those that the kernel makes for an address.
@@ -48,8 +48,6 @@ pub enum Kind {
     Macvlan,
     /// Shares the MAC of another device. Becomes a veth with a MAC of its own.
     Ipvlan,
-    /// Leads nowhere.
-    Dummy,
     /// A device of the hardware that was moved in. Becomes a veth.
     Hardware,
     /// Cannot be made by the agent; the runtime must.
@@ -64,7 +62,6 @@ impl Kind {
             "veth" => Self::Veth,
             "macvlan" => Self::Macvlan,
             "ipvlan" => Self::Ipvlan,
-            "dummy" => Self::Dummy,
             "" => Self::Hardware,
             other => Self::Other(other.to_owned()),
         }
@@ -77,7 +74,6 @@ impl Kind {
             Self::Veth => "veth",
             Self::Macvlan => "macvlan",
             Self::Ipvlan => "ipvlan",
-            Self::Dummy => "dummy",
             Self::Hardware => "",
             Self::Other(name) => name,
         }

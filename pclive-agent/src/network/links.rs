@@ -25,8 +25,8 @@ pub(super) struct Link {
     pub(super) alias: String,
     /// The interface has IPv6, and it is not disabled.
     pub(super) ipv6: bool,
-    /// IN6_ADDR_GEN_MODE_*.
-    pub(super) address_generation: u8,
+    /// IN6_ADDR_GEN_MODE_*. None when the kernel keeps no IPv6 state for it.
+    pub(super) address_generation: Option<u8>,
 }
 
 impl Link {
@@ -70,7 +70,7 @@ impl Link {
             flags: message.header.flags,
             alias: String::new(),
             ipv6: false,
-            address_generation: 0,
+            address_generation: None,
         };
         for attribute in message.attributes {
             match attribute {
@@ -103,7 +103,7 @@ impl Link {
             for attribute in attributes {
                 match attribute {
                     AfSpecInet6::DevConf(settings) => self.ipv6 = settings.disable_ipv6 == 0,
-                    AfSpecInet6::AddrGenMode(mode) => self.address_generation = mode.into(),
+                    AfSpecInet6::AddrGenMode(mode) => self.address_generation = Some(mode.into()),
                     _ => {}
                 }
             }

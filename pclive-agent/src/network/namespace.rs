@@ -5,7 +5,7 @@
 //! thread of its own: a worker of the runtime never changes its namespace.
 
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -36,9 +36,9 @@ impl Namespace {
         Self::open(path, path.display().to_string())
     }
 
-    /// The agent's own.
+    /// The agent's own: that of the calling thread, which is that of every thread of the agent.
     pub fn own() -> Result<Self> {
-        Self::open(Path::new("/proc/self/ns/net"), "of the agent".to_owned())
+        Self::open(Path::new("/proc/thread-self/ns/net"), "of the agent".to_owned())
     }
 
     fn open(path: &Path, label: String) -> Result<Self> {
@@ -61,6 +61,19 @@ impl Namespace {
     /// [`Error::HostNetwork`] if the namespace is the host's own.
     pub fn refuse_host(&self) -> Result<()> {
         if self.is_host()? { Err(Error::HostNetwork { namespace: self.to_string() }) } else { Ok(()) }
+    }
+
+    /// Every process that the agent sees in the namespace. Those that do not belong to the container share its
+    /// addresses (a pod), and would lose them.
+    pub fn processes(&self) -> Result<Vec<i32>> {
+        let failed = |source| Error::List { what: "processes", namespace: self.label.clone(), source };
+        let pids = fs::read_dir("/proc").map_err(failed)?.filter_map(|entry| {
+            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            // A process that has ended meanwhile is in no namespace.
+            let metadata = fs::metadata(format!("/proc/{pid}/ns/net")).ok()?;
+            ((metadata.dev(), metadata.ino()) == self.identity).then_some(pid)
+        });
+        Ok(pids.collect())
     }
 
     /// Runs `work` on a new thread inside the namespace and waits for it.

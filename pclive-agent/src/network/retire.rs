@@ -19,7 +19,7 @@ pub fn retire(namespace: &Namespace, container: &str, interfaces: &[Interface]) 
     for interface in interfaces.iter().filter(|interface| !interface.is_loopback()) {
         let Some(link) = present.iter().find(|link| link.name == interface.name) else { continue };
         let handle = Handle { index: link.index, name: link.name.clone() };
-        first = first.and(changes::link(&mut socket, &handle, &LinkChange::Down));
+        first = first.and(changes::link_if_there(&mut socket, &handle, &LinkChange::Down));
         for address in &interface.addresses {
             first = first.and(changes::delete_address(&mut socket, &handle, address));
         }

@@ -48,7 +48,7 @@ fn encode_interface(interface: &Interface) -> peer::Interface {
         up: interface.up,
         no_arp: !interface.arp,
         no_ipv6: !interface.ipv6,
-        address_generation: interface.address_generation.into(),
+        address_generation: interface.address_generation.map(u32::from),
         neighbours: interface.neighbours.iter().map(encode_neighbour).collect(),
     }
 }
@@ -121,7 +121,7 @@ fn decode_interface(message: &peer::Interface) -> Checked<Interface> {
         up: message.up,
         arp: !message.no_arp,
         ipv6: !message.no_ipv6,
-        address_generation: small(message.address_generation)?,
+        address_generation: message.address_generation.map(small).transpose()?,
         addresses: message.addresses.iter().map(decode_address).collect::<Checked<_>>()?,
         routes: message.routes.iter().map(decode_route).collect::<Checked<_>>()?,
         neighbours: message.neighbours.iter().map(decode_neighbour).collect::<Checked<_>>()?,
