@@ -15,7 +15,6 @@ pub mod scheduling;
 pub mod seccomp;
 pub mod signals;
 pub mod sockets;
-pub mod sockets;
 pub mod thread;
 pub mod timers;
 pub mod vmas;
