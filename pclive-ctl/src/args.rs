@@ -234,4 +234,29 @@ mod tests {
             assert_eq!(migrate(&arguments).unwrap_err().exit_code(), 2, "{arguments:?}");
         }
     }
+
+    /// The text of a command's chapter in docs/CLI.md; the options of every command stand before the first one.
+    fn chapter<'a>(document: &'a str, command: &str) -> &'a str {
+        let start = document.find(&format!("### `pclivectl {command}")).map_or(0, |start| start + 1);
+        let end = document[start..].find("\n##").map_or(document.len(), |length| start + length);
+        &document[start..end]
+    }
+
+    #[test]
+    fn every_command_and_option_is_documented() {
+        let document = include_str!("../../docs/CLI.md");
+        let command = Args::command();
+        for sub in command.get_subcommands() {
+            let name = sub.get_name();
+            assert!(document.contains(&format!("### `pclivectl {name}")), "{name} is not in docs/CLI.md");
+            for option in sub.get_opts().filter_map(|option| option.get_long()) {
+                let text = chapter(document, name);
+                assert!(text.contains(&format!("`--{option}")), "{name} --{option} is not in its chapter");
+            }
+        }
+        let every = &document[..document.find("## Commands").unwrap()];
+        for option in command.get_opts().filter_map(|option| option.get_long()) {
+            assert!(every.contains(&format!("`--{option}")), "--{option} is not in docs/CLI.md");
+        }
+    }
 }

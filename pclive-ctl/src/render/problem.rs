@@ -9,18 +9,24 @@ use super::text::printable;
 
 /// An error: what failed, where, what to do, and what blocks.
 pub(crate) fn text(error: &Error) -> String {
-    let mut text = format!("error: {}\n", printable(&error.message));
+    let mut text = format!("error: {}\n", lines(&error.message));
     if let Some(place) = place(error) {
         let _ = writeln!(text, "  at: {place}");
     }
     if !error.hint.is_empty() {
-        let _ = writeln!(text, "  hint: {}", printable(&error.hint));
+        let _ = writeln!(text, "  hint: {}", lines(&error.hint));
     }
     if !error.blockers.is_empty() {
         text.push_str("  blockers:\n");
         text.push_str(&blockers(4, &error.blockers));
     }
     text
+}
+
+/// Text of several lines (what a runtime said), its later lines indented.
+fn lines(text: &str) -> String {
+    let lines: Vec<_> = text.trim_end().lines().map(printable).collect();
+    lines.join("\n    ")
 }
 
 /// "destination, negotiating".
@@ -106,6 +112,13 @@ error: cannot read /run/bundles/redis-1/config.json: No such file or directory
     #[test]
     fn an_error_without_a_place_or_a_hint_is_one_line() {
         assert_eq!(text(&Error { message: "no\x07".into(), ..Error::default() }), "error: no\\u{7}\n");
+    }
+
+    #[test]
+    fn a_message_of_several_lines_stays_readable() {
+        let message = "cannot create it: runc said:\nno such file\r\n";
+        let error = Error { message: message.into(), ..Error::default() };
+        assert_eq!(text(&error), "error: cannot create it: runc said:\n    no such file\n");
     }
 
     #[test]

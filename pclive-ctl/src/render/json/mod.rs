@@ -87,9 +87,58 @@ fn told(text: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use pclive_proto::control::{Phase, Role};
+    use pclive_proto::control::{
+        CheckContainerResponse, Container, Feature, Host as WireHost, Migration as WireMigration, Peer,
+        Phase, Role,
+    };
+    use serde_json::Value;
 
     use super::*;
+    use crate::render::report;
+
+    /// Every field name in a document.
+    fn names(value: &Value, found: &mut Vec<String>) {
+        match value {
+            Value::Object(fields) => {
+                for (name, value) in fields {
+                    found.push(name.clone());
+                    names(value, found);
+                }
+            }
+            Value::Array(values) => values.iter().for_each(|value| names(value, found)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+
+    #[test]
+    fn every_field_is_documented() {
+        let blocked = WireError { blockers: vec![WireBlocker::default()], ..WireError::default() };
+        let migration = WireMigration {
+            report: Some(report::tests::sample()),
+            error: Some(blocked.clone()),
+            ..WireMigration::default()
+        };
+        let host = WireHost {
+            peers: vec![Peer::default()],
+            features: vec![Feature::default()],
+            ..WireHost::default()
+        };
+        let found = CheckContainerResponse::default();
+        let documents = [
+            serde_json::to_value(Migrations::from([migration].as_slice())),
+            serde_json::to_value(Failed::from(&blocked)),
+            serde_json::to_value(Check::new("c", None, &found)),
+            serde_json::to_value(Containers::from([Container::default()].as_slice())),
+            serde_json::to_value(Host::from(&host)),
+            serde_json::to_value(Cancelling::new("m", Phase::Frozen)),
+        ];
+        let mut found = Vec::new();
+        documents.into_iter().for_each(|document| names(&document.unwrap(), &mut found));
+        assert!(found.len() > 60, "{found:?}");
+        let text = include_str!("../../../../docs/CLI.md");
+        let missing: Vec<_> = found.iter().filter(|name| !text.contains(&format!("`{name}`"))).collect();
+        assert!(missing.is_empty(), "not in docs/CLI.md: {missing:?}");
+    }
 
     #[test]
     fn an_error_names_its_role_and_phase_or_null() {
