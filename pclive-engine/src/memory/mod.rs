@@ -1,20 +1,27 @@
 //! Memory contents: track what is written, read it in rounds, fill it into restorers.
 //!
-//! Source: an [`space::AddressSpace`] per process sends its private memory. Destination: a [`layout_diff::plan`]
-//! makes the mappings match. Units: addresses and lengths in bytes, page-aligned, half-open.
+//! Source: an [`AddressSpace`] per process sends its private memory, [`Objects`] the shared memory of all.
+//! Destination: a [`layout_diff::plan`] makes the mappings match, a [`Filler`] per restorer and the [`ObjectStore`]
+//! put the pages in place. Units: addresses and lengths in bytes, page-aligned, half-open.
 
+pub mod fill;
 pub mod layout_diff;
 pub mod object;
+pub mod object_store;
 pub mod ranges;
 pub mod space;
 
 mod digest;
 mod error;
+mod fill_error;
 mod payload;
 mod reader;
 mod tracker;
 
 pub use error::MemoryError;
 pub(crate) use error::errno;
+pub use fill::{Discards, Filler};
+pub use fill_error::FillError;
 pub use object::Objects;
+pub use object_store::ObjectStore;
 pub use space::{AddressSpace, SpaceStats};

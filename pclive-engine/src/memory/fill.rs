@@ -1,0 +1,259 @@
+//! The destination side of one process's private memory: pages into a restorer that lives but does not run.
+//!
+//! Invariants: everything from the peer is checked before it is used; a page is written only inside the private
+//! mappings that [`Filler::set_layout`] was given; what was never filled is never discarded. Kernel:
+//! process_vm_writev(2), and `/proc/PID/mem` where the mapping is not writable.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+
+use nix::errno::Errno;
+
+use super::error::errno;
+use super::fill_error::{FillError, check_batch};
+use super::layout_diff::{LayoutOp, USER_END, check_vmas, plan};
+use super::ranges::RangeSet;
+use crate::model::{Batch, Extent, ExtentKind, Mapping, PAGE_SIZE, Pid, Vma};
+use crate::remote::Call;
+use crate::sys::process_vm::{self, MAX_RANGES, RemoteRange};
+
+/// Zeros to write.
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+/// Anonymous memory of at most this size is discarded by writing zeros: cheaper than a remote call.
+const SMALL_HOLE_BYTES: u64 = 16 * PAGE_SIZE;
+
+/// Fills one restorer.
+#[derive(Debug)]
+pub struct Filler {
+    pid: Pid,
+    mem: Option<File>,
+    vmas: Vec<Vma>,
+    /// Pages that were written.
+    filled: RangeSet,
+    /// Guard pages.
+    guarded: RangeSet,
+}
+
+/// What only the restorer itself can do to its memory: to be run there before the next batch is filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Discards {
+    /// Ranges for `MADV_DONTNEED_LOCKED`.
+    pub discard: Vec<(u64, u64)>,
+    /// Ranges for `MADV_GUARD_REMOVE`.
+    pub unguard: Vec<(u64, u64)>,
+    /// Ranges for `MADV_GUARD_INSTALL`.
+    pub guard: Vec<(u64, u64)>,
+}
+
+impl Discards {
+    /// True if there is nothing to run.
+    pub fn is_empty(&self) -> bool {
+        self.discard.is_empty() && self.unguard.is_empty() && self.guard.is_empty()
+    }
+
+    /// The remote calls, in order; each must return 0. There may be more than one batch of calls holds.
+    pub fn calls(&self) -> Vec<Call> {
+        const MADV_DONTNEED_LOCKED: u64 = 24;
+        const MADV_GUARD_INSTALL: u64 = 102;
+        const MADV_GUARD_REMOVE: u64 = 103;
+        let steps = [
+            (&self.discard, MADV_DONTNEED_LOCKED),
+            (&self.unguard, MADV_GUARD_REMOVE),
+            (&self.guard, MADV_GUARD_INSTALL),
+        ];
+        let call =
+            |(start, end): &(u64, u64), advice| Call::new(libc::SYS_madvise, &[*start, end - start, advice]);
+        steps.into_iter().flat_map(|(ranges, advice)| ranges.iter().map(move |r| call(r, advice))).collect()
+    }
+}
+
+impl Filler {
+    /// A filler for a restorer without mappings.
+    pub fn new(pid: Pid) -> Self {
+        Self { pid, mem: None, vmas: Vec::new(), filled: RangeSet::new(), guarded: RangeSet::new() }
+    }
+
+    /// Takes over the mappings that the restorer has now. What [`plan`] unmapped between the last layout and this one
+    /// counts as empty.
+    pub fn set_layout(&mut self, vmas: &[Vma]) -> Result<(), FillError> {
+        check_vmas(vmas).map_err(|source| FillError::Layout { pid: self.pid, source })?;
+        for step in plan(&self.vmas, vmas) {
+            if let LayoutOp::Unmap { start, end } = step {
+                self.filled.remove(start, end);
+                self.guarded.remove(start, end);
+            }
+        }
+        self.vmas = vmas.to_vec();
+        Ok(())
+    }
+
+    /// Puts a batch for this process in place. The result must be run in the restorer before the next call.
+    pub fn fill(&mut self, batch: &Batch) -> Result<Discards, FillError> {
+        check_batch(batch, USER_END)?;
+        let mut discards = Discards::default();
+        let mut data = Vec::with_capacity(batch.extents.len());
+        for extent in &batch.extents {
+            for (start, end, backing) in self.parts(batch, extent)? {
+                match extent.kind {
+                    ExtentKind::Data => data.push(RemoteRange { start, len: end - start }),
+                    ExtentKind::Zero => self.zero(start, end, backing)?,
+                    ExtentKind::Hole => self.hole(start, end, backing, &mut discards)?,
+                    ExtentKind::Guard => self.guard(start, end, &mut discards),
+                }
+            }
+        }
+        self.write(&data, &batch.payload)?;
+        data.iter().for_each(|range| self.filled.insert(range.start, range.start + range.len));
+        Ok(discards)
+    }
+
+    /// The parts of an extent by mapping; all of it must be private memory.
+    fn parts(&self, batch: &Batch, extent: &Extent) -> Result<Vec<(u64, u64, Backing)>, FillError> {
+        let (mut at, end) = (extent.start, extent.end());
+        let first = self.vmas.partition_point(|vma| vma.end <= at);
+        let mut parts = Vec::with_capacity(1);
+        for vma in self.vmas.get(first..).unwrap_or_default() {
+            let backing = match &vma.mapping {
+                Mapping::PrivateAnonymous => Backing::Nothing,
+                Mapping::PrivateFile(_) => Backing::File,
+                Mapping::SharedFile { .. } | Mapping::SharedAnonymous { .. } => break,
+            };
+            if at >= end || vma.start > at {
+                break;
+            }
+            let to = vma.end.min(end);
+            parts.push((at, to, backing));
+            at = to;
+        }
+        if at < end {
+            let what = "outside the private mappings of the process";
+            return Err(FillError::Malformed { target: batch.target, start: at, what });
+        }
+        Ok(parts)
+    }
+
+    fn zero(&mut self, start: u64, end: u64, backing: Backing) -> Result<(), FillError> {
+        match backing {
+            Backing::File => {
+                self.write_zeros(start, end)?;
+                self.filled.insert(start, end);
+                Ok(())
+            }
+            Backing::Nothing => {
+                let known: Vec<_> = self.filled.within(start, end).collect();
+                known.into_iter().try_for_each(|(start, end)| self.write_zeros(start, end))
+            }
+        }
+    }
+
+    fn hole(
+        &mut self,
+        start: u64,
+        end: u64,
+        backing: Backing,
+        discards: &mut Discards,
+    ) -> Result<(), FillError> {
+        discards.unguard.extend(self.guarded.within(start, end));
+        self.guarded.remove(start, end);
+        let known: Vec<_> = self.filled.within(start, end).collect();
+        for (start, end) in known {
+            if backing == Backing::Nothing && end - start <= SMALL_HOLE_BYTES {
+                self.write_zeros(start, end)?;
+            } else {
+                discards.discard.push((start, end));
+                self.filled.remove(start, end);
+            }
+        }
+        Ok(())
+    }
+
+    fn guard(&mut self, start: u64, end: u64, discards: &mut Discards) {
+        discards.guard.push((start, end));
+        self.guarded.insert(start, end);
+        self.filled.remove(start, end);
+    }
+
+    fn write_zeros(&mut self, start: u64, end: u64) -> Result<(), FillError> {
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(ZEROS.len() as u64);
+            let bytes = ZEROS.get(..usize::try_from(len).unwrap_or(0)).unwrap_or_default();
+            self.write(&[RemoteRange { start: at, len }], bytes)?;
+            at += len;
+        }
+        Ok(())
+    }
+
+    /// Writes `bytes` into `ranges` one after the other, which are as long together.
+    fn write(&mut self, ranges: &[RemoteRange], bytes: &[u8]) -> Result<(), FillError> {
+        let mut rest = bytes;
+        for ranges in ranges.chunks(MAX_RANGES) {
+            let len: u64 = ranges.iter().map(|range| range.len).sum();
+            let (now, later) = split(rest, len);
+            self.write_some(ranges, now)?;
+            rest = later;
+        }
+        Ok(())
+    }
+
+    fn write_some(&mut self, ranges: &[RemoteRange], bytes: &[u8]) -> Result<(), FillError> {
+        let (mut ranges, mut bytes) = (ranges, bytes);
+        let mut cut;
+        loop {
+            let Some(first) = ranges.first() else { return Ok(()) };
+            let written = match process_vm::write(self.pid, bytes, ranges) {
+                Ok(written) => written as u64,
+                Err(Errno::EFAULT) => 0,
+                Err(source) => return Err(FillError::Write { pid: self.pid, start: first.start, source }),
+            };
+            let (done, within) = progress(ranges, written);
+            bytes = split(bytes, written).1;
+            let Some(stopped) = ranges.get(done) else { return Ok(()) };
+            // The range at which the kernel stopped goes the slow way, to its end.
+            let rest = RemoteRange { start: stopped.start + within, len: stopped.len - within };
+            let (now, later) = split(bytes, rest.len);
+            self.write_forced(rest.start, now)?;
+            bytes = later;
+            cut = ranges.get(done + 1..).unwrap_or_default();
+            ranges = cut;
+        }
+    }
+
+    /// Through `/proc/PID/mem`, which disregards the mapping's protection.
+    fn write_forced(&mut self, start: u64, bytes: &[u8]) -> Result<(), FillError> {
+        let pid = self.pid;
+        let failed = |error: std::io::Error| FillError::Write { pid, start, source: errno(&error) };
+        let mem = match &self.mem {
+            Some(mem) => mem,
+            None => {
+                let mem = OpenOptions::new().write(true).open(format!("/proc/{pid}/mem")).map_err(failed)?;
+                self.mem.insert(mem)
+            }
+        };
+        mem.write_all_at(bytes, start).map_err(failed)
+    }
+}
+
+/// What shows where a private mapping has no page of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Backing {
+    Nothing,
+    File,
+}
+
+/// How many ranges `bytes` fill, and how much of the next one.
+fn progress(ranges: &[RemoteRange], bytes: u64) -> (usize, u64) {
+    let mut left = bytes;
+    for (index, range) in ranges.iter().enumerate() {
+        if left < range.len {
+            return (index, left);
+        }
+        left -= range.len;
+    }
+    (ranges.len(), 0)
+}
+
+fn split(bytes: &[u8], at: u64) -> (&[u8], &[u8]) {
+    bytes.split_at(usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len()))
+}
