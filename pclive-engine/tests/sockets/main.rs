@@ -1,0 +1,9 @@
+//! Sockets of real network namespaces, captured and built again. Needs root.
+
+mod connection;
+mod life;
+mod namespace;
+mod options;
+mod speed;
+mod udp;
+mod unix;
