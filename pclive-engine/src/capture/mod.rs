@@ -7,6 +7,7 @@
 mod attributes;
 pub mod creds;
 pub mod failure;
+pub mod files;
 pub mod limits;
 mod mapping_kind;
 pub mod mm;

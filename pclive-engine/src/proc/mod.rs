@@ -5,6 +5,7 @@ pub mod fdinfo;
 pub mod maps;
 mod maps_line;
 pub mod mountinfo;
+pub mod root;
 pub mod smaps;
 pub mod sock_diag;
 pub mod stat;

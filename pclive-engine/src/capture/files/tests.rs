@@ -1,0 +1,341 @@
+//! Captures the descriptors of real programs.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdout, Command, Stdio as Redirect};
+
+use super::*;
+use crate::model::file::Owner;
+
+/// A Python program that has printed "ready" and a list of numbers, and waits until it is dropped.
+struct Program {
+    child: Child,
+    _output: BufReader<ChildStdout>,
+    numbers: Vec<i32>,
+}
+
+impl Program {
+    fn start(script: &str) -> Self {
+        Self::run(Command::new("python3").args(["-c", &Self::whole(script)]))
+    }
+
+    fn whole(script: &str) -> String {
+        format!(
+            "import os,sys,fcntl,select,signal,socket,struct,ctypes,time\n\
+             libc=ctypes.CDLL(None); os.closerange(3,4096)\n\
+             def stay(): libc.prctl(1,9); signal.pause()\n\
+             def ready(*numbers): print('ready',*numbers,flush=True); sys.stdin.read()\n\
+             {script}\n"
+        )
+    }
+
+    /// A command without the descriptors that whoever started the tests has left open.
+    fn clean(program: &str) -> Command {
+        let mut command = Command::new("python3");
+        let script = "import os,sys; os.closerange(3,4096); os.execvp(sys.argv[1],sys.argv[1:])";
+        command.args(["-c", script, program]);
+        command
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let mut child = command.stdin(Redirect::piped()).stdout(Redirect::piped()).spawn().unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        let numbers = line.strip_prefix("ready").unwrap_or_else(|| panic!("the program said {line:?}"));
+        let numbers = numbers.split_whitespace().map(|number| number.parse().unwrap()).collect();
+        Self { child, _output: output, numbers }
+    }
+
+    fn pid(&self) -> Pid {
+        Pid(self.child.id() as i32)
+    }
+
+    /// The program and the children whose ids it printed as its first `children` numbers.
+    fn collect(&self, children: usize, mode: Mode) -> Files {
+        let mut processes = vec![(self.pid(), Vpid(1))];
+        for (index, pid) in self.numbers[..children].iter().enumerate() {
+            processes.push((Pid(*pid), Vpid(2 + index as i32)));
+        }
+        Table::open(self.pid()).unwrap().collect(&processes, mode).unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Files {
+    fn file(&self, process: usize, fd: i32) -> &OpenFile {
+        let id = self.descriptor(process, fd).file;
+        self.files.iter().find(|file| file.id == id).unwrap_or_else(|| panic!("no file for {fd}: {self:?}"))
+    }
+
+    fn descriptor(&self, process: usize, fd: i32) -> Descriptor {
+        *self.descriptors[process].1.iter().find(|descriptor| descriptor.fd == fd).unwrap()
+    }
+
+    fn refused(&self, fd: i32) -> &str {
+        let blocker = self.blockers.iter().find(|blocker| blocker.place == Place::Descriptor(fd));
+        &blocker.unwrap_or_else(|| panic!("{fd} is not refused: {:?}", self.blockers)).what
+    }
+}
+
+#[test]
+fn duplicates_and_inherited_descriptors_share_one_description() {
+    let program = Program::start(
+        "f=os.open('/etc/passwd',os.O_RDONLY); os.lseek(f,7,0); d=os.dup(f); os.set_inheritable(d,True)\n\
+         g=os.open('/etc/passwd',os.O_RDONLY); os.lseek(g,7,0)\n\
+         p=os.fork()\n\
+         if p==0: stay()\n\
+         ready(p,f,d,g)",
+    );
+    let files = program.collect(1, Mode::Dump);
+    let [_, f, d, g] = program.numbers[..] else { panic!() };
+    assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+    assert_eq!(files.descriptor(0, f).file, files.descriptor(0, d).file);
+    assert_eq!(files.descriptor(0, f).file, files.descriptor(1, f).file);
+    assert_ne!(files.descriptor(0, f).file, files.descriptor(0, g).file);
+    assert!(files.descriptor(0, f).close_on_exec && !files.descriptor(0, d).close_on_exec);
+    let expected = FileKind::Path { path: b"/etc/passwd".to_vec(), offset: 7, file_type: libc::S_IFREG };
+    assert_eq!(files.file(0, f).kind, expected);
+}
+
+#[test]
+fn stdio_that_leads_to_the_parent_is_stdio_wherever_it_is() {
+    let program = Program::start("d=os.dup(1); o=os.open('/dev/stdout',os.O_WRONLY|os.O_APPEND); ready(d,o)");
+    let files = program.collect(0, Mode::Dump);
+    let [d, o] = program.numbers[..] else { panic!() };
+    assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+    for (fd, stream) in [(0, 0), (1, 1), (d, 1), (o, 1)] {
+        assert_eq!(files.file(0, fd).kind, FileKind::Stdio(stream), "descriptor {fd}");
+    }
+    assert_ne!(files.descriptor(0, o).file, files.descriptor(0, 1).file);
+}
+
+#[test]
+fn pipe_contents_are_copied_and_stay_in_the_pipe() {
+    let program = Program::start(
+        "r,w=os.pipe(); os.set_blocking(r,False); fcntl.fcntl(r,1031,1<<18); os.write(w,b'x'*200000)\n\
+         e,x=os.pipe(); os.write(x,b'left'); os.close(x)\n\
+         n,m=os.pipe(); os.close(n)\n\
+         ready(r,w,e,m)",
+    );
+    let [r, w, e, m] = program.numbers[..] else { panic!() };
+    for _ in 0..2 {
+        let files = program.collect(0, Mode::Dump);
+        assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+        let FileKind::Pipe { pipe, path: None, capacity, contents, .. } = &files.file(0, r).kind else {
+            panic!("{:?}", files.file(0, r))
+        };
+        assert_eq!((*capacity, contents.as_slice()), (1 << 18, vec![b'x'; 200_000].as_slice()));
+        assert_eq!(files.file(0, r).flags & libc::O_NONBLOCK, libc::O_NONBLOCK);
+        let FileKind::Pipe { pipe: other, contents, .. } = &files.file(0, w).kind else { panic!() };
+        assert_eq!((other, contents.len()), (pipe, 0));
+        let FileKind::Pipe { contents, .. } = &files.file(0, e).kind else { panic!() };
+        assert_eq!(contents, b"left");
+        assert!(matches!(files.file(0, m).kind, FileKind::Pipe { .. }));
+    }
+    let FileKind::Pipe { contents, .. } = &program.collect(0, Mode::Check).file(0, r).kind.clone() else {
+        panic!()
+    };
+    assert!(contents.is_empty(), "a check reads no contents");
+}
+
+#[test]
+fn pipe_to_a_process_outside_is_refused() {
+    let program = Program::start(
+        "r,w=os.pipe(); p=os.fork()\n\
+         if p==0: os.close(r); stay()\n\
+         os.close(w); ready(r)",
+    );
+    let what = program.collect(0, Mode::Check).refused(program.numbers[0]).to_owned();
+    assert!(what.contains("write end is outside"), "{what}");
+}
+
+#[test]
+fn fifo_is_carried_by_its_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fifo");
+    let program = Program::start(&format!(
+        "p={path:?}; os.mkfifo(p); r=os.open(p,os.O_RDONLY|os.O_NONBLOCK); w=os.open(p,os.O_WRONLY)\n\
+         os.write(w,b'queued'); ready(r,w)"
+    ));
+    let files = program.collect(0, Mode::Dump);
+    assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+    let [r, w] = program.numbers[..] else { panic!() };
+    let FileKind::Pipe { pipe, path: Some(found), contents, .. } = &files.file(0, r).kind else { panic!() };
+    assert_eq!((found.as_slice(), contents.as_slice()), (path.to_str().unwrap().as_bytes(), &b"queued"[..]));
+    let FileKind::Pipe { pipe: other, path: Some(_), .. } = &files.file(0, w).kind else { panic!() };
+    assert_eq!(pipe, other);
+}
+
+#[test]
+fn event_timer_and_signal_descriptors() {
+    let program = Program::start(
+        "e=libc.eventfd(5,1|2048)\n\
+         t=libc.timerfd_create(1,0); libc.timerfd_settime(t,0,struct.pack('4Q',0,1000000,0,1000000),None)\n\
+         o=libc.timerfd_create(0,0)\n\
+         libc.timerfd_settime(o,1,struct.pack('4Q',0,0,int(time.time())+1000,0),None)\n\
+         s=libc.signalfd(-1,struct.pack('16Q',1<<9,*([0]*15)),0)\n\
+         select.select([t],[],[]); ready(e,t,o,s)",
+    );
+    let files = program.collect(0, Mode::Dump);
+    assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+    let [e, t, o, s] = program.numbers[..] else { panic!() };
+    assert_eq!(files.file(0, e).kind, FileKind::Event { count: 5, semaphore: true });
+    assert_eq!(files.file(0, e).flags & libc::O_NONBLOCK, libc::O_NONBLOCK);
+    assert_eq!(files.file(0, s).kind, FileKind::Signal { mask: 1 << 9 });
+    let FileKind::Timer { clock: 1, left_ns, interval_ns: 1_000_000, ticks, .. } = files.file(0, t).kind
+    else {
+        panic!("{:?}", files.file(0, t))
+    };
+    assert!(left_ns > 0 && left_ns <= 1_000_000 && ticks > 0, "{left_ns} {ticks}");
+    let FileKind::Timer { clock: 0, settime_flags: 1, left_ns, .. } = files.file(0, o).kind else { panic!() };
+    assert!((990_000_000_000..=1_000_000_000_000).contains(&left_ns), "{left_ns}");
+}
+
+#[test]
+fn epoll_watches_name_a_descriptor_that_still_is_the_file() {
+    let program = Program::start(
+        "r,w=os.pipe(); e=libc.eventfd(0,0); moved=os.dup(e)\n\
+         p=select.epoll(); p.register(r,select.EPOLLIN|select.EPOLLET); p.register(e,select.EPOLLIN)\n\
+         os.close(e); n=os.open('/dev/null',os.O_RDONLY); assert n==e\n\
+         q=select.epoll(); q.register(p.fileno(),select.EPOLLIN)\n\
+         ready(r,moved,p.fileno(),q.fileno())",
+    );
+    let files = program.collect(0, Mode::Dump);
+    assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+    let [r, moved, p, q] = program.numbers[..] else { panic!() };
+    let FileKind::Epoll { watches } = &files.file(0, p).kind else { panic!() };
+    let mut seen: Vec<_> = watches.iter().map(|watch| (watch.fd, watch.file)).collect();
+    seen.sort_unstable();
+    assert_eq!(seen, [(r, files.descriptor(0, r).file), (moved, files.descriptor(0, moved).file)]);
+    let edge = watches.iter().find(|watch| watch.fd == r).unwrap();
+    assert_ne!(edge.events & libc::EPOLLET as u32, 0);
+    assert_eq!(edge.data as u32, r as u32);
+    let FileKind::Epoll { watches } = &files.file(0, q).kind else { panic!() };
+    assert_eq!((watches.len(), watches[0].fd, watches[0].process), (1, p, Vpid(1)));
+}
+
+#[test]
+fn epoll_watch_on_a_file_that_only_another_process_has_is_refused() {
+    let program = Program::start(
+        "e=libc.eventfd(0,0); p=select.epoll(); p.register(e,select.EPOLLIN); c=os.fork()\n\
+         if c==0: p.close(); stay()\n\
+         os.close(e); ready(c,p.fileno())",
+    );
+    // The child runs as soon as it is forked; its own epoll descriptor may not be closed yet.
+    let files = program.collect(0, Mode::Check);
+    assert!(files.refused(program.numbers[1]).contains("no process with the instance"));
+}
+
+#[test]
+fn owner_and_signal_of_asynchronous_files() {
+    let program = Program::start(
+        "signal.signal(signal.SIGIO,signal.SIG_IGN); r,w=os.pipe(); fcntl.fcntl(r,fcntl.F_SETOWN,os.getpid())\n\
+         fcntl.fcntl(r,10,34); fcntl.fcntl(r,fcntl.F_SETFL,fcntl.fcntl(r,fcntl.F_GETFL)|os.O_ASYNC); ready(r,w)",
+    );
+    let files = program.collect(0, Mode::Dump);
+    let file = files.file(0, program.numbers[0]);
+    assert_eq!(file.owner, Some(Owner { kind: 1, id: Vpid(1), signal: 34 }));
+    assert_ne!(file.flags & libc::O_ASYNC, 0);
+    assert_eq!(files.file(0, program.numbers[1]).owner, None);
+}
+
+#[test]
+fn everything_unsupported_is_refused_at_once() {
+    let program = Program::start(
+        "a=os.memfd_create('m'); b=libc.inotify_init(); c=os.pidfd_open(os.getpid())\n\
+         open('/tmp/pclive-files-%d'%os.getpid(),'w').close(); p='/tmp/pclive-files-%d'%os.getpid()\n\
+         d=os.open(p,os.O_RDWR); os.unlink(p)\n\
+         e=os.open('/tmp',os.O_TMPFILE|os.O_RDWR); m,s=os.openpty()\n\
+         l=os.open('/etc/passwd',os.O_RDONLY); fcntl.flock(l,fcntl.LOCK_SH)\n\
+         n=os.open('/proc/self/ns/net',os.O_RDONLY)\n\
+         ready(a,b,c,d,e,m,s,l,n)",
+    );
+    let files = program.collect(0, Mode::Check);
+    let expected =
+        ["memfd", "inotify", "pidfd", "deleted file", "file", "terminal", "terminal", "flock", "namespace"];
+    for (fd, what) in program.numbers.iter().zip(expected) {
+        assert!(files.refused(*fd).contains(what), "descriptor {fd}: {}", files.refused(*fd));
+    }
+    assert_eq!(files.blockers.len(), expected.len(), "{:?}", files.blockers);
+}
+
+#[test]
+fn devices_directories_and_opaque_descriptors_are_carried_by_path() {
+    let program = Program::start(
+        "n=os.open('/dev/null',os.O_RDWR); d=os.open('/etc',os.O_RDONLY); p=os.open('/dev/zero',os.O_PATH)\n\
+         ready(n,d,p)",
+    );
+    let files = program.collect(0, Mode::Check);
+    assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+    let [n, d, p] = program.numbers[..] else { panic!() };
+    for (fd, path, file_type) in
+        [(n, "/dev/null", libc::S_IFCHR), (d, "/etc", libc::S_IFDIR), (p, "/dev/zero", libc::S_IFCHR)]
+    {
+        let expected = FileKind::Path { path: path.into(), offset: 0, file_type };
+        assert_eq!(files.file(0, fd).kind, expected);
+    }
+    assert_ne!(files.file(0, p).flags & libc::O_PATH, 0);
+}
+
+#[test]
+fn data_in_a_tmpfs_of_the_container_is_refused() {
+    let script =
+        "mount -t tmpfs memory /mnt && mkdir /mnt/deep && :> /mnt/empty && $1 && echo ready && read x";
+    let start = |extra: &str| {
+        let script = script.replace("$1", extra);
+        Program::run(Program::clean("unshare").args([
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-c",
+            &script,
+        ]))
+    };
+    let files = start("echo data > /mnt/deep/file").collect(0, Mode::Check);
+    let places: Vec<_> =
+        files.blockers.iter().map(|blocker| (&blocker.place, blocker.what.as_str())).collect();
+    let place = Place::Mount("/mnt".into());
+    assert_eq!(places, [(&place, "file system in memory that holds data: /mnt/deep/file")]);
+    assert!(start("true").collect(0, Mode::Check).blockers.is_empty());
+    assert!(start("echo x > /mnt/f && mount -o remount,ro /mnt").collect(0, Mode::Check).blockers.is_empty());
+}
+
+#[test]
+fn file_on_a_mount_outside_of_the_container_is_refused_and_as_stdio_carried() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("log"), "").unwrap();
+    let script = format!(
+        "exec 7>>{0}/log; exec 2>&7; exec 8</dev/null; exec python3 -c '\
+         import os,sys;print(\"ready\",flush=True);os.close(7) if sys.argv[1]==\"1\" else 0;sys.stdin.read()' ",
+        directory.path().display()
+    );
+    // The file is opened in this mount namespace; the program then gets a namespace of its own.
+    let run = |close: &str| {
+        let inner = script.replace("exec python3", "exec unshare --mount --propagation private python3");
+        Program::run(Program::clean("sh").args(["-c", &format!("{inner}{close}")]))
+    };
+    let files = run("0").collect(0, Mode::Check);
+    assert_eq!(files.file(0, 2).kind, FileKind::Stdio(2));
+    assert_eq!(files.file(0, 7).kind, FileKind::Stdio(2));
+    assert!(matches!(&files.file(0, 8).kind, FileKind::Path { path, .. } if path == b"/dev/null"));
+    assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+}
+
+#[test]
+fn shared_descriptor_table_is_refused() {
+    // clone(CLONE_FILES | SIGCHLD)
+    let program = Program::start("p=libc.syscall(56,0x400|17,0,0,0,0)\nif p==0: stay()\nready(p)");
+    let files = program.collect(1, Mode::Check);
+    assert!(
+        files.blockers.iter().any(|blocker| blocker.what.contains("table shared")),
+        "{:?}",
+        files.blockers
+    );
+}
