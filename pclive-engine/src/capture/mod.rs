@@ -12,6 +12,7 @@ pub mod limits;
 mod mapping_kind;
 pub mod mm;
 pub mod process;
+pub mod rseq;
 pub mod scheduling;
 pub mod seccomp;
 pub mod signals;

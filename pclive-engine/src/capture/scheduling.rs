@@ -6,8 +6,8 @@
 use std::path::Path;
 
 use super::failure::CaptureStateError;
-use crate::model::Pid;
 use crate::model::state::Scheduling;
+use crate::model::{Pid, Vpid};
 use crate::sys::sched;
 
 /// The CPUs that a container may use.
@@ -62,10 +62,14 @@ fn parse_list(text: &str) -> Option<Vec<u8>> {
 }
 
 /// How a thread is scheduled.
-pub(super) fn capture(pid: Pid, cpus: &CpuSet) -> Result<Scheduling, CaptureStateError> {
+pub(super) fn capture(pid: Pid, vpid: Vpid, cpus: &CpuSet) -> Result<Scheduling, CaptureStateError> {
     let failed =
         |what| move |source: nix::Error| CaptureStateError::Request { pid, what, source: source.into() };
     let attributes = sched::attributes(pid).map_err(failed("scheduling attributes"))?;
+    if attributes.policy == libc::SCHED_DEADLINE as u32 {
+        let what = "it is scheduled with deadlines (SCHED_DEADLINE)".into();
+        return Err(CaptureStateError::Unsupported { vpid, what, hint: "give it another policy (chrt)" });
+    }
     let mask = sched::affinity(pid).map_err(failed("CPU affinity"))?;
     Ok(Scheduling {
         policy: attributes.policy,

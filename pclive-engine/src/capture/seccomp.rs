@@ -12,17 +12,13 @@ use crate::sys::ptrace_state;
 pub(super) const MODE_STRICT: u32 = 1;
 
 /// The filters of a thread, the oldest first, as indices into `table`, which grows by those that are new.
-pub(super) fn capture(
+pub(crate) fn capture(
     pid: Pid,
     vpid: Vpid,
     status: &Status,
     table: &mut Vec<SeccompFilter>,
 ) -> Result<Vec<u32>, CaptureStateError> {
-    if status.seccomp == MODE_STRICT {
-        let what = "it runs in strict seccomp mode".into();
-        let hint = "the program has to end first: nothing can be asked of it in that mode";
-        return Err(CaptureStateError::Unsupported { vpid, what, hint });
-    }
+    refuse_strict(vpid, status)?;
     if status.seccomp == 0 {
         return Ok(Vec::new());
     }
@@ -33,6 +29,16 @@ pub(super) fn capture(
         indices.push(index_of(filter, table));
     }
     Ok(indices)
+}
+
+/// In strict mode any remote call would kill the task.
+pub(super) fn refuse_strict(vpid: Vpid, status: &Status) -> Result<(), CaptureStateError> {
+    if status.seccomp != MODE_STRICT {
+        return Ok(());
+    }
+    let what = "it runs in strict seccomp mode".into();
+    let hint = "wait until the program has ended";
+    Err(CaptureStateError::Unsupported { vpid, what, hint })
 }
 
 fn index_of(filter: SeccompFilter, table: &mut Vec<SeccompFilter>) -> u32 {

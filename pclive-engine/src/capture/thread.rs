@@ -10,6 +10,7 @@ use super::scheduling::CpuSet;
 use super::signals::{self, AltStackPlan};
 use super::{scheduling, seccomp, xstate};
 use crate::model::state::{ProcessState, SeccompFilter, ThreadState};
+use crate::model::{Pid, Vpid};
 use crate::proc::status::{self, Status};
 use crate::remote::{Answers, Batch, RemoteError, RemoteTask};
 use crate::sys::ptrace::registers_to_bytes;
@@ -23,6 +24,19 @@ pub struct Frame<'a> {
     pub registers: &'a Registers,
     /// Blocked signals.
     pub signal_mask: u64,
+}
+
+/// Looks whether remote calls may be made in a thread at all: to be called when it has been stopped for the first
+/// time, before any of them.
+pub fn admit(pid: Pid, vpid: Vpid) -> Result<(), CaptureStateError> {
+    let dispatches = ptrace_state::dispatches_syscalls(pid);
+    if let Ok(true) = dispatches {
+        let what = "it has its system calls turned into signals (syscall user dispatch)".into();
+        let hint = "such programs (Wine, some emulators) cannot be migrated";
+        return Err(CaptureStateError::Unsupported { vpid, what, hint });
+    }
+    let status = read_text(pid, "status", status::parse)?;
+    seccomp::refuse_strict(vpid, &status)
 }
 
 /// Captures a thread that is not the leader and appends it to its process.
@@ -81,7 +95,7 @@ impl ThreadPlan {
             robust_list: attributes.robust_list,
             clear_child_tid: attributes.clear_child_tid,
             rseq: ptrace_state::rseq(pid).map_err(request("rseq area"))?,
-            scheduling: scheduling::capture(pid, cpus)?,
+            scheduling: scheduling::capture(pid, vpid, cpus)?,
             credentials: self.credentials.take(answers, task, status)?,
             parent_death_signal: attributes.parent_death_signal,
             timer_slack_ns: attributes.timer_slack_ns,
@@ -91,8 +105,6 @@ impl ThreadPlan {
             tsc_faults: attributes.tsc_faults,
             cpuid_faults: attributes.cpuid_faults,
             machine_check_policy: attributes.machine_check_policy,
-            syscall_dispatch: ptrace_state::syscall_dispatch(pid)
-                .map_err(request("syscall user dispatch"))?,
             seccomp: seccomp::capture(pid, vpid, status, filters)?,
         })
     }

@@ -150,8 +150,6 @@ pub struct ThreadState {
     pub cpuid_faults: bool,
     /// `PR_MCE_KILL_GET`: `PR_MCE_KILL_*`.
     pub machine_check_policy: u32,
-    /// Syscall user dispatch; `None` when off.
-    pub syscall_dispatch: Option<SyscallDispatch>,
     /// The thread's filters, the oldest first: indices into [`ProcessState::seccomp_filters`].
     pub seccomp: Vec<u32>,
 }
@@ -163,17 +161,6 @@ pub struct MemoryPolicy {
     pub mode: u32,
     /// NUMA nodes, a bit each, in the machine's byte order.
     pub nodes: Vec<u8>,
-}
-
-/// Where system calls are turned into SIGSYS (`PR_SET_SYSCALL_USER_DISPATCH`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SyscallDispatch {
-    /// First address of the code whose calls are let through.
-    pub start: u64,
-    /// Its length in bytes.
-    pub len: u64,
-    /// The byte that allows or blocks; 0 for none.
-    pub selector: u64,
 }
 
 /// A seccomp filter program.

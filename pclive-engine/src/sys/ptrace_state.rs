@@ -4,15 +4,13 @@
 
 use std::io::{Error, Result};
 
-use crate::model::state::{Rseq, SeccompFilter, SyscallDispatch};
+use crate::model::state::{Rseq, SeccompFilter};
 use crate::model::{Pid, RemoteAddr};
 
 const NT_X86_XSTATE: usize = 0x202;
 const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
 const PTRACE_SECCOMP_GET_METADATA: libc::c_uint = 0x420d;
-const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4210;
 const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
-const PR_SYS_DISPATCH_ON: u64 = 1;
 
 /// Bytes of a `siginfo_t`.
 pub const SIGINFO_BYTES: usize = 128;
@@ -131,23 +129,11 @@ pub fn seccomp_filter(pid: Pid, index: usize) -> Result<Option<SeccompFilter>> {
     Ok(Some(SeccompFilter { flags: metadata.flags, program }))
 }
 
-/// Syscall user dispatch; `None` when it is off. Linux 6.4.
-pub fn syscall_dispatch(pid: Pid) -> Result<Option<SyscallDispatch>> {
+/// Whether syscall user dispatch (`PR_SET_SYSCALL_USER_DISPATCH`) is on: remote calls would raise SIGSYS.
+/// EIO: a kernel before 6.4, which cannot tell.
+pub fn dispatches_syscalls(pid: Pid) -> Result<bool> {
     let mut config = DispatchConfig::default();
     let to = (&raw mut config) as usize;
     request(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, pid, size_of::<DispatchConfig>(), to)?;
-    let DispatchConfig { mode, selector, offset, len } = config;
-    Ok((mode == PR_SYS_DISPATCH_ON).then_some(SyscallDispatch { start: offset, len, selector }))
-}
-
-/// Turns syscall user dispatch on, or off with `None`. Remote calls must not be made while it is on. Linux 6.4.
-pub fn set_syscall_dispatch(pid: Pid, dispatch: Option<SyscallDispatch>) -> Result<()> {
-    let config = dispatch.map_or_else(DispatchConfig::default, |on| DispatchConfig {
-        mode: PR_SYS_DISPATCH_ON,
-        selector: on.selector,
-        offset: on.start,
-        len: on.len,
-    });
-    let from = (&raw const config) as usize;
-    request(PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG, pid, size_of::<DispatchConfig>(), from).map(drop)
+    Ok(config.mode != 0)
 }
