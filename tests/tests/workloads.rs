@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use pclive_tests::link::TEN_GIGABIT;
 use pclive_tests::workload::verifier::Verifier;
-use pclive_tests::workload::{http, memcached, pipeline, redis, torture};
+use pclive_tests::workload::{http, memcached, pipeline, redis, states, torture};
 use pclive_tests::{Lab, needs};
 
 #[test]
@@ -112,5 +112,19 @@ fn torture_notices_one_changed_byte() -> Result<()> {
     let found = (0..20).find_map(|_| verifier.check().err());
     let text = found.expect("the changed byte is found").to_string();
     assert!(text.starts_with("FAIL thread 0:") && text.contains("1 words differ"), "{text}");
+    Ok(())
+}
+
+#[test]
+fn states_stay_as_they_are_where_nothing_moves() -> Result<()> {
+    if !needs::met(&["busybox"]) {
+        return Ok(());
+    }
+    let lab = Lab::without_agents(TEN_GIGABIT)?;
+    let container = lab.start(&states::bundle("states", &[]))?;
+    let verifier = Verifier::new(&lab.client, container.v4);
+    for _ in 0..3 {
+        verifier.check().with_context(|| container.log(&lab.a))?;
+    }
     Ok(())
 }

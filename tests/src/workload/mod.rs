@@ -6,5 +6,6 @@ pub mod memcached;
 pub mod pipeline;
 pub mod redis;
 pub mod resp;
+pub mod states;
 pub mod torture;
 pub mod verifier;

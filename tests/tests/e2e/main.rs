@@ -3,6 +3,7 @@
 mod redis;
 mod refusals;
 mod servers;
+mod states;
 mod torture;
 
 use anyhow::{Result, ensure};

@@ -1,0 +1,9 @@
+//! Kernel state of every kind: `src/bin/states` in a container.
+
+use crate::bundle::Bundle;
+
+/// The container: `states`, with the states of these names only (none: all).
+pub fn bundle(name: &str, states: &[&str]) -> Bundle {
+    let arguments = [&["/usr/bin/states"], states].concat();
+    Bundle::new(name, &arguments).own_program("states").program("busybox")
+}

@@ -1,0 +1,31 @@
+//! Kernel state of every kind is the same after a migration.
+
+use anyhow::{Context, Result};
+use pclive_tests::Lab;
+use pclive_tests::workload::states::bundle;
+use pclive_tests::workload::verifier::Verifier;
+
+use crate::{migrate, ready};
+
+/// Migrations in a row.
+const TURNS: usize = 4;
+
+#[test]
+fn kernel_state_of_every_kind_survives_four_migrations() -> Result<()> {
+    if !ready(&["busybox"]) {
+        return Ok(());
+    }
+    // `LAB_STATES=pipe,fifo` looks at some of them.
+    let chosen = std::env::var("LAB_STATES").unwrap_or_default();
+    let names: Vec<&str> = chosen.split(',').filter(|name| !name.is_empty()).collect();
+    let lab = Lab::new()?;
+    let container = lab.start(&bundle("states", &names))?;
+    let verifier = Verifier::new(&lab.client, container.v4);
+    verifier.check().context("before the first migration")?;
+    for turn in 0..TURNS {
+        let (from, to) = if turn % 2 == 0 { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
+        migrate(&container, from, to, &[])?;
+        verifier.check().with_context(|| format!("after migration {turn}"))?;
+    }
+    Ok(())
+}
