@@ -185,7 +185,7 @@ pub const TABLE: &[OptionSpec] = &[
     spec(IP, 25, "IP_RECVFRAGSIZE", Int(0), Scope::UDP, Late),
     spec(IP, 33, "IP_MULTICAST_TTL", Int(1), Scope::UDP4, Late),
     spec(IP, 34, "IP_MULTICAST_LOOP", Int(1), Scope::UDP4, Late),
-    spec(IP, 49, "IP_MULTICAST_ALL", Int(1), Scope::UDP, Late),
+    spec(IP, 49, "IP_MULTICAST_ALL", Int(1), Scope::UDP4, Late),
     spec(IPV6, 16, "IPV6_UNICAST_HOPS", Int(64), Scope::V6, Late),
     spec(IPV6, 18, "IPV6_MULTICAST_HOPS", Int(1), Scope::UDP6, Late),
     spec(IPV6, 19, "IPV6_MULTICAST_LOOP", Int(1), Scope::UDP6, Late),

@@ -159,10 +159,13 @@ fn repeated(least: Duration, mut call: impl FnMut() -> Result<(), String> + Send
             let start = Instant::now();
             let result = call();
             let took = start.elapsed();
-            noted
-                .note(result.and_then(|()| {
-                    if took < least { Err(format!("it took only {took:?}")) } else { Ok(()) }
-                }));
+            noted.note(
+                result.and_then(
+                    |()| {
+                        if took < least { Err(format!("it took only {took:?}")) } else { Ok(()) }
+                    },
+                ),
+            );
         }
     })?;
     Ok(Box::new(move || tally.goes_on()))
