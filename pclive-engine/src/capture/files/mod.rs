@@ -22,9 +22,12 @@ mod pipe;
 mod refusal;
 mod scene;
 mod signal;
+mod socket;
 mod stdio;
 mod threads;
 mod timer;
+
+use std::os::fd::OwnedFd;
 
 use nix::errno::Errno;
 
@@ -36,12 +39,14 @@ use self::owner::Owners;
 use self::refusal::{Refusal, printable, special_file};
 use self::scene::{Finding, Sample, Scene};
 use self::stdio::Stdio;
+use crate::capture::sockets::{DiagFailure, SockDiag, UnixDiag};
 use crate::model::{Blocker, Descriptor, FileId, FileKind, OpenFile, Pid, Place, Vpid};
 use crate::proc::fdinfo::FdInfoError;
 use crate::proc::mountinfo::MountInfoError;
 use crate::proc::root::ContainerRoot;
 
 pub use self::path::is_carried_device;
+pub use self::socket::SocketGuards;
 
 /// What a collection is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +78,11 @@ pub struct Files {
     pub descriptors: Vec<(Vpid, Vec<Descriptor>)>,
     /// What cannot be carried.
     pub blockers: Vec<Blocker>,
+    /// What cannot be carried just now (a connection that waits to be accepted): let the container run for a
+    /// moment and dump again. Always empty after a check.
+    pub transient: Vec<Blocker>,
+    /// The TCP connections that the dump silenced. Keep it until the container is destroyed or let go.
+    pub sockets: SocketGuards,
 }
 
 /// Failure to read a container's descriptors. Nothing was changed.
@@ -152,6 +162,9 @@ pub enum FilesError {
         /// Why.
         source: Errno,
     },
+    /// The network namespace's list of unix sockets.
+    #[error("cannot list the unix sockets of the container")]
+    Unix(#[from] DiagFailure),
     /// The owner of a description.
     #[error("cannot read the signal owner of a descriptor (inode {inode})")]
     Owner {
@@ -176,7 +189,7 @@ impl FilesError {
             Self::Read { source, .. } => {
                 source.raw_os_error().is_some_and(|errno| lost(Errno::from_raw(errno)))
             }
-            Self::Info { .. } | Self::Mounts { .. } => false,
+            Self::Info { .. } | Self::Mounts { .. } | Self::Unix(_) => false,
         }
     }
 }
@@ -186,6 +199,7 @@ impl FilesError {
 pub struct Table {
     init: Pid,
     root: ContainerRoot,
+    diag: SockDiag,
 }
 
 impl Table {
@@ -196,7 +210,7 @@ impl Table {
             pid: init,
             source,
         })?;
-        Ok(Self { init, root })
+        Ok(Self { init, root, diag: SockDiag::open(init)? })
     }
 
     /// Collects the descriptors of `processes` (all live processes of the container). A check that finds
@@ -226,13 +240,14 @@ impl Table {
             mode,
         };
         let init = holders.iter().find(|holder| holder.pid == self.init);
+        let diag = self.diag.take()?;
         let collection = Collection {
             scene: &scene,
+            diag: &diag,
             stdio: Stdio::of(init, mode)?,
             owners: Owners::new(&holders),
             resolver: Resolver::new(&holders, mode),
-            files: Vec::with_capacity(descriptions.len()),
-            blockers: Vec::new(),
+            found: Files::default(),
         };
         let mut found = collection.run(&descriptions)?;
         for (h, place, refusal) in threads::check(&holders, mode)? {
@@ -249,44 +264,55 @@ impl Table {
 /// A collection that is going on.
 struct Collection<'a> {
     scene: &'a Scene<'a>,
+    diag: &'a UnixDiag,
     stdio: Stdio,
     owners: Owners,
     resolver: Resolver<'a>,
-    files: Vec<OpenFile>,
-    blockers: Vec<Blocker>,
+    found: Files,
 }
 
 impl Collection<'_> {
     fn run(mut self, descriptions: &[Description]) -> Result<Files, FilesError> {
         for (index, description) in descriptions.iter().enumerate() {
             let captured = self.capture(index, description);
-            match self.scene.mode.forgive(captured)? {
-                Some(Ok(file)) => self.files.push(file),
-                Some(Err(refusal)) => self.refuse(description, refusal),
+            match self.scene.mode.forgive(captured)?.flatten() {
+                Some(Ok(file)) => self.found.files.push(file),
+                Some(Err(refusal)) => {
+                    let blocker = self.blocker(description, refusal);
+                    self.found.blockers.push(blocker);
+                }
                 None => {}
             }
         }
-        Ok(Files { files: self.files, blockers: self.blockers, ..Files::default() })
+        self.judge_peers(descriptions)?;
+        Ok(self.found)
     }
 
+    /// `None` for a socket that is in passing.
     fn capture(
-        &self,
+        &mut self,
         index: usize,
         description: &Description,
-    ) -> Result<Result<OpenFile, Refusal>, FilesError> {
+    ) -> Result<Option<Result<OpenFile, Refusal>>, FilesError> {
         let sample = Sample::take(self.scene.holders, index, description)?;
-        let kind = match self.classify(description, &sample)? {
-            Finding::Carried(kind) => kind,
-            Finding::Outside { refusal, substitute } => {
-                match self.stdio.find(&sample).map(FileKind::Stdio).or(substitute) {
-                    Some(kind) => kind,
-                    None => return Ok(Err(refusal)),
-                }
-            }
-            Finding::Refused(refusal) => return Ok(Err(refusal)),
-        };
         let owner = self.owners.find(&sample)?;
-        Ok(Ok(OpenFile { id: FileId(index as u32), flags: sample.info.status(), owner, kind }))
+        let stream = self.stdio.find(&sample).map(FileKind::Stdio);
+        let flags = sample.info.status();
+        let finding = if description::is_socket(sample.target) {
+            self.capture_socket(description, sample.file)
+        } else {
+            Some(self.classify(description, &sample)?)
+        };
+        let kind = match finding {
+            None => return Ok(None),
+            Some(Finding::Carried(kind)) => kind,
+            Some(Finding::Outside { refusal, substitute }) => match stream.or(substitute) {
+                Some(kind) => kind,
+                None => return Ok(Some(Err(refusal))),
+            },
+            Some(Finding::Refused(refusal)) => return Ok(Some(Err(refusal))),
+        };
+        Ok(Some(Ok(OpenFile { id: FileId(index as u32), flags, owner, kind })))
     }
 
     fn classify(&self, description: &Description, sample: &Sample<'_>) -> Result<Finding, FilesError> {
@@ -306,9 +332,48 @@ impl Collection<'_> {
         Ok(kind.map_or_else(|| Finding::Refused(special_file(sample.target)), Finding::Carried))
     }
 
-    fn refuse(&mut self, description: &Description, refusal: Refusal) {
+    fn capture_socket(&mut self, description: &Description, file: OwnedFd) -> Option<Finding> {
+        match socket::capture(file, self.diag, self.scene.mode) {
+            Ok(captured) => {
+                self.found.sockets.push(captured.guard);
+                Some(Finding::Carried(FileKind::Socket(Box::new(captured.socket))))
+            }
+            Err(refused) if !refused.transient => {
+                Some(Finding::Outside { refusal: refused.refusal, substitute: None })
+            }
+            Err(refused) => {
+                if self.scene.mode == Mode::Dump {
+                    let blocker = self.blocker(description, refused.refusal);
+                    self.found.transient.push(blocker);
+                }
+                None
+            }
+        }
+    }
+
+    /// Unix sockets whose peers turned out to be outside: stdio, or refused.
+    fn judge_peers(&mut self, descriptions: &[Description]) -> Result<(), FilesError> {
+        let description = |id: FileId| &descriptions[id.0 as usize];
+        let inode = |id: FileId| description(id).first(self.scene.holders).1.info.inode;
+        for (id, refusal) in socket::outside(&self.found.files, inode) {
+            let sample = Sample::take(self.scene.holders, id.0 as usize, description(id));
+            let stream = self.scene.mode.forgive(sample)?.and_then(|sample| self.stdio.find(&sample));
+            match (stream, self.found.files.iter().position(|file| file.id == id)) {
+                (Some(stream), Some(at)) => self.found.files[at].kind = FileKind::Stdio(stream),
+                (None, Some(at)) => {
+                    self.found.files.remove(at);
+                    let blocker = self.blocker(description(id), refusal);
+                    self.found.blockers.push(blocker);
+                }
+                (_, None) => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn blocker(&self, description: &Description, refusal: Refusal) -> Blocker {
         let (holder, entry) = description.first(self.scene.holders);
-        self.blockers.push(blocker(holder, Place::Descriptor(entry.fd), refusal));
+        blocker(holder, Place::Descriptor(entry.fd), refusal)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::model::file::Owner;
 /// A Python program that has printed "ready" and a list of numbers, and waits until it is dropped.
 struct Program {
     child: Child,
-    _output: BufReader<ChildStdout>,
+    output: BufReader<ChildStdout>,
     numbers: Vec<i32>,
 }
 
@@ -43,7 +43,7 @@ impl Program {
         output.read_line(&mut line).unwrap();
         let numbers = line.strip_prefix("ready").unwrap_or_else(|| panic!("the program said {line:?}"));
         let numbers = numbers.split_whitespace().map(|number| number.parse().unwrap()).collect();
-        Self { child, _output: output, numbers }
+        Self { child, output: output, numbers }
     }
 
     fn pid(&self) -> Pid {
@@ -338,4 +338,45 @@ fn shared_descriptor_table_is_refused() {
         "{:?}",
         files.blockers
     );
+}
+
+#[test]
+fn sockets_are_carried_and_dropped_guards_leave_connections_as_they_were() {
+    let program = Program::start(
+        "l=socket.socket(); l.bind(('127.0.0.1',0)); l.listen(5)\n\
+         c=socket.create_connection(l.getsockname()); s,_=l.accept(); s.send(b'hello')\n\
+         a,b=socket.socketpair(); a.send(b'queued'); u=socket.socket(socket.AF_UNIX); p=select.epoll()\n\
+         p.register(s.fileno(),1); p.register(b.fileno(),1)\n\
+         n=socket.socket(socket.AF_NETLINK,socket.SOCK_RAW,0)\n\
+         ready(l.fileno(),c.fileno(),s.fileno(),a.fileno(),b.fileno(),u.fileno(),p.fileno(),n.fileno())\n\
+         print(c.recv(9).decode(), b.recv(9).decode(), flush=True)",
+    );
+    for mode in [Mode::Check, Mode::Dump] {
+        let files = program.collect(0, mode);
+        for fd in &program.numbers[..6] {
+            assert!(matches!(files.file(0, *fd).kind, FileKind::Socket(_)), "descriptor {fd}");
+        }
+        let FileKind::Epoll { watches } = &files.file(0, program.numbers[6]).kind else { panic!() };
+        assert_eq!(watches.len(), 2);
+        assert!(files.refused(program.numbers[7]).contains("netlink"));
+        assert_eq!(files.blockers.len(), 1);
+        assert_eq!(files.sockets.len(), if mode == Mode::Dump { 2 } else { 0 });
+    }
+    let mut program = program;
+    drop(program.child.stdin.take());
+    let mut line = String::new();
+    program.output.read_line(&mut line).unwrap();
+    assert_eq!(line, "hello queued\n");
+}
+
+#[test]
+fn socket_stdio_whose_peer_is_outside_is_stdio() {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+    let script = Program::whole("p=os.dup(2); ready(p)");
+    let program = Program::run(Command::new("python3").args(["-c", &script]).stderr(OwnedFd::from(theirs)));
+    let files = program.collect(0, Mode::Dump);
+    assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+    assert_eq!(files.file(0, 2).kind, FileKind::Stdio(2));
+    assert_eq!(files.descriptor(0, 2).file, files.descriptor(0, program.numbers[0]).file);
+    drop(ours);
 }
