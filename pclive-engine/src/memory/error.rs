@@ -80,6 +80,17 @@ pub enum MemoryError {
     Sink(#[from] SinkError),
 }
 
+impl MemoryError {
+    /// The process has ended or executed another program, or is about to: its old memory needs no more care.
+    pub fn is_gone(&self) -> bool {
+        match self {
+            Self::AddressSpaceGone { .. } => true,
+            Self::Proc { source, .. } => matches!(*source, nix::Error::ESRCH | nix::Error::ENOENT),
+            _ => false,
+        }
+    }
+}
+
 /// The errno of an I/O error.
 pub(crate) fn errno(error: &std::io::Error) -> nix::Error {
     error.raw_os_error().map_or(nix::Error::EIO, nix::Error::from_raw)

@@ -10,4 +10,5 @@ pub mod smaps;
 pub mod sock_diag;
 pub mod stat;
 pub mod status;
+pub mod task_ids;
 pub mod timers;

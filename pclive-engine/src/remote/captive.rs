@@ -294,6 +294,18 @@ impl Captive {
         }
     }
 
+    /// Ends the thread's process by a signal that has its default action.
+    pub fn end_by(&mut self, signal: i32) -> Result<(), RemoteError> {
+        if let State::Stopped(stopped) = self.replace_state() {
+            self.state = State::Running(stopped.resume(signal)?);
+        }
+        match self.wait() {
+            Err(RemoteError::Trace(crate::tracee::TraceError::Gone { .. })) => Ok(()),
+            Ok(stop) => Err(self.unexpected(stop)),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Lets the thread go after [`RemoteError::Busy`], with the signal that came.
     pub fn detach_with(mut self, signal: i32) -> Result<(), RemoteError> {
         self.owed = signal;

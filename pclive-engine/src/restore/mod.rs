@@ -4,11 +4,22 @@
 //! [`Destination::fill`], after the final dump [`Destination::restore`] and, once the source has committed,
 //! [`Destination::resume`]. Dropping a destination before that kills the restorers.
 
+mod channel;
+mod error;
+mod mappings;
+mod restorer;
+mod skeleton;
 pub mod sockets;
+mod spans;
+mod validate;
 
 use std::time::Duration;
 
 use crate::model::{Batch, FinalState, Layout, Pid};
+
+pub use error::RestoreError;
+use mappings::Mappings;
+use skeleton::Skeleton;
 
 /// Limits and choices of a destination.
 #[derive(Debug, Clone)]
@@ -23,14 +34,6 @@ impl Default for DestinationOptions {
     }
 }
 
-/// Failure of the destination engine. Nothing of the copy has run.
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    /// Remote calls.
-    #[error("cannot run remote calls")]
-    Remote(#[from] crate::remote::RemoteError),
-}
-
 /// How long the parts of [`Destination::restore`] took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RestoreLedger {
@@ -43,35 +46,47 @@ pub struct RestoreLedger {
 /// A copy that is being built.
 #[derive(Debug)]
 pub struct Destination {
-    init: Pid,
+    skeleton: Skeleton,
+    mappings: Mappings,
+    layout: Layout,
 }
 
 impl Destination {
     /// Takes over the created container whose init is `init`: it is seized and will never run the runtime's code
     /// again.
-    pub fn adopt(init: Pid, _options: DestinationOptions) -> Result<Self, RestoreError> {
-        Ok(Self { init })
+    pub fn adopt(init: Pid, options: DestinationOptions) -> Result<Self, RestoreError> {
+        let skeleton = Skeleton::adopt(init, options.stop_timeout)?;
+        let mappings = Mappings::below(init)?;
+        Ok(Self { skeleton, mappings, layout: Layout::default() })
     }
 
     /// Makes the skeleton match `layout`: tasks born and gone, mappings made, moved and dropped.
-    pub fn apply_layout(&mut self, _layout: &Layout) -> Result<(), RestoreError> {
-        let _ = self.init;
+    pub fn apply_layout(&mut self, layout: &Layout) -> Result<(), RestoreError> {
+        self.skeleton.follow(layout, &mut self.mappings)?;
+        self.layout = layout.clone();
         Ok(())
     }
 
     /// Writes pages into the skeleton.
-    pub fn fill(&mut self, _batch: &Batch) -> Result<(), RestoreError> {
-        Ok(())
+    pub fn fill(&mut self, batch: &Batch) -> Result<(), RestoreError> {
+        self.mappings.fill(batch, &mut self.skeleton)
     }
 
     /// Puts the small state in place. On Ok everything is ready to run and nothing runs; TCP sockets are still in
     /// repair mode and send nothing.
-    pub fn restore(&mut self, _state: &FinalState) -> Result<RestoreLedger, RestoreError> {
+    pub fn restore(&mut self, state: &FinalState) -> Result<RestoreLedger, RestoreError> {
+        self.skeleton.bear_zombies(&self.layout)?;
+        self.skeleton.dismiss_chooser(state.last_vpid)?;
         Ok(RestoreLedger::default())
     }
 
     /// Takes the sockets out of repair mode and lets every task go. The network must be open by now.
     pub fn resume(self) -> Result<(), RestoreError> {
+        for mut restorer in self.skeleton.release() {
+            for captive in restorer.captives() {
+                captive.restore_context()?;
+            }
+        }
         Ok(())
     }
 }

@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use crate::model::Pid;
 
 const KCMP_FILE: i32 = 0;
+const KCMP_VM: i32 = 1;
 const KCMP_FILES: i32 = 2;
 const KCMP_EPOLL_TFD: i32 = 7;
 
@@ -28,6 +29,11 @@ const _: () = assert!(size_of::<EpollSlot>() == 12);
 /// Orders the open file descriptions behind descriptor `a.1` of process `a.0` and `b.1` of `b.0`.
 pub fn file(a: (Pid, RawFd), b: (Pid, RawFd)) -> nix::Result<Ordering> {
     compare(a.0, b.0, KCMP_FILE, a.1 as u64, b.1 as u64)
+}
+
+/// Orders the address spaces of two tasks.
+pub fn memory(a: Pid, b: Pid) -> nix::Result<Ordering> {
+    compare(a, b, KCMP_VM, 0, 0)
 }
 
 /// Orders the descriptor tables of two tasks.

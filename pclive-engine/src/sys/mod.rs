@@ -10,6 +10,7 @@ pub mod netns;
 pub mod openat2;
 pub mod packet;
 pub mod pagemap;
+pub mod pid_namespace;
 pub mod pidfd;
 pub mod pipe;
 pub mod prlimit;

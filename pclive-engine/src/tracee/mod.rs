@@ -7,6 +7,8 @@
 //!
 //! Kernel: PTRACE_SEIZE, Linux 3.4. Thread: the one that seized the task makes every call.
 
+pub mod end;
+
 use std::io;
 use std::time::Duration;
 

@@ -1,0 +1,130 @@
+//! Everything that stands in the way of a migration, found while the container runs.
+//!
+//! Nothing is stopped or changed. What ends while it is looked at cannot stand in the way.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+use super::CaptureError;
+use super::files::{Mode, Table};
+use super::tree::{self, TreeProcess};
+use super::vmas::{self, MappingBlocker, ProcessVmas};
+use crate::memory::Objects;
+use crate::model::{Blocker, Pid, Place, Vpid};
+use crate::sys::kcmp;
+
+/// Looks at the container whose init is `init`.
+pub(super) fn container(init: Pid, files: &Table) -> Result<Vec<Blocker>, CaptureError> {
+    let tree = tree::read(init)?;
+    let mut found = Vec::new();
+    let depth = tree.first().map(|process| process.depth);
+    let live: Vec<&TreeProcess> = tree.iter().filter(|process| process.zombie.is_none()).collect();
+    for process in &tree {
+        found.extend(self::process(process, depth));
+    }
+    for process in &live {
+        found.extend(mappings(process));
+    }
+    // A vfork child shares its parent's memory for a moment only: a second reading tells it from a lasting one.
+    if let Some(shared) = shared_memory(live.iter().copied()) {
+        let again = tree::read(init)?;
+        found.extend(shared_memory(again.iter()).filter(|second| *second == shared));
+    }
+    let ids: Vec<(Pid, Vpid)> = live.iter().map(|process| (process.pid, process.vpid)).collect();
+    found.extend(files.collect(&ids, Mode::Check)?.blockers);
+    found.extend(strangers(init, &tree));
+    Ok(found)
+}
+
+/// The first process that lives in the memory of another.
+pub(super) fn shared_memory<'a>(tree: impl Iterator<Item = &'a TreeProcess>) -> Option<Blocker> {
+    let live: Vec<&TreeProcess> = tree.filter(|process| process.zombie.is_none()).collect();
+    let by_vpid: HashMap<Vpid, &TreeProcess> = live.iter().map(|process| (process.vpid, *process)).collect();
+    let sharing = live.iter().find(|process| {
+        let parent = by_vpid.get(&process.parent);
+        parent.is_some_and(|parent| kcmp::memory(parent.pid, process.pid) == Ok(Ordering::Equal))
+    })?;
+    let what = format!("address space shared with process {}", sharing.parent);
+    let hint = "try again: a vfork ends by itself; a clone(CLONE_VM) without threads cannot be carried";
+    Some(blocker(sharing, Place::Process, what, hint))
+}
+
+fn process(process: &TreeProcess, depth: Option<usize>) -> Vec<Blocker> {
+    let mut found = Vec::new();
+    let mut refuse = |what: String, hint: &str| found.push(blocker(process, Place::Process, what, hint));
+    if Some(process.depth) != depth {
+        refuse("nested PID namespace".into(), "containers inside the container cannot be carried");
+    }
+    if process.tracer != 0 {
+        refuse(format!("traced by pid {}", process.tracer), "detach the debugger (gdb, strace) first");
+    }
+    if process.zombie.is_some() && !process.threads.is_empty() {
+        refuse("its first thread has ended while others run".into(), "the process must end or be restarted");
+    }
+    if process.sid.0 == 0 || process.pgid.0 == 0 {
+        refuse(
+            "session or process group led from outside the container".into(),
+            "end processes that were started by `runc exec`, or wait for them",
+        );
+    }
+    found
+}
+
+fn mappings(process: &TreeProcess) -> Vec<Blocker> {
+    match vmas::read_vmas(process.pid, &mut Objects::new(), &[], true) {
+        Ok(found) => {
+            let foreign = vmas::foreign_userfaultfd(&found.userfault);
+            let foreign = foreign.into_iter().map(|mapping| mapping_blocker(process, &mapping));
+            mapping_blockers(process, &found).into_iter().chain(foreign).collect()
+        }
+        Err(error) if error.is_gone() => Vec::new(),
+        Err(error) => vec![blocker(process, Place::Process, error.to_string(), "see the agent's log")],
+    }
+}
+
+/// The mappings of a process that cannot be carried.
+pub(super) fn mapping_blockers(process: &TreeProcess, found: &ProcessVmas) -> Vec<Blocker> {
+    found.blockers.iter().map(|mapping| mapping_blocker(process, mapping)).collect()
+}
+
+fn mapping_blocker(process: &TreeProcess, mapping: &MappingBlocker) -> Blocker {
+    blocker(process, mapping.place(), mapping.what.clone(), &mapping.hint)
+}
+
+/// Processes in the container's cgroup that are not below its init.
+fn strangers(init: Pid, tree: &[TreeProcess]) -> Vec<Blocker> {
+    let namespace = |pid: i32| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace(init.0);
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    let inside = ids.filter(|pid| own.is_some() && namespace(*pid) == own);
+    let foreign = inside.filter(|pid| tree.iter().all(|process| process.pid.0 != *pid));
+    let confirmed: Vec<i32> = foreign.collect();
+    if confirmed.is_empty() {
+        return Vec::new();
+    }
+    // Children born between the two readings are no strangers.
+    let Ok(again) = tree::read(init) else { return Vec::new() };
+    let left = confirmed.into_iter().filter(|pid| again.iter().all(|process| process.pid.0 != *pid));
+    left.filter(|pid| namespace(*pid) == own)
+        .map(|pid| Blocker {
+            pid,
+            vpid: Vpid(0),
+            comm: printable_comm(Pid(pid)),
+            place: Place::Process,
+            what: "process whose parent is outside the container".into(),
+            hint: "it was started by `runc exec` or the like: end it, or wait for it".into(),
+        })
+        .collect()
+}
+
+fn blocker(process: &TreeProcess, place: Place, what: String, hint: &str) -> Blocker {
+    let comm = printable_comm(process.pid);
+    Blocker { pid: process.pid.0, vpid: process.vpid, comm, place, what, hint: hint.into() }
+}
+
+/// The name of a process, with what no terminal should see made visible.
+pub(super) fn printable_comm(pid: Pid) -> String {
+    let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).escape_debug().to_string()
+}

@@ -1,0 +1,161 @@
+//! A stopped container: the final dump, and what comes of it.
+
+use super::CaptureError;
+use super::files::Mode;
+use super::freezer::Freezer;
+use super::round::{self, Shape};
+use super::scheduling::CpuSet;
+use super::sink::{RoundStats, Sink};
+use super::sockets::RepairGuard;
+use super::source::Source;
+use super::stop::{self, StoppedProcess};
+use super::thread::Frame;
+use super::tracked::Tracked;
+use super::tree::TreeProcess;
+use crate::model::{FinalState, Pid, ProcessState, Vpid};
+use crate::remote::RemoteTask;
+use crate::tracee::{TraceError, end};
+
+/// A stopped container; dropping it lets the container run on, unchanged.
+#[derive(Debug)]
+pub struct Frozen<'a> {
+    source: &'a mut Source,
+    processes: Vec<StoppedProcess>,
+    connections: Vec<RepairGuard>,
+    freezer: Option<Freezer>,
+}
+
+impl<'a> Frozen<'a> {
+    pub(super) fn new(source: &'a mut Source, processes: Vec<StoppedProcess>) -> Self {
+        Self { source, processes, connections: Vec::new(), freezer: None }
+    }
+
+    /// The final dump: layout and last pages to the sink, the small state returned. The network must be locked: no
+    /// packet may reach or leave the sockets that are read here. On `Err` the container can still be let go.
+    pub fn dump(&mut self, sink: &mut dyn Sink) -> Result<(RoundStats, FinalState), CaptureError> {
+        let shape = self.shape()?;
+        sink.layout(&shape.layout)?;
+        let stats = self.pages(&shape, sink)?;
+        let state = self.state()?;
+        Ok((stats, state))
+    }
+
+    /// Engages what survives the agent's death (the cgroup freezer): call just before COMMIT is sent.
+    pub fn hold(&mut self) -> Result<(), CaptureError> {
+        self.freezer = Some(Freezer::engage(self.source.init)?);
+        Ok(())
+    }
+
+    /// Leaves the container frozen, whatever becomes of the agent: COMMIT was sent and nobody knows what came of it.
+    pub fn abandon(mut self) {
+        if let Some(freezer) = self.freezer.take() {
+            freezer.keep();
+        }
+        std::mem::take(&mut self.connections).into_iter().for_each(RepairGuard::leave);
+    }
+
+    /// Kills the container without letting it run or send a byte. After COMMIT and the destination's answer only.
+    pub fn destroy(mut self) -> Result<(), CaptureError> {
+        let pids: Vec<Pid> = self.pids().collect();
+        pids.iter().copied().for_each(end::kill);
+        std::mem::take(&mut self.connections).into_iter().for_each(RepairGuard::leave);
+        if let Some(freezer) = self.freezer.take() {
+            freezer.thaw()?;
+        }
+        end::await_ends(&pids, self.source.options.stop_timeout)?;
+        self.processes.clear();
+        self.source.tracked.clear();
+        Ok(())
+    }
+
+    fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.processes.iter().flat_map(|process| process.threads.iter().map(|captive| captive.pid()))
+    }
+
+    fn shape(&mut self) -> Result<Shape, CaptureError> {
+        let tree: Vec<TreeProcess> = self.processes.iter().map(|process| process.tree.clone()).collect();
+        self.source.forget_ended(&tree);
+        self.source.objects.begin_round();
+        let mut shape = Shape::default();
+        for (process, stopped) in tree.iter().zip(&mut self.processes) {
+            let Some(leader) = stopped.threads.first_mut() else {
+                shape.add_zombie(process);
+                continue;
+            };
+            self.source.track(process, |process| Tracked::start_stopped(process, leader))?;
+            if let Some(tracked) = self.source.tracked.get(&process.pid) {
+                stopped.threads.iter_mut().for_each(|captive| captive.join(tracked.slot));
+            }
+            round::describe(self.source, process, &mut shape)?;
+        }
+        shape.finish(&self.source.objects);
+        if shape.blockers.is_empty() { Ok(shape) } else { Err(CaptureError::Blocked(shape.blockers)) }
+    }
+
+    fn pages(&mut self, shape: &Shape, sink: &mut dyn Sink) -> Result<RoundStats, CaptureError> {
+        let mut stats = shape.stats();
+        for (pid, vmas) in shape.vmas() {
+            let Some(tracked) = self.source.tracked.get_mut(&pid) else { continue };
+            let batch_bytes = self.source.options.batch_bytes;
+            let part = tracked.space.round(vmas, batch_bytes, &mut |batch| sink.batch(batch))?;
+            if part.unreadable_pages > 0 {
+                let (vpid, pages) = (tracked.space.vpid(), part.unreadable_pages);
+                return Err(CaptureError::Unreadable { vpid, pages });
+            }
+            stats.add(&part);
+            tracked.space.collect_shared(vmas, &mut self.source.objects)?;
+        }
+        stats.add(&round::objects(self.source, sink)?);
+        Ok(stats)
+    }
+
+    fn state(&mut self) -> Result<FinalState, CaptureError> {
+        let live = |process: &&StoppedProcess| !process.threads.is_empty();
+        let ids: Vec<(Pid, Vpid)> =
+            self.processes.iter().filter(live).map(|process| (process.tree.pid, process.tree.vpid)).collect();
+        let mut files = self.source.files.collect(&ids, Mode::Dump)?;
+        if !files.blockers.is_empty() {
+            return Err(CaptureError::Blocked(files.blockers));
+        }
+        self.connections = Vec::new();
+        let mut state =
+            FinalState { files: files.files, last_vpid: self.last_vpid(), ..FinalState::default() };
+        for process in self.processes.iter_mut().filter(|process| !process.threads.is_empty()) {
+            let own = files.descriptors.iter_mut().find(|(vpid, _)| *vpid == process.tree.vpid);
+            let descriptors = own.map(|(_, descriptors)| std::mem::take(descriptors)).unwrap_or_default();
+            let captured = small_state(process, &self.source.cpus)?;
+            state.processes.push(ProcessState { descriptors, ..captured });
+        }
+        Ok(state)
+    }
+
+    /// The highest id in use.
+    fn last_vpid(&self) -> i32 {
+        let threads = self.processes.iter().flat_map(|process| &process.tree.threads);
+        threads.map(|thread| thread.layout.vtid.0).max().unwrap_or(0)
+    }
+}
+
+/// Everything of a process but its memory and its descriptors.
+fn small_state(process: &mut StoppedProcess, cpus: &CpuSet) -> Result<ProcessState, CaptureError> {
+    let mut threads = process.threads.iter_mut();
+    let leader = threads.next().ok_or(TraceError::Gone { pid: process.tree.pid })?;
+    let registers = *leader.registers();
+    let frame = Frame { registers: &registers, signal_mask: leader.signal_mask() };
+    let mut state = super::process::capture(leader, frame, cpus)?;
+    for captive in threads {
+        let registers = *captive.registers();
+        let frame = Frame { registers: &registers, signal_mask: captive.signal_mask() };
+        super::thread::capture(captive, frame, cpus, &mut state)?;
+    }
+    Ok(state)
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        // Sockets first, then the freezer, then the tasks: nothing runs before everything is as it was.
+        self.connections.clear();
+        self.freezer = None;
+        stop::let_run(std::mem::take(&mut self.processes));
+    }
+}

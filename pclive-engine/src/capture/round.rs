@@ -1,0 +1,117 @@
+//! The parts that a pre-copy round and the final dump have in common: the container's shape, its shared memory.
+
+use std::cmp::Ordering;
+use std::os::unix::ffi::OsStringExt;
+
+use super::CaptureError;
+use super::check;
+use super::sink::{RoundStats, Sink};
+use super::source::Source;
+use super::tree::TreeProcess;
+use super::vmas::{self, ProcessVmas};
+use crate::memory::{Objects, SpaceStats};
+use crate::model::{Blocker, Layout, Pid, ProcessLayout, Vma, Vpid};
+use crate::sys::kcmp;
+
+/// A layout in the making, with what the agent knows of each process beside it.
+#[derive(Debug, Default)]
+pub(super) struct Shape {
+    pub(super) layout: Layout,
+    pub(super) blockers: Vec<Blocker>,
+    pids: Vec<Pid>,
+}
+
+impl Shape {
+    /// A process that has ended and was not reaped yet.
+    pub(super) fn add_zombie(&mut self, process: &TreeProcess) {
+        self.add(process, Vec::new(), 0, ProcessVmas::default());
+    }
+
+    fn add(&mut self, process: &TreeProcess, exe: Vec<u8>, generation: u32, found: ProcessVmas) {
+        // A child without its parent in the layout has been left out with it.
+        if process.vpid != Vpid(1) && !self.layout.processes.iter().any(|p| p.vpid == process.parent) {
+            return;
+        }
+        self.pids.push(process.pid);
+        self.layout.processes.push(ProcessLayout {
+            vpid: process.vpid,
+            start_time: process.start_time,
+            parent: process.parent,
+            pgid: process.pgid,
+            sid: process.sid,
+            zombie: process.zombie,
+            generation,
+            exe,
+            threads: process.threads.iter().map(|thread| thread.layout.clone()).collect(),
+            vmas: found.vmas,
+            vdso: found.vdso,
+        });
+    }
+
+    /// Completes the layout once every process is in it.
+    pub(super) fn finish(&mut self, objects: &Objects) {
+        self.layout.objects = objects.layouts();
+    }
+
+    /// Live processes and their mappings.
+    pub(super) fn vmas(&self) -> impl Iterator<Item = (Pid, &[Vma])> {
+        let live =
+            self.pids.iter().zip(&self.layout.processes).filter(|(_, process)| process.zombie.is_none());
+        live.map(|(pid, process)| (*pid, process.vmas.as_slice()))
+    }
+
+    /// The counts of a round that has sent nothing yet.
+    pub(super) fn stats(&self) -> RoundStats {
+        let threads: usize = self.layout.processes.iter().map(|process| process.threads.len()).sum();
+        RoundStats {
+            processes: self.layout.processes.len() as u32,
+            threads: threads as u32,
+            ..RoundStats::default()
+        }
+    }
+
+    /// The agent's id of a process that is in the layout.
+    fn pid_of(&self, vpid: Vpid) -> Option<Pid> {
+        let at = self.layout.processes.iter().position(|process| process.vpid == vpid)?;
+        self.pids.get(at).copied()
+    }
+}
+
+/// Adds a tracked process to the shape.
+pub(super) fn describe(
+    source: &mut Source,
+    process: &TreeProcess,
+    shape: &mut Shape,
+) -> Result<(), CaptureError> {
+    let own: Vec<(u64, u64)> =
+        source.tracked.get(&process.pid).map(|tracked| tracked.slot.range()).into_iter().collect();
+    let found = vmas::read_vmas(process.pid, &mut source.objects, &own, true)?;
+    let exe = read_exe(process.pid)?;
+    let generation = source.generations.get(&(process.pid, process.start_time)).copied().unwrap_or(0);
+    shape.blockers.extend(check::mapping_blockers(process, &found));
+    shape.add(process, exe, generation, found);
+    Ok(())
+}
+
+/// Sends what is new in the shared memory objects.
+pub(super) fn objects(source: &mut Source, sink: &mut dyn Sink) -> Result<SpaceStats, CaptureError> {
+    let batch_bytes = source.options.batch_bytes;
+    let stats = source.objects.round(batch_bytes, source.strangers, &mut |batch| sink.batch(batch))?;
+    source.strangers = false;
+    Ok(stats)
+}
+
+/// A child of vfork(2) that has not executed its program yet: it lives in its parent's memory, for a moment.
+pub(super) fn shares_memory_with_parent(process: &TreeProcess, shape: &Shape) -> bool {
+    shape
+        .pid_of(process.parent)
+        .is_some_and(|parent| kcmp::memory(parent, process.pid) == Ok(Ordering::Equal))
+}
+
+fn read_exe(pid: Pid) -> Result<Vec<u8>, CaptureError> {
+    let path = format!("/proc/{pid}/exe");
+    match std::fs::read_link(&path) {
+        Ok(exe) => Ok(exe.into_os_string().into_vec()),
+        Err(source) => Err(CaptureError::Read { path, source }),
+    }
+}

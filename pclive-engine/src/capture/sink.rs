@@ -1,0 +1,54 @@
+//! Where a round's products go, and what a round moved.
+
+use std::time::Duration;
+
+use crate::memory::SpaceStats;
+use crate::model::{Batch, Layout};
+
+/// Takes what a round produces, in order: one layout, then batches. A sink that fails ends the round; what was
+/// written since stays dirty.
+pub trait Sink {
+    /// The shape of the container; comes before the first batch that needs it.
+    fn layout(&mut self, layout: &Layout) -> Result<(), SinkError>;
+
+    /// Contents. May block (bounded channel): this is the back-pressure of the stream.
+    fn batch(&mut self, batch: Batch) -> Result<(), SinkError>;
+}
+
+/// The receiver of a round is gone or refuses more.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{reason}")]
+pub struct SinkError {
+    /// Why: "the stream to the destination has ended".
+    pub reason: String,
+}
+
+/// What a round moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RoundStats {
+    /// Pages sent with contents.
+    pub data_pages: u64,
+    /// Pages told to be zero.
+    pub zero_pages: u64,
+    /// Pages told to be discarded.
+    pub hole_pages: u64,
+    /// Processes in the layout.
+    pub processes: u32,
+    /// Threads in the layout.
+    pub threads: u32,
+    /// Time spent scanning for written pages.
+    pub scan: Duration,
+    /// Time spent reading pages and handing them to the sink.
+    pub read: Duration,
+}
+
+impl RoundStats {
+    /// Adds what one address space, or the shared memory, moved.
+    pub(super) fn add(&mut self, stats: &SpaceStats) {
+        self.data_pages += stats.data_pages;
+        self.zero_pages += stats.zero_pages;
+        self.hole_pages += stats.hole_pages;
+        self.scan += stats.scan;
+        self.read += stats.read;
+    }
+}

@@ -1,0 +1,216 @@
+//! A container at the source.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use super::files::Table;
+use super::frozen::Frozen;
+use super::round::{self, Shape};
+use super::scheduling::CpuSet;
+use super::sink::{RoundStats, Sink};
+use super::tracked::Tracked;
+use super::tree::{self, TreeProcess};
+use super::{CaptureError, check, stop};
+use crate::memory::Objects;
+use crate::model::{Blocker, Deadline, Pid};
+
+/// How long a vfork child gets before the next attempt to stop everything.
+const VFORK_PAUSE: Duration = Duration::from_millis(2);
+
+/// Limits and choices of a source.
+#[derive(Debug, Clone)]
+pub struct SourceOptions {
+    /// Payload of one batch, bytes (64 KiB to 4 MiB).
+    pub batch_bytes: usize,
+    /// How long one wait for a task may take before the operation fails.
+    pub stop_timeout: Duration,
+}
+
+impl Default for SourceOptions {
+    fn default() -> Self {
+        Self { batch_bytes: 1 << 20, stop_timeout: Duration::from_secs(5) }
+    }
+}
+
+/// A container at the source. It runs; rounds leave a mapping in each process, which goes when this is dropped.
+#[derive(Debug)]
+pub struct Source {
+    pub(super) init: Pid,
+    pub(super) options: SourceOptions,
+    pub(super) tracked: HashMap<Pid, Tracked>,
+    /// How many address spaces each process (id and start time) has had.
+    pub(super) generations: HashMap<(Pid, u64), u32>,
+    pub(super) objects: Objects,
+    /// Somebody may have written shared memory unseen since the last round: a process came, went, or executed.
+    pub(super) strangers: bool,
+    pub(super) cpus: CpuSet,
+    pub(super) files: Table,
+}
+
+impl Source {
+    /// Opens the container whose init is `init`. Nothing is stopped or changed.
+    pub fn open(init: Pid, options: SourceOptions) -> Result<Self, CaptureError> {
+        tree::read(init)?;
+        Ok(Self {
+            init,
+            options,
+            tracked: HashMap::new(),
+            generations: HashMap::new(),
+            objects: Objects::new(),
+            strangers: false,
+            cpus: CpuSet::of(init),
+            files: Table::open(init)?,
+        })
+    }
+
+    /// Everything that stands in the way of a migration. Nothing is stopped or changed.
+    pub fn check(&mut self) -> Result<Vec<Blocker>, CaptureError> {
+        check::container(self.init, &self.files)
+    }
+
+    /// Resident memory of all processes in bytes, shared pages counted as often as they are mapped: more than
+    /// round 0 will send, for the destination's admission check.
+    pub fn memory_bytes(&self) -> Result<u64, CaptureError> {
+        Ok(tree::read(self.init)?.iter().map(|process| resident_bytes(process.pid)).sum())
+    }
+
+    /// One pre-copy round: layout, then every page written since the round before (round 0: every page).
+    /// On `Err` no dirty page is forgotten; a later round sends it.
+    pub fn round(&mut self, sink: &mut dyn Sink) -> Result<RoundStats, CaptureError> {
+        let tree = tree::read(self.init)?;
+        self.forget_ended(&tree);
+        self.objects.begin_round();
+        let mut shape = Shape::default();
+        for process in &tree {
+            self.describe_running(process, &mut shape)?;
+        }
+        shape.finish(&self.objects);
+        sink.layout(&shape.layout)?;
+        let mut stats = shape.stats();
+        for (pid, vmas) in shape.vmas() {
+            let Some(tracked) = self.tracked.get_mut(&pid) else { continue };
+            let mut out = |batch| sink.batch(batch);
+            let private = tracked.space.round(vmas, self.options.batch_bytes, &mut out);
+            let done = private.and_then(|part| {
+                stats.add(&part);
+                tracked.space.collect_shared(vmas, &mut self.objects)
+            });
+            match done {
+                Ok(()) => {}
+                // It has ended or executed a program; the next round sees which.
+                Err(error) if error.is_gone() => {
+                    self.tracked.remove(&pid);
+                    self.strangers = true;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        stats.add(&round::objects(self, sink)?);
+        Ok(stats)
+    }
+
+    /// Stops every task. On `Err` all run. A child of vfork(2) that has not executed its program yet cannot be
+    /// carried; it gets the time to do so.
+    pub fn freeze(&mut self) -> Result<Frozen<'_>, CaptureError> {
+        let deadline = Deadline::after(self.options.stop_timeout);
+        loop {
+            let processes = stop::stop_tree(self.init, self.options.stop_timeout)?;
+            let Some(shared) = check::shared_memory(processes.iter().map(|process| &process.tree)) else {
+                return Ok(Frozen::new(self, processes));
+            };
+            stop::let_run(processes);
+            if deadline.passed() {
+                return Err(CaptureError::Blocked(vec![shared]));
+            }
+            std::thread::sleep(VFORK_PAUSE);
+        }
+    }
+
+    /// The shape of one process of a running container; what vanishes meanwhile is left out.
+    fn describe_running(&mut self, process: &TreeProcess, shape: &mut Shape) -> Result<(), CaptureError> {
+        if process.zombie.is_some() {
+            shape.add_zombie(process);
+            return Ok(());
+        }
+        if round::shares_memory_with_parent(process, shape) {
+            return Ok(());
+        }
+        let timeout = self.options.stop_timeout;
+        let described = self.track(process, |process| Tracked::start(process, timeout));
+        let described = described.and_then(|()| round::describe(self, process, shape));
+        match described {
+            Err(error) if is_loss(&error) && process.pid != self.init => {
+                self.tracked.remove(&process.pid);
+                Ok(())
+            }
+            described => described,
+        }
+    }
+
+    /// Makes sure that a process's present address space is tracked.
+    pub(super) fn track(
+        &mut self,
+        process: &TreeProcess,
+        start: impl FnOnce(&TreeProcess) -> Result<Tracked, CaptureError>,
+    ) -> Result<(), CaptureError> {
+        let current = self.tracked.get(&process.pid);
+        if current.is_some_and(|tracked| tracked.is_current(process.pid)) {
+            return Ok(());
+        }
+        self.tracked.remove(&process.pid);
+        self.strangers = true;
+        let tracked = start(process)?;
+        *self.generations.entry((process.pid, process.start_time)).or_default() += 1;
+        self.tracked.insert(process.pid, tracked);
+        Ok(())
+    }
+
+    pub(super) fn forget_ended(&mut self, tree: &[TreeProcess]) {
+        let lives =
+            |pid: Pid, start_time: u64| tree.iter().any(|p| p.pid == pid && p.start_time == start_time);
+        let before = self.tracked.len();
+        self.tracked.retain(|pid, tracked| lives(*pid, tracked.start_time));
+        self.strangers |= self.tracked.len() != before;
+        self.generations.retain(|(pid, start_time), _| lives(*pid, *start_time));
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        for process in tree::read(self.init).unwrap_or_default() {
+            let Some(tracked) = self.tracked.remove(&process.pid) else { continue };
+            if tracked.start_time != process.start_time || !tracked.is_current(process.pid) {
+                continue;
+            }
+            if let Err(error) = tracked.end(&process, self.options.stop_timeout) {
+                tracing::debug!(pid = process.pid.0, %error, "the engine's mapping stays in a process");
+            }
+        }
+    }
+}
+
+/// A process that ended, or is about to, while it was looked at.
+fn is_loss(error: &CaptureError) -> bool {
+    use crate::remote::RemoteError;
+    use crate::tracee::TraceError;
+    let lost = |error: &std::io::Error| matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT));
+    match error {
+        CaptureError::Trace(TraceError::Gone { .. }) => true,
+        // EPERM: it is on its way out, or in the hands of a debugger, which the freeze will name.
+        CaptureError::Trace(TraceError::Request { .. }) => true,
+        CaptureError::Remote(RemoteError::Trace(TraceError::Gone { .. }) | RemoteError::NoVdso { .. }) => {
+            true
+        }
+        CaptureError::Remote(RemoteError::Memory { source, .. }) => lost(source),
+        CaptureError::FetchTracker { source, .. } => *source == nix::Error::ESRCH,
+        CaptureError::Read { source, .. } => lost(source),
+        CaptureError::Memory(error) => error.is_gone(),
+        _ => false,
+    }
+}
+
+fn resident_bytes(pid: Pid) -> u64 {
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
+    pages.saturating_mul(crate::model::PAGE_SIZE)
+}

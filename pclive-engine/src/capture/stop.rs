@@ -1,0 +1,237 @@
+//! Stops every task of a container, and lets them all go again.
+//!
+//! Seize and interrupt all threads first, wait for them afterwards: waiting one by one takes seconds when threads
+//! spin. Then read the tree again, until nothing new appears. Nothing but ptrace holds the tasks: if the agent
+//! dies, the kernel lets them run.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use super::CaptureError;
+use super::tree::{self, TreeProcess, TreeThread};
+use crate::model::{Deadline, Pid};
+use crate::remote::{Captive, ProcessMemory, RemoteError};
+use crate::sys::ptrace;
+use crate::tracee::{Pause, Running, Stop, Stopped, TraceError};
+
+/// How long the threads of one attempt get to stop. A parent in vfork(2) cannot stop before its child, stopped
+/// too, goes on: then everything is let go and tried again.
+const ATTEMPT: Duration = Duration::from_millis(50);
+
+/// A process whose every thread is stopped.
+#[derive(Debug)]
+pub(super) struct StoppedProcess {
+    pub(super) tree: TreeProcess,
+    /// In the order of `tree.threads`; empty for a zombie.
+    pub(super) threads: Vec<Captive>,
+}
+
+/// Stops the whole tree. On `Err` everything runs.
+pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProcess>, CaptureError> {
+    let deadline = Deadline::after(timeout);
+    loop {
+        let mut seized = Seized::default();
+        match seized.gather(init, Deadline::after(ATTEMPT.min(deadline.left()))) {
+            Ok(tree) => return seized.into_processes(tree, timeout),
+            Err(CaptureError::Trace(TraceError::Deadline { .. })) if !deadline.passed() => {
+                seized.let_go();
+                // The vfork child needs to run before the next attempt.
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => {
+                seized.let_go();
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Stops one thread of a running process, the leader, for as long as `action` takes.
+pub(super) fn with_leader_stopped<T>(
+    process: &TreeProcess,
+    timeout: Duration,
+    action: impl Fn(&mut Captive) -> Result<T, CaptureError>,
+) -> Result<T, CaptureError> {
+    let deadline = Deadline::after(timeout);
+    let ids = (process.vpid, process.vpid);
+    loop {
+        let running = Running::seize(process.pid, ptrace::TRACE_SYSTEM_CALLS_GOOD)?;
+        running.interrupt()?;
+        let stopped = first_interrupt_stop(running, deadline)?;
+        let memory = ProcessMemory::open(process.pid)?;
+        let mut captive = Captive::take(stopped, ids, memory, process.marker, timeout)?;
+        let outcome = action(&mut captive);
+        if let Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) = outcome
+            && !deadline.passed()
+        {
+            captive.detach_with(signal)?;
+            continue;
+        }
+        captive.restore_context()?;
+        captive.detach()?;
+        return outcome;
+    }
+}
+
+/// Waits until an interrupted task stops, handing it the signals that come first.
+fn first_interrupt_stop(running: Running, deadline: Deadline) -> Result<Stopped, TraceError> {
+    let mut running = running;
+    loop {
+        match running.wait(deadline)? {
+            (stopped, Stop::Interrupted) => return Ok(stopped),
+            (stopped, Stop::Signal(signal)) => running = stopped.resume(signal)?,
+            (stopped, Stop::SystemCall | Stop::Event(_)) => running = stopped.resume(0)?,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Seized {
+    running: BTreeMap<Pid, Running>,
+    stopped: BTreeMap<Pid, Stopped>,
+    gone: BTreeSet<Pid>,
+}
+
+impl Seized {
+    /// Stops tasks until two readings of the tree agree; returns that tree.
+    fn gather(&mut self, init: Pid, deadline: Deadline) -> Result<Vec<TreeProcess>, CaptureError> {
+        loop {
+            let tree = tree::read(init)?;
+            let threads: Vec<Pid> = tree.iter().flat_map(|p| p.threads.iter().map(|t| t.pid)).collect();
+            let mut new = 0;
+            for pid in threads {
+                if !self.stopped.contains_key(&pid) && !self.gone.contains(&pid) {
+                    new += usize::from(self.seize(pid)?);
+                }
+            }
+            self.await_stops(deadline)?;
+            if new == 0 {
+                return Ok(tree);
+            }
+        }
+    }
+
+    /// False if the task has ended meanwhile.
+    fn seize(&mut self, pid: Pid) -> Result<bool, TraceError> {
+        let seized = Running::seize(pid, ptrace::TRACE_SYSTEM_CALLS_GOOD).and_then(|running| {
+            running.interrupt()?;
+            Ok(running)
+        });
+        match seized {
+            Ok(running) => {
+                self.running.insert(pid, running);
+                Ok(true)
+            }
+            Err(TraceError::Gone { .. }) => {
+                self.gone.insert(pid);
+                Ok(true)
+            }
+            // A task on its way out cannot be seized either (EPERM); a debugger's task stays there.
+            Err(error @ TraceError::Request { .. }) if is_alive(pid) => Err(error),
+            Err(TraceError::Request { .. }) => {
+                self.gone.insert(pid);
+                Ok(true)
+            }
+            Err(error @ TraceError::Deadline { .. }) => Err(error),
+        }
+    }
+
+    fn await_stops(&mut self, deadline: Deadline) -> Result<(), TraceError> {
+        let mut pause = Pause::default();
+        while !self.running.is_empty() {
+            let pids: Vec<Pid> = self.running.keys().copied().collect();
+            for pid in pids {
+                self.look_at(pid)?;
+            }
+            if let Some(pid) = self.running.keys().next() {
+                if deadline.passed() {
+                    return Err(TraceError::Deadline { pid: *pid });
+                }
+                pause.take();
+            }
+        }
+        Ok(())
+    }
+
+    fn look_at(&mut self, pid: Pid) -> Result<(), TraceError> {
+        match Running::born(pid).poll() {
+            Ok(None) => {}
+            Ok(Some((stopped, Stop::Interrupted))) => {
+                self.running.remove(&pid);
+                self.stopped.insert(pid, stopped);
+            }
+            Ok(Some((stopped, Stop::Signal(signal)))) => {
+                stopped.resume(signal)?;
+            }
+            Ok(Some((stopped, Stop::SystemCall | Stop::Event(_)))) => {
+                stopped.resume(0)?;
+            }
+            Err(TraceError::Gone { .. }) => {
+                self.running.remove(&pid);
+                self.gone.insert(pid);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Detaches everything; tasks that have not stopped yet are waited for, since only a stopped one can be let go.
+    fn let_go(mut self) {
+        for (_, stopped) in std::mem::take(&mut self.stopped) {
+            let _ = stopped.detach(0);
+        }
+        if self.await_stops(Deadline::after(Duration::from_secs(2))).is_err() {
+            tracing::warn!(tasks = ?self.running.keys(), "tasks stay seized until the migration's thread ends");
+        }
+        for (_, stopped) in std::mem::take(&mut self.stopped) {
+            let _ = stopped.detach(0);
+        }
+    }
+
+    fn into_processes(
+        mut self,
+        tree: Vec<TreeProcess>,
+        timeout: Duration,
+    ) -> Result<Vec<StoppedProcess>, CaptureError> {
+        let mut processes = Vec::with_capacity(tree.len());
+        for process in tree {
+            match self.captives(&process, timeout) {
+                Ok(threads) => processes.push(StoppedProcess { tree: process, threads }),
+                Err(error) => {
+                    let_run(processes);
+                    self.let_go();
+                    return Err(error);
+                }
+            }
+        }
+        Ok(processes)
+    }
+
+    fn captives(&mut self, process: &TreeProcess, timeout: Duration) -> Result<Vec<Captive>, CaptureError> {
+        if process.threads.is_empty() {
+            return Ok(Vec::new());
+        }
+        let memory = ProcessMemory::open(process.pid)?;
+        let take = |TreeThread { pid, layout }: &TreeThread| {
+            let stopped = self.stopped.remove(pid).ok_or(TraceError::Gone { pid: *pid })?;
+            let ids = (layout.vtid, process.vpid);
+            Ok(Captive::take(stopped, ids, memory.clone(), process.marker, timeout)?)
+        };
+        process.threads.iter().map(take).collect()
+    }
+}
+
+/// Gives every thread its context back and lets it go.
+pub(super) fn let_run(processes: Vec<StoppedProcess>) {
+    for mut captive in processes.into_iter().flat_map(|process| process.threads) {
+        // A thread that was killed meanwhile has nothing to be given back.
+        if let Err(error) = captive.restore_context().and_then(|()| captive.detach()) {
+            tracing::debug!(%error, "a thread could not be let go");
+        }
+    }
+}
+
+fn is_alive(pid: Pid) -> bool {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    crate::proc::task_ids::parse_stat(&stat).is_some_and(|stat| !matches!(stat.state, b'Z' | b'X'))
+}

@@ -1,0 +1,142 @@
+//! What can go wrong at the destination.
+
+use std::io;
+
+use crate::model::layout::VdsoLayout;
+use crate::model::{Pid, Vpid};
+use crate::remote::RemoteError;
+
+/// Failure of the destination engine. Nothing of the copy has run.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    /// Remote calls.
+    #[error(transparent)]
+    Remote(#[from] RemoteError),
+    /// A layout that no container can have.
+    #[error("cannot accept the layout of process {vpid}: {why}")]
+    Layout {
+        /// The process.
+        vpid: Vpid,
+        /// What is wrong.
+        why: &'static str,
+    },
+    /// Something is meant for a process that is not there.
+    #[error("cannot find process {vpid} in the skeleton")]
+    NoProcess {
+        /// The process.
+        vpid: Vpid,
+    },
+    /// The id of the next task could not be chosen.
+    #[error("cannot choose id {vpid} for the next task of the container")]
+    ChooseId {
+        /// The id.
+        vpid: Vpid,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another task has the id.
+    #[error("cannot bear task {wanted}: the kernel gave it id {got}")]
+    IdTaken {
+        /// The id it should have.
+        wanted: Vpid,
+        /// The id it got.
+        got: Vpid,
+    },
+    /// A birth without an event.
+    #[error("cannot find the newborn task {vpid}")]
+    NotBorn {
+        /// The task.
+        vpid: Vpid,
+    },
+    /// A task that should have ended.
+    #[error("cannot end task {vtid}")]
+    ThreadLives {
+        /// The task.
+        vtid: Vpid,
+    },
+    /// An ended process that nobody could reap.
+    #[error("cannot reap process {vpid}")]
+    NotReaped {
+        /// The process.
+        vpid: Vpid,
+    },
+    /// A session that cannot be rebuilt.
+    #[error("cannot put process {vpid} into session {sid}: its parent {parent} never belonged to it")]
+    Session {
+        /// The process.
+        vpid: Vpid,
+        /// The session.
+        sid: Vpid,
+        /// The parent.
+        parent: Vpid,
+    },
+    /// No free range for the engine's own mapping.
+    #[error("cannot find room for the engine in the address space of process {vpid}")]
+    NoRoom {
+        /// The process.
+        vpid: Vpid,
+    },
+    /// The executable did not replace the runtime's.
+    #[error("cannot execute {path} in process {vpid}")]
+    Execute {
+        /// The process.
+        vpid: Vpid,
+        /// Path inside the container.
+        path: String,
+    },
+    /// The kernels of the hosts differ.
+    #[error("cannot move the vdso of process {vpid}: this kernel has {here:?}, the source's {wanted:?}")]
+    VdsoDiffers {
+        /// The process.
+        vpid: Vpid,
+        /// Here.
+        here: VdsoLayout,
+        /// At the source.
+        wanted: VdsoLayout,
+    },
+    /// Mappings of a restorer cannot be read.
+    #[error("cannot read the mappings of process {pid}")]
+    Maps {
+        /// The process, as the agent sees it.
+        pid: Pid,
+        /// Why.
+        source: io::Error,
+    },
+    /// Descriptors could not be handed over.
+    #[error("cannot give {count} descriptors to process {vpid}")]
+    Give {
+        /// The process.
+        vpid: Vpid,
+        /// How many.
+        count: usize,
+        /// Why.
+        source: nix::Error,
+    },
+    /// A mapped file cannot be opened inside the container's root.
+    #[error("cannot open the mapped file {path}")]
+    OpenMapped {
+        /// Path inside the container.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The bundle's files differ from the source's.
+    #[error("cannot map {path}: it has {here} bytes here and {wanted} at the source")]
+    FileDiffers {
+        /// Path inside the container.
+        path: String,
+        /// Its size here.
+        here: u64,
+        /// Its size at the source.
+        wanted: u64,
+    },
+    /// A shared memory object that no layout has announced.
+    #[error("cannot find shared memory object {id}")]
+    NoObject {
+        /// Its id.
+        id: u64,
+    },
+    /// Pages could not be written.
+    #[error(transparent)]
+    Fill(#[from] crate::memory::FillError),
+}

@@ -1,0 +1,130 @@
+//! A layout that came from the peer is checked here before anything is made of it.
+
+use std::collections::HashSet;
+
+use super::RestoreError;
+use super::spans::HIGHEST;
+use crate::model::layout::{Layout, ObjectKind, ProcessLayout};
+use crate::model::{Mapping, PAGE_SIZE, Vma, Vpid};
+
+/// Most tasks (threads of all processes): what a PID namespace can hold.
+const MAX_TASKS: usize = 4 << 20;
+/// Most mappings of a process: far above `vm.max_map_count` in use anywhere.
+const MAX_VMAS: usize = 1 << 20;
+/// Longest path, as in `PATH_MAX`.
+const MAX_PATH: usize = 4096;
+/// Largest id, as in `PID_MAX_LIMIT`.
+const MAX_ID: i32 = 4 << 20;
+/// Largest kernel mapping.
+const MAX_KERNEL_MAPPING: u64 = 1 << 20;
+
+/// Checks a layout; says which process is wrong, and why.
+pub(super) fn layout(layout: &Layout) -> Result<(), RestoreError> {
+    let first = layout.processes.first().map(|process| process.vpid);
+    if first != Some(Vpid(1)) {
+        return Err(RestoreError::Layout {
+            vpid: first.unwrap_or(Vpid(0)),
+            why: "the first process is not init",
+        });
+    }
+    let mut ids = HashSet::new();
+    for process in &layout.processes {
+        let refuse = |why| RestoreError::Layout { vpid: process.vpid, why };
+        if process.vpid != Vpid(1) && !ids.contains(&process.parent) {
+            return Err(refuse("its parent does not come before it"));
+        }
+        if !ids.insert(process.vpid) {
+            return Err(refuse("its id is used twice"));
+        }
+        self::process(process).map_err(refuse)?;
+        for thread in process.threads.iter().skip(1) {
+            if !id_in_range(thread.vtid) || !ids.insert(thread.vtid) {
+                return Err(refuse("a thread's id is out of range or used twice"));
+            }
+        }
+        if ids.len() > MAX_TASKS {
+            return Err(refuse("there are too many tasks"));
+        }
+    }
+    objects(layout)
+}
+
+fn process(process: &ProcessLayout) -> Result<(), &'static str> {
+    if ![process.vpid, process.pgid, process.sid].into_iter().all(id_in_range) {
+        return Err("an id is out of range");
+    }
+    if process.zombie.is_some() {
+        return Ok(());
+    }
+    if process.threads.first().map(|leader| leader.vtid) != Some(process.vpid) {
+        return Err("its first thread is not its leader");
+    }
+    path(&process.exe)?;
+    if process.vmas.len() > MAX_VMAS {
+        return Err("it has too many mappings");
+    }
+    for span in super::spans::spans_of(&process.vdso) {
+        if !range_ok(span) || span.1 - span.0 > MAX_KERNEL_MAPPING {
+            return Err("a kernel mapping is out of range");
+        }
+    }
+    let mut end = 0;
+    for vma in &process.vmas {
+        if !range_ok((vma.start, vma.end)) || vma.start < end {
+            return Err("its mappings are not ascending page ranges of the user's address space");
+        }
+        end = vma.end;
+        mapping(vma)?;
+    }
+    Ok(())
+}
+
+fn mapping(vma: &Vma) -> Result<(), &'static str> {
+    match &vma.mapping {
+        Mapping::PrivateAnonymous => Ok(()),
+        Mapping::PrivateFile(file) | Mapping::SharedFile { file, .. } => {
+            path(&file.path)?;
+            offset(file.offset, vma)
+        }
+        Mapping::SharedAnonymous { offset: at, .. } => offset(*at, vma),
+    }
+}
+
+fn offset(offset: u64, vma: &Vma) -> Result<(), &'static str> {
+    let end = offset.checked_add(vma.len()).filter(|end| *end <= i64::MAX as u64);
+    if offset.is_multiple_of(PAGE_SIZE) && end.is_some() {
+        Ok(())
+    } else {
+        Err("a mapping's offset is out of range")
+    }
+}
+
+fn objects(layout: &Layout) -> Result<(), RestoreError> {
+    let refuse = |why| RestoreError::Layout { vpid: Vpid(1), why };
+    let mut ids = HashSet::new();
+    for object in &layout.objects {
+        if !ids.insert(object.id) {
+            return Err(refuse("a shared memory object's id is used twice"));
+        }
+        if object.size > i64::MAX as u64 / 2 || !object.size.is_multiple_of(PAGE_SIZE) {
+            return Err(refuse("a shared memory object's size is out of range"));
+        }
+        if let ObjectKind::File(name) = &object.kind {
+            path(name).map_err(refuse)?;
+        }
+    }
+    Ok(())
+}
+
+fn path(path: &[u8]) -> Result<(), &'static str> {
+    let ok = path.first() == Some(&b'/') && path.len() < MAX_PATH && !path.contains(&0);
+    if ok { Ok(()) } else { Err("a path is not absolute, too long, or holds a zero byte") }
+}
+
+fn range_ok((start, end): (u64, u64)) -> bool {
+    start < end && end <= HIGHEST && start.is_multiple_of(PAGE_SIZE) && end.is_multiple_of(PAGE_SIZE)
+}
+
+fn id_in_range(id: Vpid) -> bool {
+    (1..=MAX_ID).contains(&id.0)
+}

@@ -1,0 +1,122 @@
+//! A container that runc has created becomes a skeleton.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+
+use pclive_engine::model::layout::VdsoLayout;
+use pclive_engine::model::{
+    Layout, Mapping, Pid, ProcessLayout, Protection, ThreadLayout, Vma, VmaFlags, Vpid,
+};
+use pclive_engine::restore::{Destination, DestinationOptions};
+use support::Created;
+
+fn thread(vtid: i32) -> ThreadLayout {
+    ThreadLayout { vtid: Vpid(vtid), start_time: 1000 + u64::from(vtid.unsigned_abs()) }
+}
+
+fn process(vpid: i32, parent: i32, session: i32, threads: &[i32]) -> ProcessLayout {
+    let base = 0x7ffd_1000_0000;
+    ProcessLayout {
+        vpid: Vpid(vpid),
+        start_time: 1000 + u64::from(vpid.unsigned_abs()),
+        parent: Vpid(parent),
+        pgid: Vpid(session),
+        sid: Vpid(session),
+        zombie: None,
+        generation: 0,
+        exe: b"/bin/busybox".to_vec(),
+        threads: std::iter::once(vpid).chain(threads.iter().copied()).map(thread).collect(),
+        vmas: vec![
+            vma(0x40_0000, 0x40_2000, Mapping::PrivateAnonymous),
+            vma(0x5555_0000_0000, 0x5555_0010_0000, Mapping::PrivateAnonymous),
+        ],
+        vdso: VdsoLayout {
+            vvar: Some((base, base + 0x4000)),
+            vvar_vclock: Some((base + 0x4000, base + 0x6000)),
+            vdso: Some((base + 0x6000, base + 0x8000)),
+        },
+    }
+}
+
+fn vma(start: u64, end: u64, mapping: Mapping) -> Vma {
+    let protection = Protection { read: true, write: true, exec: false };
+    Vma { start, end, protection, flags: VmaFlags::default(), mapping }
+}
+
+/// (vpid, parent's vpid, group, session, threads) of every process of the container, by `/proc`.
+fn tree(init: Pid) -> Vec<(i32, i32, i32, i32, usize)> {
+    let mut found: Vec<_> = pclive_engine::capture::tree::read(init)
+        .unwrap()
+        .into_iter()
+        .map(|p| (p.vpid.0, p.parent.0, p.pgid.0, p.sid.0, p.threads.len()))
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn skeleton_follows_tasks_born_and_gone() {
+    let container = Created::new("tree", &["sh"]);
+    let init = container.init();
+    let mut destination = Destination::adopt(init, DestinationOptions::default()).unwrap();
+    let mut layout = Layout { processes: vec![process(1, 0, 1, &[7, 300])], objects: Vec::new() };
+    layout.processes.push(process(2, 1, 1, &[]));
+    layout.processes.push(process(250, 2, 250, &[251]));
+    layout.processes.push(process(12, 250, 250, &[]));
+    destination.apply_layout(&layout).unwrap();
+    assert_eq!(tree(init), [(1, 0, 1, 1, 3), (2, 1, 1, 1, 1), (12, 250, 250, 250, 1), (250, 2, 250, 250, 2)]);
+    assert_eq!(fs::read_link(format!("/proc/{init}/exe")).unwrap(), Path::new("/bin/busybox"));
+    let maps = fs::read_to_string(format!("/proc/{init}/maps")).unwrap();
+    assert!(
+        maps.contains("7ffd10006000-7ffd10008000 r-xp 00000000 00:00 0                          [vdso]"),
+        "{maps}"
+    );
+    assert!(maps.contains("00400000-00402000 rw-p"), "{maps}");
+
+    // 250 ends, its child goes to init; 2 executes another program; a thread of 1 ends and another is born.
+    layout.processes.truncate(2);
+    layout.processes[0].threads = [1, 7, 301].map(thread).to_vec();
+    layout.processes[1].exe = b"/bin/other".to_vec();
+    layout.processes[1].generation = 1;
+    layout.processes.push(process(12, 1, 250, &[]));
+    destination.apply_layout(&layout).unwrap();
+    assert_eq!(tree(init), [(1, 0, 1, 1, 3), (2, 1, 1, 1, 1), (12, 1, 250, 250, 1)]);
+
+    // A session and a group whose leaders have long ended, and an id used again.
+    layout.processes.push(process(40, 1, 39, &[]));
+    layout.processes[1].start_time += 1;
+    layout.processes[1].pgid = Vpid(20);
+    destination.apply_layout(&layout).unwrap();
+    assert_eq!(tree(init), [(1, 0, 1, 1, 3), (2, 1, 20, 1, 1), (12, 1, 250, 250, 1), (40, 1, 39, 39, 1)]);
+    drop(destination);
+    assert!(
+        !Path::new(&format!("/proc/{init}/exe")).exists()
+            || fs::read_link(format!("/proc/{init}/exe")).is_err()
+    );
+}
+
+#[test]
+fn hostile_layout_is_refused_and_changes_nothing() {
+    let container = Created::new("hostile", &["sh"]);
+    let init = container.init();
+    let mut destination = Destination::adopt(init, DestinationOptions::default()).unwrap();
+    let good = Layout { processes: vec![process(1, 0, 1, &[])], objects: Vec::new() };
+    destination.apply_layout(&good).unwrap();
+    let spoil: [fn(&mut Layout); 6] = [
+        |l| l.processes[0].vmas[0].start = 0x1001,
+        |l| l.processes[0].vmas[0].end = u64::MAX - 0xfff,
+        |l| l.processes[0].exe = b"relative".to_vec(),
+        |l| l.processes.push(process(5, 9, 1, &[])),
+        |l| l.processes.push(process(-3, 1, 1, &[])),
+        |l| l.processes.clear(),
+    ];
+    for spoil in spoil {
+        let mut bad = good.clone();
+        spoil(&mut bad);
+        let refused = destination.apply_layout(&bad).unwrap_err();
+        assert!(refused.to_string().starts_with("cannot accept the layout"), "{refused}");
+    }
+    assert_eq!(tree(init), [(1, 0, 1, 1, 1)]);
+}
