@@ -18,6 +18,7 @@ pub mod host;
 pub mod lab;
 pub mod leftovers;
 pub mod link;
+pub mod measure;
 pub mod needs;
 pub mod node;
 pub mod rootfs;

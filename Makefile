@@ -1,0 +1,40 @@
+# make demo   a Redis with 1 GiB and eight clients, moved between two hosts, by both strategies
+# make test   every test, among them migrations of real containers (root)
+# make bench  the figures that PCLive aims at, as ratios of one run (root)
+# make lint   formatting, clippy and documentation, without a warning
+# make install [DESTDIR=... PREFIX=/usr/local]
+# make deps   the Debian packages that demo, test and bench use
+
+CARGO   ?= cargo
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+.PHONY: build demo test bench lint install deps
+
+build:
+	$(CARGO) build --release --workspace --bins
+
+demo: deps build
+	target/release/demo
+
+bench: deps build
+	target/release/bench
+
+# The tests of whole migrations run one after the other: each has two hosts, agents and a gigabyte or more.
+test: deps build
+	tests/run-tests
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+install: build
+	install -D -m 0755 target/release/pclive-agent $(DESTDIR)$(PREFIX)/sbin/pclive-agent
+	install -D -m 0755 target/release/pclivectl $(DESTDIR)$(PREFIX)/bin/pclivectl
+	install -D -m 0644 systemd/pclive-agent.service $(DESTDIR)/etc/systemd/system/pclive-agent.service
+	test -e $(DESTDIR)/etc/pclive/agent.toml || \
+		install -D -m 0600 configs/agent.toml $(DESTDIR)/etc/pclive/agent.toml
+
+deps:
+	@tests/install-deps

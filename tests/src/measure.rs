@@ -1,0 +1,162 @@
+//! One migration of a Redis under load, measured: what the demo and the benchmark are made of.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::ctl::{Following, Report};
+use crate::lab::Lab;
+use crate::workload::clients::{Clients, Record};
+use crate::workload::redis::{Redis, bundle};
+
+/// How often the clients' answers are counted.
+const TICK: Duration = Duration::from_millis(20);
+/// How long the clients' rate is watched before the migration.
+const BEFORE: Duration = Duration::from_secs(2);
+/// Answers that must come after the migration.
+const AFTER: u64 = 1000;
+
+/// What is to be measured.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// `one-shot` or `global`.
+    pub strategy: &'static str,
+    /// Redis's data set.
+    pub data_bytes: u64,
+    /// Clients, each on one connection; none: the container idles.
+    pub clients: usize,
+    /// What a client waits between an answer and its next request.
+    pub pause: Duration,
+}
+
+/// What came out.
+#[derive(Debug, Clone)]
+pub struct Measurement {
+    /// The agent's report.
+    pub report: Report,
+    /// What the clients saw.
+    pub clients: Record,
+    /// Answers per second, median of short intervals: before the migration, and while rounds ran.
+    pub rate_before: f64,
+    /// See [`Measurement::rate_before`]; `None` when the rounds were too short to tell.
+    pub rate_in_rounds: Option<f64>,
+}
+
+impl Measurement {
+    /// Bytes per second of round 0, which sends everything.
+    pub fn first_round_rate(&self) -> Option<u64> {
+        self.report.rounds.iter().find(|round| round.number == 0).map(|round| round.bytes_per_second)
+    }
+}
+
+/// Counts of the clients' answers over time.
+type Samples = Vec<(Instant, u64)>;
+
+/// Builds a lab, fills a Redis, lets clients at it, and moves it once.
+///
+/// # Errors
+/// When the migration fails, or when the data set differs afterwards. What clients lost is in the measurement.
+pub fn migrate_redis(setting: Setting) -> Result<Measurement> {
+    let lab = Lab::new()?;
+    let container = lab.start(&bundle("redis-1"))?;
+    let redis = Redis::new(&lab.client, container.v4);
+    let keys = redis.populate(setting.data_bytes)?;
+    let digest = redis.digest(keys)?;
+    let clients = redis.clients(setting.clients, setting.pause)?;
+    let (moved, samples) = sampled(&clients, || follow(&lab, &container.name, setting.strategy))?;
+    let moved = moved?;
+    if setting.clients > 0 {
+        clients.wait_for_answers(AFTER)?;
+    }
+    let record = clients.stop()?;
+    ensure!(redis.digest(keys)? == digest, "the data set has changed");
+    let rate = |from, to| median_rate(&samples, from, to);
+    Ok(Measurement {
+        rate_before: rate(samples.first().context("no samples")?.0, moved.asked).unwrap_or_default(),
+        rate_in_rounds: rate(moved.rounds_began, moved.rounds_ended),
+        report: moved.report,
+        clients: record,
+    })
+}
+
+/// A migration and its instants, by this process's clock.
+#[derive(Debug)]
+struct Moved {
+    report: Report,
+    asked: Instant,
+    rounds_began: Instant,
+    rounds_ended: Instant,
+}
+
+fn follow(lab: &Lab, container: &str, strategy: &str) -> Result<Moved> {
+    std::thread::sleep(BEFORE);
+    let asked = Instant::now();
+    let mut following = Following::start(&lab.a, container, lab.b.name(), &["--strategy", strategy])?;
+    let mut reached = |phase: &str| {
+        let found = following.wait_for(phase, |line| line["phase"] == phase).map(|_| Instant::now());
+        found.with_context(|| format!("--- agent of host-a\n{}", lab.a.agent_log()))
+    };
+    let (rounds_began, rounds_ended) = (reached("pre_copy")?, reached("frozen")?);
+    match following.finish()? {
+        Ok(report) => Ok(Moved { report, asked, rounds_began, rounds_ended }),
+        Err(refusal) => bail!(
+            "the migration failed: {refusal:?}\n--- {}\n{}\n--- {}\n{}",
+            lab.a.name(),
+            lab.a.agent_log(),
+            lab.b.name(),
+            lab.b.agent_log()
+        ),
+    }
+}
+
+/// Counts the clients' answers while `work` runs.
+fn sampled<T: Send>(clients: &Clients, work: impl FnOnce() -> T + Send) -> Result<(T, Samples)> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sampler = scope.spawn(|| {
+            let mut samples = Samples::new();
+            while !done.load(Ordering::Relaxed) {
+                samples.push((Instant::now(), clients.answers()));
+                std::thread::sleep(TICK);
+            }
+            samples
+        });
+        let result = work();
+        done.store(true, Ordering::Relaxed);
+        Ok((result, sampler.join().map_err(|_| anyhow::anyhow!("the sampler panicked"))?))
+    })
+}
+
+/// The median of the rates between neighbouring samples of `from..to`, answers per second.
+fn median_rate(samples: &Samples, from: Instant, to: Instant) -> Option<f64> {
+    let inside: Vec<_> = samples.iter().filter(|(at, _)| (from..to).contains(at)).collect();
+    let rate =
+        |pair: &[&(Instant, u64)]| (pair[1].1 - pair[0].1) as f64 / (pair[1].0 - pair[0].0).as_secs_f64();
+    let mut rates: Vec<f64> = inside.windows(2).map(rate).collect();
+    rates.sort_by(f64::total_cmp);
+    rates.get(rates.len() / 2).copied()
+}
+
+/// Touches and frees memory, so that a first touch does not cost what a virtual machine's host takes to find it.
+pub fn warm_memory(bytes: u64) {
+    let mut memory = vec![0_u8; usize::try_from(bytes).unwrap_or(0)];
+    memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+    std::hint::black_box(&memory);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn median_rate_looks_at_its_interval_only() {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let samples =
+            vec![(at(0), 0), (at(100), 10), (at(200), 30), (at(300), 130), (at(400), 150), (at(500), 150)];
+        let rate = median_rate(&samples, at(100), at(450)).unwrap();
+        assert!((rate - 200.0).abs() < 1e-6, "{rate}");
+        assert_eq!(median_rate(&samples, at(100), at(150)), None);
+    }
+}
