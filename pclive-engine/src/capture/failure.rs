@@ -97,7 +97,7 @@ pub(super) fn read_file(pid: Pid, name: &str) -> Result<(String, Vec<u8>), Captu
 }
 
 /// Reads a file of a task and parses it.
-pub(super) fn read_text<T, E: Into<TextError>>(
+pub(crate) fn read_text<T, E: Into<TextError>>(
     pid: Pid,
     name: &str,
     parse: impl FnOnce(&[u8]) -> Result<T, E>,

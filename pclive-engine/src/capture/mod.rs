@@ -7,31 +7,36 @@
 
 mod attributes;
 mod check;
+pub(crate) mod creds;
 pub mod creds;
 mod error;
 pub mod failure;
 pub mod files;
 mod freezer;
 mod frozen;
+pub(crate) mod limits;
 pub mod limits;
 mod mapping_kind;
-pub mod mm;
+mod mm;
 pub mod process;
 mod round;
 pub mod rseq;
 pub mod scheduling;
 pub mod seccomp;
+pub(crate) mod seccomp;
 pub mod signals;
+pub(crate) mod signals;
 mod sink;
 pub mod sockets;
 mod source;
 mod stop;
 pub mod thread;
 pub mod timers;
+mod timers;
 mod tracked;
 pub mod tree;
 pub mod vmas;
-pub mod xstate;
+pub(crate) mod xstate;
 
 pub use error::CaptureError;
 pub use frozen::Frozen;

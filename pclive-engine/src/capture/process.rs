@@ -87,7 +87,7 @@ fn directory(pid: Pid, vpid: Vpid) -> Result<Vec<u8>, CaptureStateError> {
 }
 
 /// A file of one number.
-fn number(pid: Pid, name: &str, radix: u32) -> Result<i64, CaptureStateError> {
+pub(crate) fn number(pid: Pid, name: &str, radix: u32) -> Result<i64, CaptureStateError> {
     let (path, bytes) = read_file(pid, name)?;
     let text = String::from_utf8_lossy(&bytes);
     let text = text.trim();

@@ -9,13 +9,13 @@ use crate::remote::{Answers, Batch, Piece, RemoteError, Ticket};
 use crate::sys::ptrace_state::{self, SIGINFO_BYTES};
 
 /// Signals are 1 to 64.
-const SIGNALS: u8 = 64;
+pub(crate) const SIGNALS: u8 = 64;
 /// `struct kernel_sigaction`: handler, flags, restorer, mask.
-const ACTION_BYTES: usize = 32;
+pub(crate) const ACTION_BYTES: usize = 32;
 /// Bytes of a signal set.
-const SET_BYTES: u64 = 8;
+pub(crate) const SET_BYTES: u64 = 8;
 /// `stack_t`.
-const STACK_BYTES: usize = 24;
+pub(crate) const STACK_BYTES: usize = 24;
 /// `SS_ONSTACK`: a fact about the stack pointer, not a setting.
 const SS_ONSTACK: i32 = 1;
 

@@ -4,14 +4,27 @@
 //! [`Destination::fill`], after the final dump [`Destination::restore`] and, once the source has committed,
 //! [`Destination::resume`]. Dropping a destination before that kills the restorers.
 
+mod attributes;
 mod channel;
+mod creds;
 mod error;
+pub mod failure;
+mod limits;
 mod mappings;
+mod mm;
+pub mod process;
+pub mod restart;
 mod restorer;
+mod scheduling;
+mod seccomp;
+mod signals;
 mod skeleton;
 pub mod sockets;
 mod spans;
+pub mod thread;
+mod timers;
 mod validate;
+mod xstate;
 
 use std::time::Duration;
 
