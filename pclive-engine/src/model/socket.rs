@@ -65,14 +65,19 @@ pub enum SocketKind {
         /// The closed peer had left something unread, and this end has not been told yet (`ECONNRESET`).
         reset: bool,
     },
-    /// A unix socket that has no peer: fresh, bound or listening.
+    /// A unix socket that is no end of a pair: fresh, bound or listening.
     UnixSingle {
+        /// Inode at the source.
+        inode: u64,
         /// `SOCK_STREAM`, `SOCK_DGRAM` or `SOCK_SEQPACKET`.
         socket_type: i32,
         /// Address, if bound.
         name: Option<UnixName>,
         /// `listen(2)` backlog, if listening.
         backlog: Option<u32>,
+        /// A datagram socket's target (connect(2)): inode of a bound socket of the container, which is not connected
+        /// back; 0 without one.
+        target: u64,
         /// Received and not read (datagrams of unnamed senders).
         queue: Vec<Vec<u8>>,
         /// As of a pair.

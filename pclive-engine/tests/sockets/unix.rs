@@ -182,6 +182,35 @@ fn listener_at_a_path_survives_and_its_file_comes_back_after_a_rollback() {
     let _client = UnixStream::connect(&path).unwrap();
     let (_server, _) = listener.accept().unwrap();
     assert_eq!(entries(), 1);
-    let after = host.capture(listener.as_fd(), Mode::Dump).unwrap().socket;
+    let mut after = host.capture(listener.as_fd(), Mode::Dump).unwrap().socket;
+    crate::options::same_inode(&sockets[0], &mut after);
     assert_eq!(after, sockets[0]);
+}
+
+#[test]
+fn datagram_socket_connected_to_a_bound_one_survives() {
+    use std::os::linux::net::SocketAddrExt;
+    let host = Namespace::new();
+    let name = std::os::unix::net::SocketAddr::from_abstract_name(b"sockets-log").unwrap();
+    let (log, first, second) = host.run(|| {
+        let connected = || {
+            let client = UnixDatagram::unbound().unwrap();
+            client.connect_addr(&name).unwrap();
+            client
+        };
+        (UnixDatagram::bind_addr(&name).unwrap(), connected(), connected())
+    });
+    first.send(b"queued").unwrap();
+    let fds: Vec<OwnedFd> = vec![first.into(), log.into(), second.into()];
+    let sockets = dump(&host, &fds);
+    assert_eq!(strangers(sockets.iter()).len() + strangers(sockets[..1].iter()).len(), 1);
+    drop(fds);
+    let mut built = host.build(&sockets);
+    let first = UnixDatagram::from(take(&mut built, 0));
+    let log = take(&mut built, 1);
+    let second = UnixDatagram::from(take(&mut built, 2));
+    first.send(b"one").unwrap();
+    second.send(b"two").unwrap();
+    let received: Vec<_> = std::iter::from_fn(|| receive(&log).ok()).collect();
+    assert_eq!(received, [b"queued".to_vec(), b"one".to_vec(), b"two".to_vec()]);
 }

@@ -16,7 +16,6 @@ pub(super) const SO_BUF_LOCK: i32 = 72;
 const REFUSED: &[(i32, i32, Scope, &str)] = &[
     (libc::SOL_SOCKET, libc::SO_ZEROCOPY, Scope::INET, "socket with MSG_ZEROCOPY enabled (SO_ZEROCOPY)"),
     (libc::SOL_SOCKET, libc::SO_TIMESTAMPING, Scope::ANY, "socket with packet timestamps (SO_TIMESTAMPING)"),
-    (libc::SOL_SOCKET, libc::SO_LOCK_FILTER, Scope::ANY, "socket with a locked filter (SO_LOCK_FILTER)"),
     (libc::IPPROTO_UDP, libc::UDP_CORK, Scope::UDP, "corked UDP socket (UDP_CORK)"),
     (libc::IPPROTO_UDP, 100, Scope::UDP, "UDP socket of a kernel tunnel (UDP_ENCAP)"),
 ];

@@ -27,7 +27,7 @@ pub(super) fn capture(
     mode: Mode,
 ) -> Result<CapturedSocket, SocketRefusal> {
     let info = tcp::info(fd.as_fd()).map_err(|e| SocketRefusal::failed("read its TCP_INFO", e))?;
-    refuse_extensions(fd.as_fd())?;
+    refuse_extensions(fd.as_fd(), mode)?;
     match (info.state, TcpState::from_kernel(info.state)) {
         (LISTEN, _) => listener(&fd, &info, mode).map(|kind| base.plain(kind)),
         (CLOSE, _) => closed(&fd, identity, mode).map(|kind| base.plain(kind)),
@@ -41,7 +41,7 @@ pub(super) fn capture(
 }
 
 /// What lives beside the queues and cannot be carried.
-fn refuse_extensions(fd: BorrowedFd<'_>) -> Result<(), SocketRefusal> {
+fn refuse_extensions(fd: BorrowedFd<'_>, mode: Mode) -> Result<(), SocketRefusal> {
     let hint = "the application must not use it in a container that is migrated";
     let mut name = [0; 16];
     let length = get_option(fd, libc::IPPROTO_TCP, TCP_ULP, &mut name).unwrap_or_default();
@@ -50,8 +50,8 @@ fn refuse_extensions(fd: BorrowedFd<'_>) -> Result<(), SocketRefusal> {
         let what = format!("TCP connection with the kernel protocol \"{}\" (TCP_ULP)", ulp.escape_ascii());
         return Err(SocketRefusal::lasting(what, hint));
     }
-    // ENOENT: no authentication.
-    if get_option(fd, libc::IPPROTO_TCP, TCP_AO_INFO, &mut [0; 56]).is_ok() {
+    // Set before the connection, so that the check sees it. ENOENT: no authentication.
+    if mode == Mode::Check && get_option(fd, libc::IPPROTO_TCP, TCP_AO_INFO, &mut [0; 56]).is_ok() {
         return Err(SocketRefusal::lasting("TCP connection with authentication (TCP_AO)", hint));
     }
     Ok(())

@@ -45,31 +45,60 @@ pub(super) fn capture(
         Mode::Dump => read_queue(fd, identity.socket_type, entry, options)?,
     };
     match entry.peer {
-        Some(peer) => pair(fd, identity, entry, peer, diag, queue),
-        None => Ok(SocketKind::UnixSingle {
+        Some(peer) if is_pair(identity, entry, peer, diag) => Ok(SocketKind::UnixPair {
+            inode: identity.inode,
+            peer: peer.into(),
+            socket_type: identity.socket_type,
+            queue,
+            shutdown: entry.shutdown,
+            reset: peer == 0 && readiness(fd.as_fd(), 0).is_ok_and(|ready| ready.error),
+        }),
+        peer => Ok(SocketKind::UnixSingle {
+            inode: identity.inode,
             socket_type: identity.socket_type,
             name: name_of(entry, diag)?,
             backlog: None,
+            target: target_of(identity, peer.unwrap_or_default(), diag)?,
             queue,
             shutdown: entry.shutdown,
         }),
     }
 }
 
+/// Two sockets that know only each other, or what one of them has left behind.
+fn is_pair(identity: &Identity, entry: &UnixSocket, peer: u32, diag: &UnixDiag) -> bool {
+    let nameless_or_stream = entry.name.is_empty() || identity.socket_type != libc::SOCK_DGRAM;
+    let mutual = || diag.get(peer.into()).is_some_and(|other| other.peer == Some(entry.inode));
+    if peer == 0 { nameless_or_stream } else { mutual() }
+}
+
+/// The bound socket that a datagram socket sends to; 0 if there is none any more.
+fn target_of(identity: &Identity, peer: u32, diag: &UnixDiag) -> Result<u64, SocketRefusal> {
+    if peer == 0 {
+        return Ok(0);
+    }
+    let other = diag.get(peer.into()).ok_or_else(stranger)?;
+    if identity.socket_type == libc::SOCK_DGRAM && !other.name.is_empty() {
+        return Ok(peer.into());
+    }
+    Err(SocketRefusal::transient("unix socket that is being connected"))
+}
+
 /// Peers of captured sockets that were captured by nobody: they belong to processes outside the container.
 /// Returns the inode of the container's end with each.
 pub fn strangers<'a>(sockets: impl Iterator<Item = &'a Socket>) -> Vec<(u64, SocketRefusal)> {
-    let ends: Vec<(u64, u64)> = sockets.filter_map(pair_of).collect();
+    let ends: Vec<(u64, u64)> = sockets.filter_map(ends_of).collect();
     let inside: HashSet<u64> = ends.iter().map(|(inode, _)| *inode).collect();
     let outside = ends.into_iter().filter(|(_, peer)| *peer != 0 && !inside.contains(peer));
     outside.map(|(inode, _)| (inode, stranger())).collect()
 }
 
-fn pair_of(socket: &Socket) -> Option<(u64, u64)> {
+/// A unix socket and the one that it is connected to.
+fn ends_of(socket: &Socket) -> Option<(u64, u64)> {
     match &socket.kind {
         SocketKind::UnixPair { inode, peer, .. } => Some((*inode, *peer)),
-        SocketKind::UnixSingle { .. }
-        | SocketKind::TcpClosed { .. }
+        SocketKind::UnixSingle { inode, target, .. } => Some((*inode, *target)),
+        SocketKind::TcpClosed { .. }
         | SocketKind::TcpListener { .. }
         | SocketKind::TcpConnection(_)
         | SocketKind::Udp { .. } => None,
@@ -81,33 +110,6 @@ fn stranger() -> SocketRefusal {
         "unix socket connected to a process outside the container",
         "the application must close the connection before a migration",
     )
-}
-
-fn pair(
-    fd: &OwnedFd,
-    identity: &Identity,
-    entry: &UnixSocket,
-    peer: u32,
-    diag: &UnixDiag,
-    queue: Vec<Vec<u8>>,
-) -> Result<SocketKind, SocketRefusal> {
-    if peer != 0 {
-        let other = diag.get(peer.into()).ok_or_else(stranger)?;
-        if other.peer.map(u64::from) != Some(identity.inode) {
-            return Err(SocketRefusal::lasting(
-                "unix datagram socket connected to one that is not connected back",
-                "the application must use a socket pair or close it before a migration",
-            ));
-        }
-    }
-    Ok(SocketKind::UnixPair {
-        inode: identity.inode,
-        peer: peer.into(),
-        socket_type: identity.socket_type,
-        queue,
-        shutdown: entry.shutdown,
-        reset: peer == 0 && readiness(fd.as_fd(), 0).is_ok_and(|ready| ready.error),
-    })
 }
 
 fn listener(
@@ -122,9 +124,11 @@ fn listener(
         return Err(SocketRefusal::transient(what));
     }
     Ok(SocketKind::UnixSingle {
+        inode: identity.inode,
         socket_type: identity.socket_type,
         name: name_of(entry, diag)?,
         backlog: Some(entry.send_queue),
+        target: 0,
         queue: Vec::new(),
         shutdown: entry.shutdown,
     })

@@ -59,6 +59,9 @@ impl Builder {
     /// them: pairs find each other, and ports are shared. On `Err` everything that was built is gone again.
     pub fn build(&mut self, sockets: &[(FileId, &Socket, i32)]) -> Result<BuiltSockets, SocketsError> {
         validate::all(sockets)?;
+        if sockets.is_empty() {
+            return Ok(BuiltSockets::default());
+        }
         // A thread of its own: only that one enters the namespaces.
         std::thread::scope(|scope| {
             scope.spawn(|| self.build_inside(sockets)).join().unwrap_or(Err(SocketsError::Thread))

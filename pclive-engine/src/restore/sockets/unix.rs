@@ -37,7 +37,7 @@ pub(super) fn build(
         netns::enter_mounts(mounts).map_err(|source| SocketsError::Enter { namespace: "mount", source })?;
     }
     for (file, socket, _) in sockets {
-        if let SocketKind::UnixSingle { socket_type, name, backlog, queue, shutdown } = &socket.kind {
+        if let SocketKind::UnixSingle { socket_type, name, backlog, queue, shutdown, .. } = &socket.kind {
             let fd = single(*file, socket, *socket_type, name.as_ref(), built)?;
             if let Some(backlog) = backlog {
                 crate::sys::socket::listen(fd.as_fd(), *backlog).of(*file, "listen on the socket")?;
@@ -47,7 +47,35 @@ pub(super) fn build(
             built.fds.insert(*file, fd);
         }
     }
+    connect_targets(sockets, built)
+}
+
+/// Datagram sockets that were connected to a bound one; after every queue is filled, since a connected socket takes
+/// datagrams from its target only.
+fn connect_targets(sockets: &[(FileId, &Socket, i32)], built: &BuiltSockets) -> Result<(), SocketsError> {
+    let mut names = HashMap::new();
+    for (_, socket, _) in sockets {
+        if let SocketKind::UnixSingle { inode, name: Some(name), .. } = &socket.kind {
+            names.insert(*inode, name);
+        }
+    }
+    for (file, socket, _) in sockets {
+        let SocketKind::UnixSingle { target, .. } = &socket.kind else { continue };
+        if let (true, Some(name), Some(fd)) = (*target != 0, names.get(target), built.fds.get(file)) {
+            let connected = address_of(name).and_then(|address| connect(fd.as_raw_fd(), &address));
+            connected.of(*file, "connect the datagram socket")?;
+        }
+    }
     Ok(())
+}
+
+/// The address by which a socket can be reached. EDESTADDRREQ: its file is gone.
+fn address_of(name: &UnixName) -> Result<UnixAddr, Errno> {
+    match name {
+        UnixName::Abstract(name) => UnixAddr::new_abstract(name),
+        UnixName::Path { path, file: Some(_) } => UnixAddr::new(Path::new(OsStr::from_bytes(path))),
+        UnixName::Path { file: None, .. } => Err(Errno::EDESTADDRREQ),
+    }
 }
 
 /// One end: where it goes and what it holds.
@@ -167,14 +195,8 @@ fn deliver(socket_type: i32, name: Option<&UnixName>, queue: &[Vec<u8>]) -> Resu
         return Ok(());
     }
     let sender = crate::sys::socket::socket(libc::AF_UNIX, socket_type, 0)?;
-    match name {
-        Some(UnixName::Abstract(name)) => connect(sender.as_raw_fd(), &UnixAddr::new_abstract(name)?)?,
-        Some(UnixName::Path { path, file: Some(_) }) => {
-            connect(sender.as_raw_fd(), &UnixAddr::new(Path::new(OsStr::from_bytes(path)))?)?;
-        }
-        // Nobody can have sent to it by a name.
-        Some(UnixName::Path { file: None, .. }) | None => return Err(Errno::EDESTADDRREQ),
-    }
+    // Without a name, nobody can have sent to it.
+    connect(sender.as_raw_fd(), &address_of(name.ok_or(Errno::EDESTADDRREQ)?)?)?;
     queue.iter().try_for_each(|message| write(&sender, message))
 }
 

@@ -17,24 +17,42 @@ const MAX_SCALE: u8 = 14;
 
 type Check = Result<(), &'static str>;
 
-/// Checks every socket by itself and the pairs against each other.
+/// Checks every socket by itself and the unix sockets against each other.
 pub(super) fn all(sockets: &[(FileId, &Socket, i32)]) -> Result<(), SocketsError> {
-    let mut pairs = HashMap::new();
+    let invalid = |file, what| Err(SocketsError::Invalid { file, what });
+    let mut unix = HashMap::new();
     for (file, socket, _) in sockets {
         one(socket).map_err(|what| SocketsError::Invalid { file: *file, what })?;
-        if let SocketKind::UnixPair { inode, peer, socket_type, .. } = &socket.kind
-            && pairs.insert(*inode, (*file, *peer, *socket_type)).is_some()
+        if let SocketKind::UnixPair { inode, .. } | SocketKind::UnixSingle { inode, .. } = &socket.kind
+            && unix.insert(*inode, &socket.kind).is_some()
         {
-            return Err(SocketsError::Invalid { file: *file, what: "its inode is another socket's too" });
+            return invalid(*file, "its inode is another socket's too");
         }
     }
-    for (inode, (file, peer, socket_type)) in &pairs {
-        let mutual = pairs.get(peer).is_some_and(|(_, back, type_)| (back, type_) == (inode, socket_type));
-        if *peer != 0 && (!mutual || peer == inode) {
-            return Err(SocketsError::Invalid { file: *file, what: "its peer is not among the sockets" });
+    for (file, socket, _) in sockets {
+        if let SocketKind::UnixPair { inode, peer, socket_type, .. } = &socket.kind
+            && *peer != 0
+            && (peer == inode || !unix.get(peer).is_some_and(|other| is_peer(other, *inode, *socket_type)))
+        {
+            return invalid(*file, "its peer is not among the sockets");
+        }
+        if let SocketKind::UnixSingle { socket_type, target, .. } = &socket.kind
+            && *target != 0
+            && !unix.get(target).is_some_and(|other| is_target(other, *socket_type))
+        {
+            return invalid(*file, "its target is not among the sockets");
         }
     }
     Ok(())
+}
+
+fn is_peer(other: &SocketKind, inode: u64, own_type: i32) -> bool {
+    matches!(other, SocketKind::UnixPair { peer, socket_type, .. } if (*peer, *socket_type) == (inode, own_type))
+}
+
+fn is_target(other: &SocketKind, own_type: i32) -> bool {
+    let named = matches!(other, SocketKind::UnixSingle { name: Some(_), socket_type: libc::SOCK_DGRAM, .. });
+    named && own_type == libc::SOCK_DGRAM
 }
 
 /// Which options a socket may have; `None` for an unknown family.
