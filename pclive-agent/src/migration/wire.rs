@@ -1,9 +1,128 @@
-//! Engine values <-> messages of the peer protocol. Nothing that the peer says is believed unchecked.
+//! Engine values <-> messages of the peer protocol. Nothing that the peer says is believed unchecked: every
+//! count, length and address is compared with a limit before anything is made of it.
 
+use pclive_engine::model::codec;
+use pclive_engine::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Target, Vpid};
 use pclive_proto::control;
+use pclive_proto::peer::extent::Kind;
+use pclive_proto::peer::source_message::Message;
+use pclive_proto::peer::{self, PageBatch, SourceMessage, page_batch};
+use serde::de::DeserializeOwned;
 use tonic::Status;
+use xxhash_rust::xxh3::xxh3_64;
 
-use crate::error::{ErrorCode, MigrationError};
+use crate::config::Strategy;
+use crate::error::{ErrorCode, MigrationError, chain};
+
+/// Most contents of one batch, bytes: what the source's configuration allows.
+const MAX_PAYLOAD: usize = 4 << 20;
+/// Most runs of one batch.
+const MAX_EXTENTS: usize = 1 << 17;
+/// First address that no process of x86-64 has (five page table levels).
+const ADDRESS_END: u64 = 1 << 56;
+/// Largest id of a task (`/proc/sys/kernel/pid_max` at most).
+const MAX_PID: i32 = 1 << 22;
+
+/// A batch as a message, with its checksum.
+pub(super) fn page_batch(batch: Batch) -> SourceMessage {
+    let target = match batch.target {
+        Target::Process(vpid) => page_batch::Target::Process(vpid.0),
+        Target::Object(id) => page_batch::Target::Object(id),
+    };
+    let message = PageBatch {
+        target: Some(target),
+        extents: batch.extents.iter().map(extent_message).collect(),
+        checksum: xxh3_64(&batch.payload),
+        payload: batch.payload,
+    };
+    source_message(Message::PageBatch(message))
+}
+
+/// A message of the source.
+pub(super) fn source_message(message: Message) -> SourceMessage {
+    SourceMessage { message: Some(message) }
+}
+
+fn extent_message(extent: &Extent) -> peer::Extent {
+    let kind = match extent.kind {
+        ExtentKind::Data => Kind::Data,
+        ExtentKind::Zero => Kind::Zero,
+        ExtentKind::Hole => Kind::Hole,
+        ExtentKind::Guard => Kind::Guard,
+    };
+    peer::Extent { start: extent.start, pages: extent.pages, kind: kind.into() }
+}
+
+/// A batch out of a message; the checksum is [`verify`]'s.
+pub(super) fn batch(message: PageBatch) -> Result<Batch, MigrationError> {
+    if message.payload.len() > MAX_PAYLOAD || message.extents.len() > MAX_EXTENTS {
+        let (bytes, runs) = (message.payload.len(), message.extents.len());
+        return Err(bad(format!("a batch of {bytes} bytes in {runs} runs, more than the limits")));
+    }
+    let target = match message.target {
+        Some(page_batch::Target::Process(vpid)) if (1..=MAX_PID).contains(&vpid) => {
+            Target::Process(Vpid(vpid))
+        }
+        Some(page_batch::Target::Process(vpid)) => return Err(bad(format!("pages for process {vpid}"))),
+        Some(page_batch::Target::Object(id)) => Target::Object(id),
+        None => return Err(bad("pages without a target")),
+    };
+    let extents = extents(&message.extents)?;
+    let batch = Batch { target, extents, payload: message.payload };
+    if batch.data_bytes() != batch.payload.len() as u64 {
+        let (claimed, there) = (batch.data_bytes(), batch.payload.len());
+        return Err(bad(format!("a batch that claims {claimed} bytes and has {there}")));
+    }
+    Ok(batch)
+}
+
+fn extents(messages: &[peer::Extent]) -> Result<Vec<Extent>, MigrationError> {
+    let mut end = 0;
+    let mut extents = Vec::with_capacity(messages.len());
+    for message in messages {
+        let kind = match message.kind() {
+            Kind::Data => ExtentKind::Data,
+            Kind::Zero => ExtentKind::Zero,
+            Kind::Hole => ExtentKind::Hole,
+            Kind::Guard => ExtentKind::Guard,
+            Kind::Unspecified => return Err(bad(format!("a run of kind {}", message.kind))),
+        };
+        let extent = Extent { start: message.start, pages: message.pages, kind };
+        let sound = extent.start.is_multiple_of(PAGE_SIZE)
+            && extent.start >= end
+            && extent.pages > 0
+            && extent.end() <= ADDRESS_END;
+        if !sound {
+            return Err(bad(format!("a run of {} pages at {:#x}", extent.pages, extent.start)));
+        }
+        end = extent.end();
+        extents.push(extent);
+    }
+    Ok(extents)
+}
+
+/// Compares contents with the checksum that came with them.
+pub(super) fn verify(payload: &[u8], checksum: u64) -> Result<(), MigrationError> {
+    if xxh3_64(payload) == checksum {
+        return Ok(());
+    }
+    Err(bad(format!("{} bytes of pages that do not match their checksum", payload.len())))
+}
+
+/// A document of the engine out of a message.
+pub(super) fn document<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, MigrationError> {
+    codec::decode(bytes).map_err(|error| bad(chain(&error)))
+}
+
+/// A document of the engine, to be sent.
+pub(super) fn encode<T: serde::Serialize>(value: &T) -> Result<Vec<u8>, MigrationError> {
+    codec::encode(value).map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))
+}
+
+/// A message that makes no sense here.
+pub(super) fn bad(what: impl std::fmt::Display) -> MigrationError {
+    MigrationError::new(ErrorCode::BadMessage, format!("the other agent sent {what}"))
+}
 
 /// What a status of the other agent says: its own error if it carries one, else the transport's.
 pub(super) fn status_error(status: &Status) -> MigrationError {
@@ -14,4 +133,135 @@ pub(super) fn status_error(status: &Status) -> MigrationError {
     }
     let message = format!("the link to the other agent failed: {}", status.message());
     MigrationError::new(ErrorCode::PeerLost, message)
+}
+
+/// The link ended without a word.
+pub(super) fn link_ended() -> MigrationError {
+    MigrationError::new(ErrorCode::PeerLost, "the link to the other agent ended")
+}
+
+/// Strategy as peers say it.
+pub(super) fn peer_strategy(strategy: Strategy) -> peer::Strategy {
+    match strategy {
+        Strategy::Global => peer::Strategy::Global,
+        Strategy::OneShot => peer::Strategy::OneShot,
+    }
+}
+
+/// Strategy as users see it.
+pub(super) fn control_strategy(strategy: Strategy) -> control::Strategy {
+    match strategy {
+        Strategy::Global => control::Strategy::Global,
+        Strategy::OneShot => control::Strategy::OneShot,
+    }
+}
+
+/// Strategy that a peer asks for.
+pub(super) fn strategy(asked: peer::Strategy) -> Result<Strategy, MigrationError> {
+    match asked {
+        peer::Strategy::Global => Ok(Strategy::Global),
+        peer::Strategy::OneShot => Ok(Strategy::OneShot),
+        peer::Strategy::Unspecified => Err(bad("a strategy that this agent does not know")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn page(start: u64, pages: u64, kind: Kind) -> peer::Extent {
+        peer::Extent { start, pages, kind: kind.into() }
+    }
+
+    fn message(extents: Vec<peer::Extent>, payload: Vec<u8>) -> PageBatch {
+        let checksum = xxh3_64(&payload);
+        PageBatch { target: Some(page_batch::Target::Process(1)), extents, payload: payload.into(), checksum }
+    }
+
+    fn refusal(message: PageBatch) -> String {
+        let error = batch(message).unwrap_err();
+        assert_eq!(error.code, ErrorCode::BadMessage);
+        error.message
+    }
+
+    #[test]
+    fn a_batch_survives_the_wire() {
+        let sent = Batch {
+            target: Target::Object(9),
+            extents: vec![
+                Extent { start: 0, pages: 1, kind: ExtentKind::Zero },
+                Extent { start: 4096, pages: 2, kind: ExtentKind::Data },
+                Extent { start: 3 * 4096, pages: 5, kind: ExtentKind::Hole },
+            ],
+            payload: Bytes::from(vec![7; 8192]),
+        };
+        let Some(Message::PageBatch(message)) = page_batch(sent.clone()).message else {
+            panic!("not a batch")
+        };
+        verify(&message.payload, message.checksum).unwrap();
+        assert_eq!(batch(message).unwrap(), sent);
+    }
+
+    #[test]
+    fn damaged_contents_are_noticed() {
+        assert!(verify(b"pages", xxh3_64(b"pages")).is_ok());
+        assert!(verify(b"pagez", xxh3_64(b"pages")).is_err());
+    }
+
+    #[test]
+    fn runs_that_lie_are_refused() {
+        for extents in [
+            vec![page(1, 1, Kind::Zero)],
+            vec![page(0, 0, Kind::Zero)],
+            vec![page(0, u64::MAX, Kind::Zero)],
+            vec![page(u64::MAX - 4095, 2, Kind::Hole)],
+            vec![page(8192, 1, Kind::Zero), page(4096, 1, Kind::Zero)],
+            vec![page(0, 2, Kind::Zero), page(4096, 1, Kind::Zero)],
+            vec![page(0, 1, Kind::Unspecified)],
+        ] {
+            refusal(message(extents, Vec::new()));
+        }
+    }
+
+    #[test]
+    fn a_payload_of_another_length_than_claimed_is_refused() {
+        let said = refusal(message(vec![page(0, 2, Kind::Data)], vec![0; 4096]));
+        assert!(said.contains("8192") && said.contains("4096"), "{said}");
+        refusal(message(vec![page(0, 1, Kind::Zero)], vec![0; 4096]));
+    }
+
+    #[test]
+    fn targets_that_cannot_be_are_refused() {
+        for target in [Some(page_batch::Target::Process(0)), Some(page_batch::Target::Process(-1)), None] {
+            refusal(PageBatch { target, ..message(Vec::new(), Vec::new()) });
+        }
+    }
+
+    #[test]
+    fn oversized_batches_are_refused() {
+        refusal(message(Vec::new(), vec![0; MAX_PAYLOAD + 1]));
+        refusal(message(vec![page(0, 1, Kind::Zero); MAX_EXTENTS + 1], Vec::new()));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_never_panics_and_never_claims_more_than_it_has(
+            runs in proptest::collection::vec((any::<u64>(), any::<u64>(), 0i32..6), 0..20),
+            payload in 0usize..3,
+        ) {
+            let extents = runs.into_iter().map(|(start, pages, kind)| peer::Extent { start, pages, kind }).collect();
+            if let Ok(batch) = batch(message(extents, vec![0; payload * 4096])) {
+                prop_assert_eq!(batch.data_bytes(), batch.payload.len() as u64);
+            }
+        }
+
+        #[test]
+        fn garbage_documents_are_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = document::<pclive_engine::model::Layout>(&bytes);
+            let _ = document::<pclive_engine::model::FinalState>(&bytes);
+        }
+    }
 }

@@ -1,0 +1,85 @@
+//! Whether this host takes a container: everything that can be known before anything is created.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use pclive_proto::PROTOCOL_VERSION;
+use pclive_proto::control::Role;
+use pclive_proto::peer::Prepare;
+use uuid::Uuid;
+
+use crate::agent::{Agent, container_id};
+use crate::config::Strategy;
+use crate::error::{ErrorCode, MigrationError};
+use crate::host;
+use crate::host::compatibility::{self, Demand};
+use crate::migration::check::version_matches;
+use crate::migration::wire;
+use crate::network::{self, Interface};
+use crate::registry::{Description, Entry};
+use crate::runtime::{Bundle, ContainerId, Runtime};
+
+/// A migration that may begin.
+#[derive(Debug)]
+pub(super) struct Admitted {
+    pub(super) entry: Arc<Entry>,
+    pub(super) id: ContainerId,
+    pub(super) runtime: Runtime,
+    pub(super) prepare: Prepare,
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) strategy: Strategy,
+}
+
+/// Checks what the source asks for and registers the migration. Nothing has been created on return.
+pub(super) async fn admit(agent: &Agent, prepare: Prepare) -> Result<Admitted, MigrationError> {
+    version_matches(PROTOCOL_VERSION, prepare.protocol_version, &prepare.source_agent)?;
+    if Uuid::try_parse(&prepare.migration_id).is_err() {
+        return Err(wire::bad("a migration id that is none"));
+    }
+    let id = container_id(&prepare.container_id)?;
+    let runtime = agent.runtime(&prepare.runtime)?.clone();
+    let strategy = wire::strategy(prepare.strategy())?;
+    let interfaces = network::decode(&prepare.interfaces).map_err(|error| {
+        wire::bad(format!("network interfaces that cannot be: {}", crate::error::chain(&error)))
+    })?;
+    host_fits(&prepare)?;
+    if runtime.knows(&id) {
+        let message =
+            format!("cannot take container {id}: {} on {} has one of this name", runtime.name(), agent.name);
+        return Err(MigrationError::new(ErrorCode::NameTaken, message));
+    }
+    bundle_is_here(agent, &prepare)?;
+    let entry = agent.registry.begin(Description {
+        id: prepare.migration_id.clone(),
+        container: id.as_str().into(),
+        runtime: runtime.name().into(),
+        role: Role::Destination,
+        peer: prepare.source_agent.chars().filter(|c| !c.is_control()).take(253).collect(),
+        strategy: wire::control_strategy(strategy),
+    })?;
+    Ok(Admitted { entry, id, runtime, prepare, interfaces, strategy })
+}
+
+fn host_fits(prepare: &Prepare) -> Result<(), MigrationError> {
+    let here = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+    let there = prepare.host.clone().ok_or_else(|| wire::bad("no facts of its host"))?;
+    let demand =
+        Demand { memory_bytes: prepare.memory_bytes, allow_clock_step_back: prepare.allow_clock_step_back };
+    compatibility::compare(&there, &here, demand).into_result().map(drop)
+}
+
+fn bundle_is_here(agent: &Agent, prepare: &Prepare) -> Result<(), MigrationError> {
+    let directory = Path::new(&prepare.bundle);
+    if !directory.is_absolute() {
+        return Err(wire::bad("a bundle's path that is not absolute"));
+    }
+    let missing = |why: String| {
+        let message = format!("cannot use bundle {} on {}: {why}", directory.display(), agent.name);
+        MigrationError::new(ErrorCode::BundleMissing, message)
+    };
+    let bundle = Bundle::load(directory).map_err(|error| missing(crate::error::chain(&error)))?;
+    match bundle.blockers(0).first() {
+        None => Ok(()),
+        Some(blocker) => Err(missing(format!("its config.json has {}", blocker.what))),
+    }
+}

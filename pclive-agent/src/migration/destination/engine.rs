@@ -1,0 +1,254 @@
+//! The thread that owns the copy.
+//!
+//! A traced task belongs to the thread that seized it, so one thread makes every engine call of a migration, and
+//! keeps the container's network as well. Commands come in the order of the stream; pages that wait for it are
+//! bounded by the driver. When the driver lets go before [`Engine::resume`], or a command fails, the copy is
+//! discarded: restorers killed, network taken back.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use pclive_engine::model::{Batch, FinalState, Layout, Pid};
+use pclive_engine::restore::{Destination, DestinationOptions, RestoreError};
+use pclive_proto::peer::DestinationLedger;
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+
+use crate::error::{ErrorCode, MigrationError, chain};
+use crate::migration::report::ns;
+use crate::migration::wire;
+use crate::network::{self, Announcer, Applied, Interface, Namespace, NetworkConfig};
+
+/// Commands that may wait; the bytes of pages have a bound of their own.
+const QUEUE: usize = 256;
+
+/// What the thread needs to begin.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) container: String,
+    /// Init of the created container.
+    pub(super) pid: i32,
+    pub(super) options: DestinationOptions,
+    pub(super) interfaces: Vec<Interface>,
+    pub(super) network: NetworkConfig,
+}
+
+/// A batch on its way into the copy.
+#[derive(Debug)]
+pub(super) struct Pages {
+    pub(super) batch: Batch,
+    pub(super) checksum: u64,
+    /// Room for its bytes, given back when they are in place.
+    pub(super) room: OwnedSemaphorePermit,
+}
+
+/// What restoring brought.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Restored {
+    pub(super) ledger: DestinationLedger,
+}
+
+/// A copy that runs.
+pub(super) struct Resumed {
+    /// When the last task was let go.
+    pub(super) at: Instant,
+    pub(super) elapsed: Duration,
+    /// To announce the container's addresses a few times more.
+    pub(super) announcer: Announcer,
+    /// What did not work and does not stop the container.
+    pub(super) warnings: Vec<String>,
+}
+
+enum Command {
+    Layout(Bytes),
+    Pages(Pages),
+    RoundEnd(oneshot::Sender<()>),
+    Restore { state: Bytes, received: Instant, reply: oneshot::Sender<Restored> },
+    Resume(oneshot::Sender<Resumed>),
+}
+
+/// How the thread ended, once it has.
+type Ending = Option<Result<(), MigrationError>>;
+
+/// The driver's handle of the thread.
+#[derive(Debug)]
+pub(super) struct Engine {
+    commands: mpsc::Sender<Command>,
+    ended: watch::Receiver<Ending>,
+}
+
+impl Engine {
+    /// Starts the thread: it adopts the container and gives it its network, silently. The answer is what the
+    /// administrator should know of the latter.
+    pub(super) async fn start(plan: Plan) -> Result<(Self, Vec<String>), MigrationError> {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let (ready, answer) = oneshot::channel();
+        let (ending, ended) = watch::channel(None);
+        let span = tracing::Span::current();
+        let thread = thread::Builder::new().name("destination".into()).spawn(move || {
+            let _entered = span.enter();
+            ending.send_replace(Some(run(&plan, queue, ready)));
+        });
+        thread.map_err(|error: io::Error| MigrationError::caused(ErrorCode::Internal, &error))?;
+        let engine = Self { commands, ended };
+        match answer.await {
+            Ok(warnings) => Ok((engine, warnings)),
+            Err(_) => Err(engine.why().await),
+        }
+    }
+
+    /// A round's layout, as it came.
+    pub(super) async fn layout(&self, document: Bytes) -> Result<(), MigrationError> {
+        self.give(Command::Layout(document)).await
+    }
+
+    /// Pages of the round.
+    pub(super) async fn pages(&self, pages: Pages) -> Result<(), MigrationError> {
+        self.give(Command::Pages(pages)).await
+    }
+
+    /// Waits until everything given so far is in place.
+    pub(super) async fn round_end(&self) -> Result<(), MigrationError> {
+        self.ask(Command::RoundEnd).await
+    }
+
+    /// Puts the small state in place; `received` is when it had come whole.
+    pub(super) async fn restore(&self, state: Bytes, received: Instant) -> Result<Restored, MigrationError> {
+        self.ask(|reply| Command::Restore { state, received, reply }).await
+    }
+
+    /// Opens the network and lets the copy run: after the commit only.
+    pub(super) async fn resume(&self) -> Result<Resumed, MigrationError> {
+        self.ask(Command::Resume).await
+    }
+
+    /// Ends when the thread does, with its failure.
+    pub(super) async fn why(&self) -> MigrationError {
+        let mut ended = self.ended.clone();
+        let ending = ended.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone());
+        let unexpected =
+            || MigrationError::new(ErrorCode::Internal, "the destination's engine thread ended unexpectedly");
+        ending.and_then(Result::err).unwrap_or_else(unexpected)
+    }
+
+    /// Lets go and waits until the thread has put everything back that a running copy does not need.
+    pub(super) async fn release(self) {
+        let mut ended = self.ended;
+        drop(self.commands);
+        let _ = ended.wait_for(Option::is_some).await;
+    }
+
+    async fn give(&self, command: Command) -> Result<(), MigrationError> {
+        match self.commands.send(command).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(self.why().await),
+        }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, MigrationError> {
+        let (reply, answer) = oneshot::channel();
+        self.give(command(reply)).await?;
+        match answer.await {
+            Ok(done) => Ok(done),
+            Err(_) => Err(self.why().await),
+        }
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn restore_error(error: RestoreError) -> MigrationError {
+    MigrationError::caused(ErrorCode::RestoreFailed, &error)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn network_error(error: network::Error) -> MigrationError {
+    MigrationError::caused(ErrorCode::NetworkFailed, &error).hint(error.hint().unwrap_or_default())
+}
+
+/// The copy and its network, until one of them ends.
+struct Copy {
+    network: Applied,
+    announcer: Announcer,
+    destination: Destination,
+    /// Time that the last layout took.
+    reconcile: Duration,
+}
+
+fn run(
+    plan: &Plan,
+    mut commands: mpsc::Receiver<Command>,
+    ready: oneshot::Sender<Vec<String>>,
+) -> Result<(), MigrationError> {
+    let mut copy = prepare(plan)?;
+    // A driver that is gone lets go at once, below.
+    let _ = ready.send(copy.network.warnings().to_vec());
+    while let Some(command) = commands.blocking_recv() {
+        match command {
+            Command::Layout(document) => copy.layout(&document)?,
+            Command::Pages(pages) => copy.fill(pages)?,
+            Command::RoundEnd(reply) => drop(reply.send(())),
+            Command::Restore { state, received, reply } => drop(reply.send(copy.restore(&state, received)?)),
+            Command::Resume(reply) => {
+                drop(reply.send(copy.resume()?));
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
+    let namespace = Namespace::of(plan.pid).map_err(network_error)?;
+    let destination = Destination::adopt(Pid(plan.pid), plan.options.clone()).map_err(restore_error)?;
+    let network =
+        network::apply(namespace, &plan.container, &plan.interfaces, &plan.network).map_err(network_error)?;
+    let announcer = Announcer::prepare(network.namespace(), &plan.interfaces).map_err(network_error)?;
+    Ok(Copy { network, announcer, destination, reconcile: Duration::ZERO })
+}
+
+impl Copy {
+    fn layout(&mut self, document: &[u8]) -> Result<(), MigrationError> {
+        let began = Instant::now();
+        let layout: Layout = wire::document(document)?;
+        self.destination.apply_layout(&layout).map_err(restore_error)?;
+        self.reconcile = began.elapsed();
+        Ok(())
+    }
+
+    fn fill(&mut self, pages: Pages) -> Result<(), MigrationError> {
+        let Pages { batch, checksum, room } = pages;
+        wire::verify(&batch.payload, checksum)?;
+        self.destination.fill(&batch).map_err(restore_error)?;
+        drop(room);
+        Ok(())
+    }
+
+    fn restore(&mut self, state: &[u8], received: Instant) -> Result<Restored, MigrationError> {
+        let waited = received.elapsed();
+        let state: FinalState = wire::document(state)?;
+        let parts = self.destination.restore(&state).map_err(restore_error)?;
+        let ledger = DestinationLedger {
+            fill_ns: ns(waited),
+            reconcile_ns: ns(self.reconcile),
+            files_ns: ns(parts.files),
+            tasks_ns: ns(parts.tasks),
+            resume_ns: 0,
+            restore_ns: ns(received.elapsed()),
+        };
+        Ok(Restored { ledger })
+    }
+
+    /// The network first: sockets that leave repair mode may speak at once.
+    fn resume(mut self) -> Result<Resumed, MigrationError> {
+        let began = Instant::now();
+        let mut warnings = Vec::new();
+        self.network.open().map_err(network_error)?;
+        warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
+        self.destination.resume().map_err(restore_error)?;
+        let at = Instant::now();
+        warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
+        warnings.extend(self.network.keep().err().map(|error| chain(&error)));
+        Ok(Resumed { at, elapsed: at - began, announcer: self.announcer, warnings })
+    }
+}

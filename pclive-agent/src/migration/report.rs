@@ -1,0 +1,115 @@
+//! What a migration cost, put together from what both ends measured.
+
+use std::time::{Duration, Instant};
+
+use pclive_engine::capture::RoundStats;
+use pclive_proto::control::{EndUsage, Ledger, Report, Round};
+use pclive_proto::peer::{DestinationLedger, Running};
+
+use super::convergence::{Estimate, Reason, Sample};
+
+/// Nanoseconds of a duration, as messages carry them.
+pub(super) fn ns(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A round as users see it.
+pub(super) fn round(
+    number: u32,
+    is_final: bool,
+    stats: &RoundStats,
+    sample: Sample,
+    known: &Estimate,
+) -> Round {
+    let rate = u128::from(sample.bytes) * 1_000_000_000 / sample.duration.as_nanos().max(1);
+    Round {
+        number,
+        r#final: is_final,
+        data_pages: stats.data_pages,
+        zero_pages: stats.zero_pages,
+        hole_pages: stats.hole_pages,
+        bytes: sample.bytes,
+        duration_ns: ns(sample.duration),
+        dirty_pages: known.dirty_pages.unwrap_or(0),
+        bytes_per_second: u64::try_from(rate).unwrap_or(u64::MAX),
+        predicted_downtime_ns: known.downtime.map_or(0, ns),
+    }
+}
+
+/// The instants and parts of a handover, by the source's clock.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Handover {
+    /// The migration began.
+    pub(super) began: Instant,
+    /// The freeze began.
+    pub(super) stopped: Instant,
+    /// How long the freeze took.
+    pub(super) freeze: Duration,
+    /// The final dump, whole.
+    pub(super) dump: Duration,
+    /// Its parts.
+    pub(super) stats: RoundStats,
+    /// From the end of the dump to `Ready`.
+    pub(super) until_ready: Duration,
+    /// `Running` came.
+    pub(super) running: Instant,
+}
+
+/// The source's report.
+pub(super) fn report(
+    handover: &Handover,
+    rounds: Vec<Round>,
+    reason: Reason,
+    answer: &Running,
+    source: EndUsage,
+) -> Report {
+    let ledger = answer.ledger.unwrap_or_default();
+    Report {
+        downtime_ns: ns(handover.running.saturating_duration_since(handover.stopped)),
+        ledger: Some(source_ledger(handover, &ledger)),
+        restore_ns: ledger.restore_ns,
+        bytes: rounds.iter().map(|round| round.bytes).sum(),
+        rounds,
+        total_ns: ns(handover.running.saturating_duration_since(handover.began)),
+        source: Some(source),
+        destination: Some(EndUsage { cpu_ns: answer.cpu_ns, peak_memory_bytes: answer.peak_memory_bytes }),
+        staging_peak_bytes: answer.staging_peak_bytes,
+        verdict: reason.to_string(),
+    }
+}
+
+/// Transfer is what is left of the way from the last page read to `Ready` when the destination's own work is
+/// taken off; where both work side by side it is part of the other entries.
+fn source_ledger(handover: &Handover, there: &DestinationLedger) -> Ledger {
+    let stats = &handover.stats;
+    let restore = there.reconcile_ns + there.files_ns + there.tasks_ns;
+    Ledger {
+        freeze_ns: ns(handover.freeze),
+        final_scan_ns: ns(stats.scan),
+        capture_ns: ns(handover.dump.saturating_sub(stats.scan).saturating_sub(stats.read)),
+        transfer_ns: ns(stats.read + handover.until_ready).saturating_sub(there.fill_ns + restore),
+        fill_ns: there.fill_ns,
+        restore_ns: restore,
+        resume_ns: there.resume_ns,
+    }
+}
+
+/// The destination's report: what it knows by itself.
+pub(super) fn received(rounds: Vec<Round>, answer: &Running, total: Duration) -> Report {
+    let there = answer.ledger.unwrap_or_default();
+    Report {
+        ledger: Some(Ledger {
+            fill_ns: there.fill_ns,
+            restore_ns: there.reconcile_ns + there.files_ns + there.tasks_ns,
+            resume_ns: there.resume_ns,
+            ..Ledger::default()
+        }),
+        restore_ns: there.restore_ns,
+        bytes: rounds.iter().map(|round| round.bytes).sum(),
+        rounds,
+        total_ns: ns(total),
+        destination: Some(EndUsage { cpu_ns: answer.cpu_ns, peak_memory_bytes: answer.peak_memory_bytes }),
+        staging_peak_bytes: answer.staging_peak_bytes,
+        ..Report::default()
+    }
+}

@@ -1,0 +1,309 @@
+//! The thread that owns the source container.
+//!
+//! A traced task belongs to the thread that seized it, so one thread makes every engine call of a migration, and
+//! keeps the network lock as well. The driver sends it one step at a time. Its life follows the type states of
+//! the engine: open, rounds, frozen; letting go of the [`Engine`] ends it, and the container runs on - except after
+//! [`Engine::committed`], from where on it never runs again here by itself.
+
+use std::io;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pclive_engine::capture::{CaptureError, Frozen, RoundStats, Source, SourceOptions};
+use pclive_engine::model::{Blocker, Pid};
+use pclive_proto::peer::source_message::Message;
+use pclive_proto::peer::{FinalState, RoundEnd};
+use tokio::sync::oneshot;
+
+use super::sink::{Outlet, RoundSink};
+use crate::error::{ErrorCode, MigrationError};
+use crate::migration::wire;
+use crate::network::{self, Interface, Lock, Namespace, Tenure};
+
+/// Where a step's outcome goes.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, MigrationError>>;
+/// Where a step's outcome comes from.
+pub(super) type Answer<T> = oneshot::Receiver<Result<T, MigrationError>>;
+
+/// What the thread needs to begin.
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub(super) container: String,
+    pub(super) pid: i32,
+    pub(super) options: SourceOptions,
+    pub(super) outlet: Outlet,
+}
+
+/// What it found when it opened the container.
+#[derive(Debug)]
+pub(super) struct Opened {
+    pub(super) blockers: Vec<Blocker>,
+    pub(super) memory_bytes: u64,
+    pub(super) interfaces: Vec<Interface>,
+}
+
+/// What a round moved.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Moved {
+    pub(super) stats: RoundStats,
+    /// On the wire.
+    pub(super) bytes: u64,
+    /// From the first scan to the last message handed to the stream.
+    pub(super) elapsed: Duration,
+}
+
+/// A container that was stopped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stopped {
+    /// When the first task was about to be stopped: the downtime begins here.
+    pub(super) began: Instant,
+    /// Until every task was stopped and the network silent.
+    pub(super) elapsed: Duration,
+}
+
+#[derive(Debug)]
+enum Step {
+    Round(u32, Reply<Moved>),
+    Freeze(Reply<Stopped>),
+    Dump(u32, Reply<Moved>),
+    Hold(Reply<()>),
+    Committed,
+    Destroy(Reply<()>),
+}
+
+/// The driver's handle of the thread.
+#[derive(Debug)]
+pub(super) struct Engine {
+    steps: Sender<Step>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Engine {
+    /// Starts the thread and opens the container; nothing of it is stopped or changed.
+    pub(super) fn start(plan: Plan) -> io::Result<(Self, Answer<Opened>)> {
+        let (steps, received) = channel();
+        let (opened, answer) = oneshot::channel();
+        let (alive, ended) = oneshot::channel();
+        let span = tracing::Span::current();
+        thread::Builder::new().name("source".into()).spawn(move || {
+            let _entered = span.enter();
+            run(&plan, &received, opened);
+            drop(alive);
+        })?;
+        Ok((Self { steps, ended }, answer))
+    }
+
+    /// One round while the container runs: layout, pages, `RoundEnd`.
+    pub(super) fn round(&self, number: u32) -> Answer<Moved> {
+        self.ask(|reply| Step::Round(number, reply))
+    }
+
+    /// Stops the container and silences its network.
+    pub(super) fn freeze(&self) -> Answer<Stopped> {
+        self.ask(Step::Freeze)
+    }
+
+    /// The final dump: layout, last pages, `FinalState`.
+    pub(super) fn dump(&self, number: u32) -> Answer<Moved> {
+        self.ask(|reply| Step::Dump(number, reply))
+    }
+
+    /// Makes the stop outlive the agent.
+    pub(super) fn hold(&self) -> Answer<()> {
+        self.ask(Step::Hold)
+    }
+
+    /// The point of no return: from here on the container is not let go when this handle is dropped.
+    pub(super) fn committed(&self) {
+        // A thread that is gone has nothing to let go either.
+        let _ = self.steps.send(Step::Committed);
+    }
+
+    /// Kills the container and takes its network away; it runs elsewhere.
+    pub(super) fn destroy(&self) -> Answer<()> {
+        self.ask(Step::Destroy)
+    }
+
+    /// Lets go and waits until the thread has put everything back.
+    pub(super) async fn release(self) {
+        drop(self.steps);
+        // Its end closes the channel; there is no value.
+        let _ = self.ended.await;
+    }
+
+    fn ask<T>(&self, step: impl FnOnce(Reply<T>) -> Step) -> Answer<T> {
+        let (reply, answer) = oneshot::channel();
+        // A thread that is gone drops the reply, which the answer shows.
+        let _ = self.steps.send(step(reply));
+        answer
+    }
+}
+
+fn capture_error(error: CaptureError) -> MigrationError {
+    match error {
+        CaptureError::Blocked(blockers) => MigrationError::blocked("", blockers),
+        error => MigrationError::caused(ErrorCode::CaptureFailed, &error),
+    }
+}
+
+fn network_error(error: network::Error) -> MigrationError {
+    let hint = error.hint().unwrap_or_default();
+    MigrationError::caused(ErrorCode::NetworkFailed, &error).hint(hint)
+}
+
+fn out_of_step(step: &str) -> MigrationError {
+    MigrationError::new(ErrorCode::Internal, format!("cannot take step {step} now"))
+}
+
+/// Answers a step; `None` when it failed, which ends the thread.
+fn tell<T>(reply: Reply<T>, outcome: Result<T, MigrationError>) -> Option<()> {
+    let ok = outcome.is_ok();
+    // A driver that is gone has let go: the next step will not come.
+    let _ = reply.send(outcome);
+    ok.then_some(())
+}
+
+struct Opening {
+    source: Source,
+    namespace: Namespace,
+    interfaces: Vec<Interface>,
+}
+
+fn run(plan: &Plan, steps: &Receiver<Step>, opened: Reply<Opened>) {
+    let (opening, found) = match open(plan) {
+        Ok(done) => done,
+        Err(error) => {
+            let _ = opened.send(Err(error));
+            return;
+        }
+    };
+    let _ = opened.send(Ok(found));
+    // Every way out of the steps that is not an end in itself lets the container run on.
+    let _ = rounds(plan, steps, opening);
+}
+
+fn open(plan: &Plan) -> Result<(Opening, Opened), MigrationError> {
+    let mut source = Source::open(Pid(plan.pid), plan.options.clone()).map_err(capture_error)?;
+    let blockers = source.check().map_err(capture_error)?;
+    let memory_bytes = source.memory_bytes().map_err(capture_error)?;
+    let namespace = Namespace::of(plan.pid).map_err(network_error)?;
+    namespace.refuse_host().map_err(network_error)?;
+    let interfaces = network::capture(&namespace).map_err(network_error)?;
+    let found = Opened { blockers, memory_bytes, interfaces: interfaces.clone() };
+    Ok((Opening { source, namespace, interfaces }, found))
+}
+
+/// `None` when the driver has let go or a step failed.
+fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
+    let Opening { mut source, namespace, interfaces } = opening;
+    loop {
+        match steps.recv().ok()? {
+            Step::Round(number, reply) => tell(reply, round(plan, &mut source, number))?,
+            Step::Freeze(reply) => {
+                return freeze(plan, steps, &mut source, &namespace, &interfaces, reply);
+            }
+            Step::Dump(_, reply) => tell(reply, Err(out_of_step("dump")))?,
+            Step::Hold(reply) | Step::Destroy(reply) => tell(reply, Err(out_of_step("hold or destroy")))?,
+            Step::Committed => return None,
+        }
+    }
+}
+
+fn round(plan: &Plan, source: &mut Source, number: u32) -> Result<Moved, MigrationError> {
+    let began = Instant::now();
+    let mut sink = RoundSink::new(&plan.outlet, number, false);
+    let stats = source.round(&mut sink).map_err(capture_error)?;
+    let end = RoundEnd { round: number, data_pages: stats.data_pages };
+    let bytes = sink.bytes + send(plan, Message::RoundEnd(end))?;
+    Ok(Moved { stats, bytes, elapsed: began.elapsed() })
+}
+
+fn send(plan: &Plan, message: Message) -> Result<u64, MigrationError> {
+    let sent = plan.outlet.send(wire::source_message(message));
+    sent.map_err(|error| MigrationError::caused(ErrorCode::PeerLost, &error))
+}
+
+fn freeze(
+    plan: &Plan,
+    steps: &Receiver<Step>,
+    source: &mut Source,
+    namespace: &Namespace,
+    interfaces: &[Interface],
+    reply: Reply<Stopped>,
+) -> Option<()> {
+    // What can fail or is slow comes before the stop.
+    let prepared =
+        Lock::prepare(namespace, &plan.container, interfaces, Tenure::Agent).map_err(network_error);
+    let mut lock = match prepared {
+        Ok(lock) => lock,
+        Err(error) => return tell(reply, Err(error)),
+    };
+    let began = Instant::now();
+    let mut frozen = match source.freeze() {
+        Ok(frozen) => frozen,
+        Err(error) => return tell(reply, Err(capture_error(error))),
+    };
+    let engaged = lock.engage().map_err(network_error);
+    tell(reply, engaged.map(|()| Stopped { began, elapsed: began.elapsed() }))?;
+    let reached = stopped(plan, steps, &mut frozen, &mut lock);
+    let Some(Reached::Commit) = reached else {
+        // First the network, then the tasks: the first thing that a task sends must pass.
+        drop(lock);
+        drop(frozen);
+        return None;
+    };
+    end(steps, frozen, lock, plan, namespace, interfaces)
+}
+
+enum Reached {
+    Commit,
+}
+
+fn stopped(plan: &Plan, steps: &Receiver<Step>, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Option<Reached> {
+    loop {
+        match steps.recv().ok()? {
+            Step::Dump(number, reply) => tell(reply, dump(plan, frozen, number))?,
+            Step::Hold(reply) => tell(reply, hold(frozen, lock))?,
+            Step::Committed => return Some(Reached::Commit),
+            Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
+            Step::Freeze(reply) => tell(reply, Err(out_of_step("freeze")))?,
+            Step::Destroy(reply) => tell(reply, Err(out_of_step("destroy")))?,
+        }
+    }
+}
+
+fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Moved, MigrationError> {
+    let began = Instant::now();
+    let mut sink = RoundSink::new(&plan.outlet, number, true);
+    let (stats, state) = frozen.dump(&mut sink).map_err(capture_error)?;
+    let message = FinalState { state: wire::encode(&state)?.into(), data_pages: stats.data_pages };
+    let bytes = sink.bytes + send(plan, Message::FinalState(message))?;
+    Ok(Moved { stats, bytes, elapsed: began.elapsed() })
+}
+
+fn hold(frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), MigrationError> {
+    frozen.hold().map_err(capture_error)?;
+    lock.outlive_agent().map_err(network_error)
+}
+
+/// After the commit: destroy, or keep stopped for good.
+fn end(
+    steps: &Receiver<Step>,
+    frozen: Frozen<'_>,
+    lock: Lock,
+    plan: &Plan,
+    namespace: &Namespace,
+    interfaces: &[Interface],
+) -> Option<()> {
+    let Ok(Step::Destroy(reply)) = steps.recv() else {
+        // The outcome is not known: neither the tasks nor the network may be let go by anything but an operator.
+        lock.abandon();
+        std::mem::forget(frozen);
+        return None;
+    };
+    let destroyed = frozen.destroy().map_err(capture_error);
+    let retired = network::retire(namespace, &plan.container, interfaces).map_err(network_error);
+    lock.abandon();
+    tell(reply, destroyed.and(retired))
+}

@@ -1,0 +1,409 @@
+//! The source's side of a migration: check, agree, copy, stop, hand over.
+//!
+//! The driver moves messages; the engine works on a thread of its own ([`engine`]). The driver's promise: when
+//! [`run`] has ended, the container either runs here as if nothing had happened, or is gone because it runs at the
+//! destination, or stands still because that is not known.
+
+mod engine;
+mod outgoing;
+mod session;
+mod sink;
+mod state;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pclive_proto::control::{self, Role};
+use pclive_proto::peer::destination_message::Message as Answered;
+use pclive_proto::peer::source_message::Message;
+use pclive_proto::peer::{Accepted, Commit, Prepare, Ready, Running};
+use pclive_proto::{PROTOCOL_VERSION, peer};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info, info_span};
+
+use self::engine::{Engine, Moved, Opened, Plan, Stopped};
+use self::outgoing::Outgoing;
+use self::session::{Expectation, Session, name_of};
+use self::sink::Outlet;
+use self::state::{Event, State};
+use super::check;
+use super::convergence::{Decision, Estimate, Limits, Reason, Sample, decide, estimate};
+use super::report::{self, Handover};
+use super::wire;
+use crate::agent::{Agent, Located};
+use crate::config::Strategy;
+use crate::error::{ErrorCode, MigrationError, chain};
+use crate::host::compatibility::{self, Demand};
+use crate::host::{self, UsageMeter};
+use crate::link;
+use crate::network;
+use crate::registry::Entry;
+
+/// Most page contents that wait in the stream, bytes, beside the link's own windows.
+const IN_FLIGHT: u64 = 16 << 20;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Order {
+    pub(super) located: Located,
+    /// `host:port`.
+    pub(super) address: String,
+    pub(super) strategy: Strategy,
+    pub(super) limits: Limits,
+    pub(super) allow_clock_step_back: bool,
+}
+
+/// How a migration that did not end well ended.
+enum Ended {
+    /// It runs here.
+    RolledBack(MigrationError),
+    /// It stands still here; whether it runs there is not known.
+    Unknown(MigrationError),
+}
+
+/// Migrates a container away, to whatever end, and records that end.
+pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
+    let span = info_span!("migration", id = entry.id(), container = entry.container(), role = "source");
+    async {
+        info!(to = order.address, "migration begins");
+        let meter = UsageMeter::start();
+        match drive(&agent, &entry, &order, &meter).await {
+            Ok(report) => {
+                info!(downtime_ms = report.downtime_ns / 1_000_000, bytes = report.bytes, "migrated");
+                entry.finish(report);
+            }
+            Err(Ended::RolledBack(error)) => {
+                tracing::warn!(
+                    code = error.code.as_str(),
+                    "migration failed, the container runs on here: {error}"
+                );
+                entry.fail(error);
+            }
+            Err(Ended::Unknown(error)) => {
+                tracing::error!(
+                    code = error.code.as_str(),
+                    "the outcome is unknown, the container stands still here: {error}"
+                );
+                entry.unknown(error);
+            }
+        }
+        agent.registry.ended();
+    }
+    .instrument(span)
+    .await;
+}
+
+/// One migration with everything it has open.
+struct Driver<'a> {
+    agent: &'a Agent,
+    order: &'a Order,
+    session: Session,
+    engine: Engine,
+    outlet: Outlet,
+    /// Finished rounds: for decisions, and for the report.
+    samples: Vec<Sample>,
+    rounds: Vec<control::Round>,
+}
+
+async fn drive(
+    agent: &Agent,
+    entry: &Arc<Entry>,
+    order: &Order,
+    meter: &UsageMeter,
+) -> Result<control::Report, Ended> {
+    let batch = agent.config.migration.batch_bytes.max(1);
+    let capacity = usize::try_from((IN_FLIGHT / batch).max(2)).unwrap_or(2);
+    let (stream, sender, last_word) = Outgoing::new(capacity);
+    let abort = CancellationToken::new();
+    let outlet = Outlet::new(sender.clone(), abort.clone());
+    let plan = Plan {
+        container: order.located.id.as_str().into(),
+        pid: order.located.container.pid,
+        options: check::source_options(agent),
+        outlet: outlet.clone(),
+    };
+    let began = Engine::start(plan);
+    let (engine, opened) =
+        began.map_err(|error| Ended::RolledBack(MigrationError::caused(ErrorCode::Internal, &error)))?;
+    let opened = tokio::select! {
+        opened = open(agent, order, opened) => opened,
+        why = entry.cancelled() => Err(why),
+    };
+    let connected = match opened {
+        Ok(opened) => connect(agent, order, stream).await.map(|incoming| (opened, incoming)),
+        Err(error) => Err(error),
+    };
+    let (opened, incoming) = match connected {
+        Ok(connected) => connected,
+        Err(error) => {
+            engine.release().await;
+            return Err(Ended::RolledBack(error));
+        }
+    };
+    let session = Session::new(Arc::clone(entry), sender, last_word, incoming);
+    let driver = Driver { agent, order, session, engine, outlet, samples: Vec::new(), rounds: Vec::new() };
+    driver.migrate(&opened, meter, &abort).await
+}
+
+async fn open(
+    agent: &Agent,
+    order: &Order,
+    opened: engine::Answer<Opened>,
+) -> Result<Opened, MigrationError> {
+    let name = order.located.id.as_str();
+    let patience = agent.config.migration.prepare_timeout();
+    let opened = tokio::time::timeout(patience, opened).await;
+    let late = || {
+        MigrationError::new(
+            ErrorCode::Timeout,
+            format!("container {name} could not be checked within {patience:?}"),
+        )
+    };
+    let gone = || MigrationError::new(ErrorCode::Internal, "the source's engine thread ended unexpectedly");
+    let mut opened = opened.map_err(|_| late())?.map_err(|_| gone())??;
+    opened.blockers.extend(check::configuration(&order.located)?);
+    if opened.blockers.is_empty() { Ok(opened) } else { Err(MigrationError::blocked(name, opened.blockers)) }
+}
+
+async fn connect(
+    agent: &Agent,
+    order: &Order,
+    stream: Outgoing,
+) -> Result<tonic::Streaming<peer::DestinationMessage>, MigrationError> {
+    let mut client = link::connect(&order.address, &agent.config.peer, &agent.config.migration).await?;
+    let answer = check::hello(agent, &mut client).await?;
+    info!(agent = answer.agent_name, "connected");
+    let patience = agent.config.migration.connect_timeout();
+    match tokio::time::timeout(patience, client.migrate(stream)).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(wire::status_error(&status)),
+        Err(_) => Err(MigrationError::new(ErrorCode::Timeout, "the other agent does not take the migration")),
+    }
+}
+
+impl Driver<'_> {
+    /// From `Prepare` to the end. Whatever happens, the container is in a definite state afterwards.
+    async fn migrate(
+        mut self,
+        opened: &Opened,
+        meter: &UsageMeter,
+        abort: &CancellationToken,
+    ) -> Result<control::Report, Ended> {
+        let handed_over = self.hand_over(opened).await;
+        match handed_over {
+            Ok((handover, reason, running)) => {
+                self.clean_up().await;
+                let report = report::report(&handover, self.rounds, reason, &running, meter.used());
+                self.session.farewell().await;
+                Ok(report)
+            }
+            Err(error) if self.session.state() == State::Committed => {
+                Err(Ended::Unknown(self.outcome_unknown(error).await))
+            }
+            Err(error) => {
+                // The destination first, then the network and the tasks here.
+                self.session.give_up(&error);
+                abort.cancel();
+                let (patience, session) = (self.agent.config.migration.stop_timeout(), self.session);
+                if tokio::time::timeout(patience, self.engine.release()).await.is_err() {
+                    tracing::error!("the engine does not let go of the container");
+                }
+                session.farewell().await;
+                Err(Ended::RolledBack(error))
+            }
+        }
+    }
+
+    async fn hand_over(&mut self, opened: &Opened) -> Result<(Handover, Reason, Running), MigrationError> {
+        self.negotiate(opened).instrument(info_span!("phase", name = "negotiating")).await?;
+        let reason =
+            self.pre_copy(opened.memory_bytes).instrument(info_span!("phase", name = "pre-copy")).await?;
+        info!(%reason, "rounds end");
+        let (handover, running) =
+            self.stop_and_commit().instrument(info_span!("phase", name = "handover")).await?;
+        Ok((handover, reason, running))
+    }
+
+    async fn negotiate(&mut self, opened: &Opened) -> Result<(), MigrationError> {
+        let facts = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+        let order = self.order;
+        let prepare = Prepare {
+            protocol_version: PROTOCOL_VERSION,
+            migration_id: self.session.entry.id().into(),
+            source_agent: self.agent.name.clone(),
+            container_id: order.located.id.as_str().into(),
+            runtime: order.located.runtime.name().into(),
+            bundle: order.located.container.bundle.to_string_lossy().into_owned(),
+            strategy: wire::peer_strategy(order.strategy).into(),
+            memory_bytes: opened.memory_bytes,
+            host: Some(facts.clone()),
+            interfaces: network::encode(&opened.interfaces),
+            allow_clock_step_back: order.allow_clock_step_back,
+        };
+        let patience = self.agent.config.migration.prepare_timeout();
+        self.session.send(Message::Prepare(prepare), patience).await?;
+        match self.session.answer("accept the container", patience).await? {
+            Answered::Accepted(accepted) => self.accepted(&facts, &accepted, opened.memory_bytes),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    fn accepted(
+        &mut self,
+        here: &peer::HostFacts,
+        accepted: &Accepted,
+        memory_bytes: u64,
+    ) -> Result<(), MigrationError> {
+        let there = accepted.host.clone().unwrap_or_default();
+        // The destination has refused what it must; its memory is in use by now.
+        let demand = Demand { memory_bytes: 0, allow_clock_step_back: self.order.allow_clock_step_back };
+        for warning in compatibility::compare(here, &there, demand).into_result()? {
+            self.session.entry.warn(warning);
+        }
+        info!(agent = accepted.agent_name, memory_bytes, "accepted");
+        self.session.advance(Event::Accepted)
+    }
+
+    /// Rounds until stopping is worth it.
+    async fn pre_copy(&mut self, memory_bytes: u64) -> Result<Reason, MigrationError> {
+        let mut expected = memory_bytes;
+        loop {
+            let number = u32::try_from(self.samples.len()).unwrap_or(u32::MAX);
+            let known = self.round(number, expected).instrument(info_span!("round", n = number)).await?;
+            if let Decision::Stop(reason) = decide(&self.samples, self.order.limits) {
+                return Ok(reason);
+            }
+            expected = known.dirty_pages.map_or(memory_bytes, |pages| pages.saturating_mul(4096));
+        }
+    }
+
+    async fn round(&mut self, number: u32, total_bytes: u64) -> Result<Estimate, MigrationError> {
+        self.session.advance(Event::RoundBegun(number))?;
+        let began = Instant::now();
+        let patience = self.agent.config.migration.progress_timeout();
+        let expected = Expectation { round: number, total_bytes, counter: self.outlet.counter(), patience };
+        let moved = self.session.moving(self.engine.round(number), &expected).await?;
+        match self.session.answer("put a round in place", patience).await? {
+            Answered::RoundApplied(applied) if applied.round == number => {}
+            other => return Err(out_of_turn(&other)),
+        }
+        Ok(self.record(number, false, &moved, began.elapsed()))
+    }
+
+    fn record(&mut self, number: u32, is_final: bool, moved: &Moved, duration: Duration) -> Estimate {
+        let sample = Sample { data_pages: moved.stats.data_pages, bytes: moved.bytes, duration };
+        self.samples.push(sample);
+        let known = estimate(&self.samples);
+        let round = report::round(number, is_final, &moved.stats, sample, &known);
+        info!(
+            round = number,
+            last = is_final,
+            bytes = round.bytes,
+            data_pages = round.data_pages,
+            zero_pages = round.zero_pages,
+            hole_pages = round.hole_pages,
+            processes = moved.stats.processes,
+            threads = moved.stats.threads,
+            ms = round.duration_ns / 1_000_000,
+            bytes_per_second = round.bytes_per_second,
+            predicted_downtime_ms = round.predicted_downtime_ns / 1_000_000,
+            "round"
+        );
+        self.session.entry.round(round);
+        self.rounds.push(round);
+        known
+    }
+
+    /// Stop, final dump, and the two-phase handover.
+    async fn stop_and_commit(&mut self) -> Result<(Handover, Running), MigrationError> {
+        let migration = &self.agent.config.migration;
+        // Freezing has its own deadline in the engine; this one is for an engine that does not keep it.
+        let patience = migration.handover_timeout() + migration.stop_timeout();
+        let Stopped { began: stopped, elapsed: freeze } =
+            self.session.step(self.engine.freeze(), patience).await?;
+        self.session.advance(Event::Stopped)?;
+        let number = u32::try_from(self.samples.len()).unwrap_or(u32::MAX);
+        let moved = self.session.step(self.engine.dump(number), patience).await?;
+        let dumped = Instant::now();
+        self.session.advance(Event::FinalHandedOver)?;
+        self.ready().await?;
+        let until_ready = dumped.elapsed();
+        let running = self.commit().await?;
+        let now = Instant::now();
+        self.record(number, true, &moved, now - stopped);
+        let handover = Handover {
+            began: self.session.entry.began(),
+            stopped,
+            freeze,
+            dump: moved.elapsed,
+            stats: moved.stats,
+            until_ready,
+            running: now,
+        };
+        Ok((handover, running))
+    }
+
+    async fn ready(&mut self) -> Result<(), MigrationError> {
+        let patience = self.agent.config.migration.handover_timeout();
+        match self.session.answer("restore the container", patience).await? {
+            Answered::Ready(Ready { .. }) => self.session.advance(Event::Ready),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// The point of no return is the message that this sends.
+    async fn commit(&mut self) -> Result<Running, MigrationError> {
+        let patience = self.agent.config.migration.handover_timeout();
+        self.session.step(self.engine.hold(), patience).await?;
+        self.session.entry.begin_commit()?;
+        self.session.send(Message::Commit(Commit {}), patience).await?;
+        // ==> Nothing below may let the container go.
+        self.engine.committed();
+        self.session.advance(Event::CommitHandedOver)?;
+        let running = match self.session.answer("say that the container runs", patience).await? {
+            Answered::Running(running) => running,
+            other => return Err(out_of_turn(&other)),
+        };
+        self.session.advance(Event::Running)?;
+        Ok(running)
+    }
+
+    /// The container runs at the destination: nothing of it stays here. What cannot be removed is told.
+    async fn clean_up(&mut self) {
+        let destroyed = self.engine.destroy().await;
+        let gone =
+            || MigrationError::new(ErrorCode::Internal, "the source's engine thread ended unexpectedly");
+        if let Err(error) = destroyed.unwrap_or_else(|_| Err(gone())) {
+            self.session.entry.warn(format!("the container runs at the destination, but here: {error}"));
+        }
+        let Located { id, runtime, .. } = &self.order.located;
+        if let Err(error) = runtime.delete(id).await {
+            let message =
+                format!("the container runs at the destination, but is still listed here: {}", chain(&error));
+            self.session.entry.warn(message);
+        }
+    }
+
+    /// What an administrator has to know when no answer came after the commit.
+    async fn outcome_unknown(self, cause: MigrationError) -> MigrationError {
+        let name = self.order.located.id.as_str();
+        let message = format!(
+            "COMMIT was sent for container {name} and the destination did not confirm that it runs: {}",
+            cause.message
+        );
+        let hint = format!(
+            "the container stands still here and may run at {}: if it runs there, remove it here (delete --force {name}); \
+             never resume it here unless it is certain that it does not run there",
+            self.order.address
+        );
+        // The thread keeps the container stopped and its network silent, and ends.
+        self.engine.release().await;
+        MigrationError::new(ErrorCode::CommitUnknown, message)
+            .hint(hint)
+            .at(Role::Source, State::Unknown.phase())
+    }
+}
+
+fn out_of_turn(message: &Answered) -> MigrationError {
+    wire::bad(format!("{} out of turn", name_of(message)))
+}

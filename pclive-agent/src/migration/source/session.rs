@@ -1,0 +1,238 @@
+//! A source's conversation: one state, one stream, and waits that always end.
+//!
+//! Every wait notices four things: what it waits for, the destination's word, a user's wish to end, a deadline.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use pclive_proto::control::{Progress, Role};
+use pclive_proto::peer::destination_message::Message as Answered;
+use pclive_proto::peer::source_message::Message;
+use pclive_proto::peer::{DestinationMessage, Failure, SourceMessage};
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Status, Streaming};
+
+use super::engine::Answer;
+use super::state::{Event, State};
+use crate::error::{ErrorCode, MigrationError};
+use crate::migration::wire;
+use crate::registry::Entry;
+
+/// How often progress is told, and looked at.
+const TICK: Duration = Duration::from_millis(250);
+/// How long a destination that breaks the stream may take to say why.
+const EXPLANATION: Duration = Duration::from_secs(1);
+
+/// The source's end of a migration.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) entry: Arc<Entry>,
+    state: State,
+    outgoing: mpsc::Sender<SourceMessage>,
+    last_word: Option<oneshot::Sender<SourceMessage>>,
+    incoming: Streaming<DestinationMessage>,
+}
+
+/// What a round is expected to be, for progress.
+#[derive(Debug, Clone)]
+pub(super) struct Expectation {
+    pub(super) round: u32,
+    pub(super) total_bytes: u64,
+    /// Bytes handed to the stream so far, all rounds.
+    pub(super) counter: Arc<AtomicU64>,
+    /// Longest time without any progress.
+    pub(super) patience: Duration,
+}
+
+impl Session {
+    pub(super) fn new(
+        entry: Arc<Entry>,
+        outgoing: mpsc::Sender<SourceMessage>,
+        last_word: oneshot::Sender<SourceMessage>,
+        incoming: Streaming<DestinationMessage>,
+    ) -> Self {
+        Self { entry, state: State::Idle, outgoing, last_word: Some(last_word), incoming }
+    }
+
+    pub(super) fn state(&self) -> State {
+        self.state
+    }
+
+    /// Moves on, and tells users when that is another phase.
+    pub(super) fn advance(&mut self, event: Event) -> Result<(), MigrationError> {
+        let next = self.state.next(event);
+        let next = next.map_err(|error| MigrationError::caused(ErrorCode::BadMessage, &error))?;
+        if next.phase() != self.state.phase() {
+            self.entry.phase(next.phase());
+        }
+        self.state = next;
+        Ok(())
+    }
+
+    /// Hands one message to the stream.
+    pub(super) async fn send(&mut self, message: Message, patience: Duration) -> Result<(), MigrationError> {
+        let sent = self.outgoing.send_timeout(wire::source_message(message), patience).await;
+        match sent {
+            Ok(()) => Ok(()),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(self.explained(wire::link_ended()).await),
+            Err(mpsc::error::SendTimeoutError::Timeout(_)) => Err(late("take a message", patience)),
+        }
+    }
+
+    /// The destination's next message. Cancelling is noticed while the state allows it.
+    pub(super) async fn answer(
+        &mut self,
+        what: &str,
+        patience: Duration,
+    ) -> Result<Answered, MigrationError> {
+        let committed = self.state == State::Committed;
+        tokio::select! {
+            biased;
+            message = self.incoming.message() => understood(message),
+            why = self.entry.cancelled(), if !committed => Err(why),
+            () = tokio::time::sleep(patience) => Err(late(what, patience)),
+        }
+    }
+
+    /// Waits for the engine while keeping an ear on the destination.
+    pub(super) async fn step<T>(
+        &mut self,
+        answer: Answer<T>,
+        patience: Duration,
+    ) -> Result<T, MigrationError> {
+        let outcome = tokio::select! {
+            biased;
+            outcome = answer => outcome.unwrap_or_else(|_| Err(thread_gone())),
+            message = self.incoming.message() => Err(unexpected(understood(message))),
+            why = self.entry.cancelled() => Err(why),
+            () = tokio::time::sleep(patience) => Err(late_here(patience)),
+        };
+        match outcome {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.explained(error).await),
+        }
+    }
+
+    /// Waits for a round of the engine, telling progress; it may take as long as bytes move.
+    pub(super) async fn moving<T>(
+        &mut self,
+        answer: Answer<T>,
+        expected: &Expectation,
+    ) -> Result<T, MigrationError> {
+        let outcome = tokio::select! {
+            biased;
+            outcome = answer => outcome.unwrap_or_else(|_| Err(thread_gone())),
+            message = self.incoming.message() => Err(unexpected(understood(message))),
+            why = self.entry.cancelled() => Err(why),
+            stalled = progress(&self.entry, expected) => Err(stalled),
+        };
+        match outcome {
+            Ok(done) => Ok(done),
+            Err(error) => Err(self.explained(error).await),
+        }
+    }
+
+    /// If the stream broke, its far end usually has said why: that is the better error.
+    async fn explained(&mut self, error: MigrationError) -> MigrationError {
+        let stream_broke = error.code == ErrorCode::PeerLost || error.message.contains("hand over pages");
+        if !stream_broke {
+            return error;
+        }
+        match tokio::time::timeout(EXPLANATION, self.incoming.message()).await {
+            Ok(message) => understood(message).err().unwrap_or(error),
+            Err(_) => error,
+        }
+    }
+
+    /// Tells the destination that the migration is over, ahead of everything that still waits.
+    pub(super) fn give_up(&mut self, error: &MigrationError) {
+        let state = self.state;
+        if let Ok(next) = state.next(Event::Failure) {
+            self.state = next;
+        }
+        let failure = Failure::from(&error.clone().at(Role::Source, state.phase()));
+        if let Some(last_word) = self.last_word.take() {
+            // A stream that is gone already needs no word.
+            let _ = last_word.send(wire::source_message(Message::Failure(failure)));
+        }
+    }
+
+    /// Waits, for a moment, until the destination has heard: it ends the stream.
+    pub(super) async fn farewell(mut self) {
+        drop(self.outgoing);
+        let ended = async { while let Ok(Some(_)) = self.incoming.message().await {} };
+        let _ = tokio::time::timeout(EXPLANATION, ended).await;
+    }
+}
+
+/// Reads a message of the destination; its failure is an error here.
+fn understood(message: Result<Option<DestinationMessage>, Status>) -> Result<Answered, MigrationError> {
+    match message {
+        Ok(Some(DestinationMessage { message: Some(Answered::Failure(failure)) })) => {
+            Err(MigrationError::from(failure).at(Role::Destination, Default::default()))
+        }
+        Ok(Some(DestinationMessage { message: Some(message) })) => Ok(message),
+        Ok(Some(DestinationMessage { message: None })) => Err(wire::bad("an empty message")),
+        Ok(None) => Err(wire::link_ended()),
+        Err(status) => Err(wire::status_error(&status)),
+    }
+}
+
+fn unexpected(message: Result<Answered, MigrationError>) -> MigrationError {
+    match message {
+        Ok(message) => wire::bad(format!("{} out of turn", name_of(&message))),
+        Err(error) => error,
+    }
+}
+
+/// A message's name, for errors.
+pub(super) fn name_of(message: &Answered) -> &'static str {
+    match message {
+        Answered::Accepted(_) => "Accepted",
+        Answered::RoundApplied(_) => "RoundApplied",
+        Answered::Ready(_) => "Ready",
+        Answered::Running(_) => "Running",
+        Answered::Failure(_) => "Failure",
+    }
+}
+
+fn late(what: &str, patience: Duration) -> MigrationError {
+    let message = format!("the destination did not {what} within {patience:?}");
+    MigrationError::new(ErrorCode::Timeout, message)
+}
+
+fn late_here(patience: Duration) -> MigrationError {
+    let message = format!("the source's engine did not end its step within {patience:?}");
+    MigrationError::new(ErrorCode::Timeout, message)
+}
+
+fn thread_gone() -> MigrationError {
+    MigrationError::new(ErrorCode::Internal, "the source's engine thread ended unexpectedly")
+}
+
+/// Tells progress until nothing has moved for too long.
+async fn progress(entry: &Entry, expected: &Expectation) -> MigrationError {
+    let first = expected.counter.load(Ordering::Relaxed);
+    let began = Instant::now();
+    let (mut last, mut moved) = (first, began);
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.tick().await;
+    loop {
+        ticks.tick().await;
+        let now = expected.counter.load(Ordering::Relaxed);
+        if now != last {
+            (last, moved) = (now, Instant::now());
+        } else if moved.elapsed() >= expected.patience {
+            return late("take more pages", expected.patience);
+        }
+        let bytes = now - first;
+        let rate = u128::from(bytes) * 1_000_000 / began.elapsed().as_micros().max(1);
+        entry.progress(Progress {
+            round: expected.round,
+            bytes,
+            total_bytes: expected.total_bytes.max(bytes),
+            bytes_per_second: u64::try_from(rate).unwrap_or(u64::MAX),
+        });
+    }
+}

@@ -1,0 +1,138 @@
+//! Where the engine's rounds go: messages into the stream to the destination, with back-pressure.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use pclive_engine::capture::{Sink, SinkError};
+use pclive_engine::model::{Batch, Layout, codec};
+use pclive_proto::peer::source_message::Message;
+use pclive_proto::peer::{RoundBegin, SourceMessage};
+use prost::Message as _;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::chain;
+use crate::migration::wire;
+
+/// The engine thread's end of the stream. Sending blocks while the stream is full.
+#[derive(Debug, Clone)]
+pub(super) struct Outlet {
+    sender: mpsc::Sender<SourceMessage>,
+    /// Ends a send that waits: the destination may stall for good.
+    abort: CancellationToken,
+    /// Bytes handed to the stream so far.
+    sent: Arc<AtomicU64>,
+    runtime: Handle,
+}
+
+impl Outlet {
+    /// To be made on a thread of the asynchronous runtime, to be used on another.
+    pub(super) fn new(sender: mpsc::Sender<SourceMessage>, abort: CancellationToken) -> Self {
+        Self { sender, abort, sent: Arc::default(), runtime: Handle::current() }
+    }
+
+    /// Counter of the bytes handed to the stream.
+    pub(super) fn counter(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.sent)
+    }
+
+    /// Hands one message to the stream.
+    pub(super) fn send(&self, message: SourceMessage) -> Result<u64, SinkError> {
+        let bytes = message.encoded_len() as u64;
+        if let Err(full) = self.sender.try_send(message) {
+            self.send_slowly(full.into_inner())?;
+        }
+        self.sent.fetch_add(bytes, Ordering::Relaxed);
+        Ok(bytes)
+    }
+
+    fn send_slowly(&self, message: SourceMessage) -> Result<(), SinkError> {
+        let sent = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.abort.cancelled() => false,
+                sent = self.sender.send(message) => sent.is_ok(),
+            }
+        });
+        if sent {
+            Ok(())
+        } else {
+            Err(SinkError { reason: "the stream to the destination has ended".into() })
+        }
+    }
+}
+
+/// One round on its way.
+#[derive(Debug)]
+pub(super) struct RoundSink<'a> {
+    outlet: &'a Outlet,
+    round: u32,
+    is_final: bool,
+    /// Bytes on the wire so far.
+    pub(super) bytes: u64,
+}
+
+impl<'a> RoundSink<'a> {
+    pub(super) fn new(outlet: &'a Outlet, round: u32, is_final: bool) -> Self {
+        Self { outlet, round, is_final, bytes: 0 }
+    }
+}
+
+impl Sink for RoundSink<'_> {
+    fn layout(&mut self, layout: &Layout) -> Result<(), SinkError> {
+        let layout = codec::encode(layout).map_err(|error| SinkError { reason: chain(&error) })?;
+        let message = RoundBegin { round: self.round, r#final: self.is_final, layout: layout.into() };
+        self.bytes += self.outlet.send(wire::source_message(Message::RoundBegin(message)))?;
+        Ok(())
+    }
+
+    fn batch(&mut self, batch: Batch) -> Result<(), SinkError> {
+        self.bytes += self.outlet.send(wire::page_batch(batch))?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    fn message() -> SourceMessage {
+        wire::source_message(Message::Commit(pclive_proto::peer::Commit {}))
+    }
+
+    #[tokio::test]
+    async fn a_full_stream_blocks_the_engine_until_there_is_room() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let outlet = Outlet::new(sender, CancellationToken::new());
+        let counter = outlet.counter();
+        let engine = thread::spawn(move || (0..10).try_for_each(|_| outlet.send(message()).map(drop)));
+        for _ in 0..10 {
+            assert!(receiver.recv().await.is_some());
+        }
+        engine.join().unwrap().unwrap();
+        assert_eq!(counter.load(Ordering::Relaxed), 10 * message().encoded_len() as u64);
+    }
+
+    #[tokio::test]
+    async fn an_abort_frees_an_engine_that_waits_for_a_stalled_destination() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let abort = CancellationToken::new();
+        let outlet = Outlet::new(sender, abort.clone());
+        let engine = thread::spawn(move || (0..2).try_for_each(|_| outlet.send(message()).map(drop)));
+        abort.cancel();
+        assert!(tokio::task::spawn_blocking(move || engine.join().unwrap()).await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_gone_ends_the_round() {
+        let (sender, receiver) = mpsc::channel(1);
+        drop(receiver);
+        let outlet = Outlet::new(sender, CancellationToken::new());
+        let engine = thread::spawn(move || outlet.send(message()));
+        let error = tokio::task::spawn_blocking(move || engine.join().unwrap()).await.unwrap().unwrap_err();
+        assert!(error.to_string().contains("ended"));
+    }
+}
