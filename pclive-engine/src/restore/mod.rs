@@ -19,6 +19,8 @@ mod scheduling;
 mod seccomp;
 mod signals;
 mod skeleton;
+#[cfg(test)]
+mod small_state_tests;
 pub mod sockets;
 mod spans;
 pub mod thread;

@@ -146,7 +146,10 @@ fn event(leader: Vpid, timer: &PosixTimer) -> [u8; SIGEVENT_BYTES] {
 }
 
 /// Makes timers on kernels that give out ids one after the other.
-fn make_by_counting(task: &mut dyn RemoteTask, timers: &[PosixTimer]) -> Result<(), RestoreStateError> {
+pub(super) fn make_by_counting(
+    task: &mut dyn RemoteTask,
+    timers: &[PosixTimer],
+) -> Result<(), RestoreStateError> {
     let mut next = next_id(task)?;
     for timer in timers {
         let skip = timer.id.saturating_sub(next);
