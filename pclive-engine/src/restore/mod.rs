@@ -21,6 +21,7 @@ mod signals;
 mod skeleton;
 #[cfg(test)]
 mod small_state_tests;
+pub mod files;
 pub mod sockets;
 mod spans;
 pub mod thread;

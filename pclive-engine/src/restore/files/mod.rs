@@ -1,0 +1,162 @@
+//! Descriptors of the copy: the agent opens or makes every open file description itself, with its own
+//! privileges, and hands each to the processes that had it.
+//!
+//! One call, [`restore`], after the final dump, while every task of the skeleton is stopped. Whatever the
+//! processes had open before is closed, also what the runtime left. Everything that comes from the source is
+//! checked first. Opening by path relies on both hosts showing the same bind mounts and root file system.
+//!
+//! Kernel: pidfd_getfd(2), openat2(2) (Linux 5.6), close_range(2) (5.9). Thread: the one that owns ptrace.
+//! Failure: nothing of the copy has run; the skeleton is to be discarded.
+
+mod epoll;
+mod error;
+mod event;
+mod owner;
+mod path;
+mod pipe;
+mod stdio;
+mod table;
+mod timer;
+mod validate;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::errno::Errno;
+
+pub use error::FilesError;
+
+use self::stdio::Streams;
+use self::timer::Timer;
+use super::sockets::{Builder, BuiltSockets};
+use crate::model::socket::Socket;
+use crate::model::{Descriptor, FileId, FileKind, OpenFile, Vpid};
+use crate::proc::root::ContainerRoot;
+use crate::remote::Processes;
+use crate::sys::{fcntl, signalfd};
+
+/// The init of a container, inside it.
+const INIT: Vpid = Vpid(1);
+
+/// What was restored.
+#[derive(Debug)]
+pub struct RestoredFiles {
+    /// The sockets; [`BuiltSockets::go`] brings connections to life when the network is open.
+    pub sockets: BuiltSockets,
+    /// What is less than it was at the source, for the administrator.
+    pub warnings: Vec<String>,
+}
+
+/// Opens `files` and gives every process of `wanted` its descriptors, and nothing else. `root` is the root
+/// directory of the created container, `sockets` builds in its network namespace.
+///
+/// On Ok every descriptor is in its place and TCP connections are still in repair mode.
+pub fn restore(
+    files: &[OpenFile],
+    wanted: &[(Vpid, Vec<Descriptor>)],
+    root: &ContainerRoot,
+    sockets: &mut Builder,
+    processes: &mut dyn Processes,
+) -> Result<RestoredFiles, FilesError> {
+    validate::all(files, wanted)?;
+    let sockets = sockets.build(&sockets_of(files))?;
+    let mut opening = Opening { root, opened: HashMap::new(), warnings: Vec::new() };
+    opening.open_all(files, wanted, processes)?;
+    let Opening { opened, warnings, .. } = opening;
+    give(&opened, &sockets, wanted, processes)?;
+    owner::set_all(files, wanted, processes)?;
+    epoll::add_watches(files, wanted, processes)?;
+    Ok(RestoredFiles { sockets, warnings })
+}
+
+fn sockets_of(files: &[OpenFile]) -> Vec<(FileId, &Socket, i32)> {
+    let mut sockets = Vec::new();
+    for file in files {
+        if let FileKind::Socket(socket) = &file.kind {
+            sockets.push((file.id, &**socket, file.flags));
+        }
+    }
+    sockets
+}
+
+fn give(
+    opened: &HashMap<FileId, OwnedFd>,
+    sockets: &BuiltSockets,
+    wanted: &[(Vpid, Vec<Descriptor>)],
+    processes: &mut dyn Processes,
+) -> Result<(), FilesError> {
+    let all: HashMap<FileId, BorrowedFd<'_>> =
+        opened.iter().chain(&sockets.fds).map(|(id, file)| (*id, file.as_fd())).collect();
+    for (vpid, descriptors) in wanted {
+        let missing = || FilesError::NoProcess { vpid: *vpid };
+        let pid = processes.pid(*vpid).ok_or_else(missing)?;
+        let task = processes.leader(*vpid).ok_or_else(missing)?;
+        table::fill(task, (pid, *vpid), descriptors, &all)?;
+    }
+    Ok(())
+}
+
+/// Files that are being opened.
+struct Opening<'a> {
+    root: &'a ContainerRoot,
+    opened: HashMap<FileId, OwnedFd>,
+    warnings: Vec<String>,
+}
+
+impl Opening<'_> {
+    fn open_all(
+        &mut self,
+        files: &[OpenFile],
+        wanted: &[(Vpid, Vec<Descriptor>)],
+        processes: &dyn Processes,
+    ) -> Result<(), FilesError> {
+        let init = processes.pid(INIT).ok_or(FilesError::NoProcess { vpid: INIT })?;
+        let mut streams = Streams::fetch(init, files)?;
+        pipe::make_all(files, self.root, &mut self.opened, &mut self.warnings)?;
+        let of_init = wanted.iter().find(|(vpid, _)| *vpid == INIT).map_or(&[][..], |(_, all)| all);
+        for file in stdio::own_first(files, of_init) {
+            if let Some(opened) = self.open(file, &mut streams)? {
+                self.opened.insert(file.id, opened);
+            }
+        }
+        Ok(())
+    }
+
+    /// `None` for what is made elsewhere: pipes and sockets.
+    fn open(&self, file: &OpenFile, streams: &mut Streams) -> Result<Option<OwnedFd>, FilesError> {
+        match &file.kind {
+            FileKind::Path { path, offset, file_type } => {
+                path::open(self.root, path, file.flags, *offset, *file_type).map(Some)
+            }
+            FileKind::Stdio(stream) => streams.take(*stream, file.flags).map(Some),
+            FileKind::Event { count, semaphore } => {
+                with_flags(file, "make an eventfd", event::make(*count, *semaphore))
+            }
+            FileKind::Timer { clock, settime_flags, left_ns, interval_ns, ticks } => {
+                let timer = Timer {
+                    clock: *clock,
+                    settime_flags: *settime_flags,
+                    left_ns: *left_ns,
+                    interval_ns: *interval_ns,
+                    ticks: *ticks,
+                };
+                with_flags(file, "make a timer descriptor", timer::make(timer))
+            }
+            FileKind::Signal { mask } => with_flags(file, "make a signalfd", signalfd::create(*mask, 0)),
+            FileKind::Epoll { .. } => with_flags(file, "make an epoll instance", crate::sys::epoll::create()),
+            FileKind::Pipe { .. } | FileKind::Socket(_) => Ok(None),
+        }
+    }
+}
+
+/// Sets the status flags of a file that was made without any.
+fn with_flags(
+    file: &OpenFile,
+    verb: &'static str,
+    made: Result<OwnedFd, Errno>,
+) -> Result<Option<OwnedFd>, FilesError> {
+    let made = made.map_err(FilesError::make(verb, file.id))?;
+    fcntl::set_status(&made, file.flags & !libc::O_ASYNC)
+        .map_err(FilesError::make("set the status flags", file.id))?;
+    Ok(Some(made))
+}
