@@ -15,7 +15,6 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-
 use super::error::FilesError;
 use crate::model::{Descriptor, FileId, Pid, Vpid};
 use crate::remote::{Answers, Batch, Piece, RemoteTask, Ticket};

@@ -1,0 +1,5 @@
+//! Descriptors of real programs: captured, restored into other processes, captured again, compared and used.
+
+mod program;
+mod round_trip;
+mod skeleton;

@@ -1,0 +1,118 @@
+//! Stopped processes that take the place of a created container's.
+
+use std::os::fd::OwnedFd;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use pclive_engine::capture::files::{Files, Mode, Table};
+use pclive_engine::model::{Deadline, Descriptor, OpenFile, Pid, Vpid};
+use pclive_engine::proc::root::ContainerRoot;
+use pclive_engine::remote::{Captive, ProcessMemory, Processes, RemoteTask, Spot};
+use pclive_engine::restore::files::{FilesError, RestoredFiles, restore};
+use pclive_engine::restore::sockets::Builder;
+use pclive_engine::sys::pidfd;
+use pclive_engine::tracee::Running;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Sleeping programs under the engine's control; the first is process 1.
+pub(crate) struct Skeleton {
+    members: Vec<(Vpid, Captive, Child)>,
+}
+
+impl Skeleton {
+    pub(crate) fn start(processes: usize) -> Self {
+        let members = (0..processes).map(|index| {
+            let child = Command::new("sleep")
+                .arg("1000")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap();
+            (Vpid(1 + index as i32), seize(Pid(child.id() as i32)), child)
+        });
+        Self { members: members.collect() }
+    }
+
+    pub(crate) fn pid_of(&self, vpid: i32) -> Pid {
+        self.pid(Vpid(vpid)).unwrap()
+    }
+
+    pub(crate) fn restore(&mut self, files: &Files) -> Result<RestoredFiles, FilesError> {
+        self.restore_parts(&files.files, &files.descriptors)
+    }
+
+    pub(crate) fn restore_parts(
+        &mut self,
+        files: &[OpenFile],
+        wanted: &[(Vpid, Vec<Descriptor>)],
+    ) -> Result<RestoredFiles, FilesError> {
+        let init = self.pid_of(1);
+        let root = ContainerRoot::open(init).unwrap();
+        let mut builder = Builder::new(init).unwrap();
+        restore(files, wanted, &root, &mut builder, self)
+    }
+
+    /// What the processes have now.
+    pub(crate) fn dump(&self) -> Files {
+        let processes: Vec<_> =
+            self.members.iter().map(|(vpid, captive, _)| (captive.pid(), *vpid)).collect();
+        let files = Table::open(processes[0].0).unwrap().collect(&processes, Mode::Dump).unwrap();
+        assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+        files
+    }
+
+    /// A duplicate of a descriptor.
+    pub(crate) fn fetch(&self, vpid: i32, fd: i32) -> OwnedFd {
+        pidfd::getfd(pidfd::open(self.pid_of(vpid)).unwrap(), fd).unwrap()
+    }
+}
+
+fn seize(pid: Pid) -> Captive {
+    let running = Running::seize(pid, 1).unwrap();
+    wait_for_sleep(pid);
+    running.interrupt().unwrap();
+    let (stopped, _) = running.wait(Deadline::after(TIMEOUT)).unwrap();
+    let memory = ProcessMemory::open(pid).unwrap();
+    let ids = (Vpid(pid.0), Vpid(pid.0));
+    let mut captive = Captive::take(stopped, ids, memory, libc::SIGWINCH, TIMEOUT).unwrap();
+    captive.settle(vdso(pid), Spot::Anywhere).unwrap();
+    captive
+}
+
+/// Until the program is in clock_nanosleep(2).
+fn wait_for_sleep(pid: Pid) {
+    let deadline = Deadline::after(TIMEOUT);
+    while !std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap().starts_with("230 ") {
+        assert!(!deadline.passed(), "the program does not sleep");
+        std::thread::yield_now();
+    }
+}
+
+fn vdso(pid: Pid) -> (u64, u64) {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap();
+    let line = maps.lines().find(|line| line.ends_with("[vdso]")).unwrap();
+    let (start, rest) = line.split_once('-').unwrap();
+    let number = |text| u64::from_str_radix(text, 16).unwrap();
+    (number(start), number(rest.split(' ').next().unwrap()))
+}
+
+impl Processes for Skeleton {
+    fn pid(&self, vpid: Vpid) -> Option<Pid> {
+        self.members.iter().find(|member| member.0 == vpid).map(|member| member.1.pid())
+    }
+
+    fn leader(&mut self, vpid: Vpid) -> Option<&mut dyn RemoteTask> {
+        let member = self.members.iter_mut().find(|member| member.0 == vpid)?;
+        Some(&mut member.1)
+    }
+}
+
+impl Drop for Skeleton {
+    fn drop(&mut self) {
+        for (_, _, child) in &mut self.members {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
