@@ -1,12 +1,11 @@
 //! A stopped container: the final dump, and what comes of it.
 
 use super::CaptureError;
-use super::files::Mode;
+use super::files::{Mode, SocketGuards};
 use super::freezer::Freezer;
 use super::round::{self, Shape};
 use super::scheduling::CpuSet;
 use super::sink::{RoundStats, Sink};
-use super::sockets::RepairGuard;
 use super::source::Source;
 use super::stop::{self, StoppedProcess};
 use super::thread::Frame;
@@ -21,13 +20,13 @@ use crate::tracee::{TraceError, end};
 pub struct Frozen<'a> {
     source: &'a mut Source,
     processes: Vec<StoppedProcess>,
-    connections: Vec<RepairGuard>,
+    connections: SocketGuards,
     freezer: Option<Freezer>,
 }
 
 impl<'a> Frozen<'a> {
     pub(super) fn new(source: &'a mut Source, processes: Vec<StoppedProcess>) -> Self {
-        Self { source, processes, connections: Vec::new(), freezer: None }
+        Self { source, processes, connections: SocketGuards::default(), freezer: None }
     }
 
     /// The final dump: layout and last pages to the sink, the small state returned. The network must be locked: no
@@ -51,14 +50,14 @@ impl<'a> Frozen<'a> {
         if let Some(freezer) = self.freezer.take() {
             freezer.keep();
         }
-        std::mem::take(&mut self.connections).into_iter().for_each(RepairGuard::leave);
+        std::mem::take(&mut self.connections).leave();
     }
 
     /// Kills the container without letting it run or send a byte. After COMMIT and the destination's answer only.
     pub fn destroy(mut self) -> Result<(), CaptureError> {
         let pids: Vec<Pid> = self.pids().collect();
         pids.iter().copied().for_each(end::kill);
-        std::mem::take(&mut self.connections).into_iter().for_each(RepairGuard::leave);
+        std::mem::take(&mut self.connections).leave();
         if let Some(freezer) = self.freezer.take() {
             freezer.thaw()?;
         }
@@ -117,7 +116,10 @@ impl<'a> Frozen<'a> {
         if !files.blockers.is_empty() {
             return Err(CaptureError::Blocked(files.blockers));
         }
-        self.connections = Vec::new();
+        self.connections = std::mem::take(&mut files.sockets);
+        if !files.transient.is_empty() {
+            return Err(CaptureError::NotNow(files.transient));
+        }
         let mut state =
             FinalState { files: files.files, last_vpid: self.last_vpid(), ..FinalState::default() };
         for process in self.processes.iter_mut().filter(|process| !process.threads.is_empty()) {
@@ -154,7 +156,7 @@ fn small_state(process: &mut StoppedProcess, cpus: &CpuSet) -> Result<ProcessSta
 impl Drop for Frozen<'_> {
     fn drop(&mut self) {
         // Sockets first, then the freezer, then the tasks: nothing runs before everything is as it was.
-        self.connections.clear();
+        self.connections = SocketGuards::default();
         self.freezer = None;
         stop::let_run(std::mem::take(&mut self.processes));
     }

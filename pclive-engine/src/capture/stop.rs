@@ -7,9 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::CaptureError;
 use super::tree::{self, TreeProcess, TreeThread};
-use crate::model::{Deadline, Pid};
+use super::{CaptureError, rseq, thread};
+use crate::model::{Deadline, Pid, Vpid};
 use crate::remote::{Captive, ProcessMemory, RemoteError};
 use crate::sys::ptrace;
 use crate::tracee::{Pause, Running, Stop, Stopped, TraceError};
@@ -59,7 +59,7 @@ pub(super) fn with_leader_stopped<T>(
         running.interrupt()?;
         let stopped = first_interrupt_stop(running, deadline)?;
         let memory = ProcessMemory::open(process.pid)?;
-        let mut captive = Captive::take(stopped, ids, memory, process.marker, timeout)?;
+        let mut captive = take(stopped, ids, &memory, process.marker, timeout)?;
         let outcome = action(&mut captive);
         if let Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) = outcome
             && !deadline.passed()
@@ -71,6 +71,22 @@ pub(super) fn with_leader_stopped<T>(
         captive.detach()?;
         return outcome;
     }
+}
+
+/// Takes a stopped thread for remote calls, out of the restartable sequence that it may be in.
+fn take(
+    stopped: Stopped,
+    ids: (Vpid, Vpid),
+    memory: &ProcessMemory,
+    marker: i32,
+    timeout: Duration,
+) -> Result<Captive, CaptureError> {
+    let pid = stopped.pid();
+    thread::admit(pid, ids.0)?;
+    let mut captive = Captive::take(stopped, ids, memory.clone(), marker, timeout)?;
+    let registers = rseq::leave_critical_section(pid, memory, *captive.registers())?;
+    captive.go_on_at(registers.rip);
+    Ok(captive)
 }
 
 /// Waits until an interrupted task stops, handing it the signals that come first.
@@ -193,13 +209,14 @@ impl Seized {
         tree: Vec<TreeProcess>,
         timeout: Duration,
     ) -> Result<Vec<StoppedProcess>, CaptureError> {
+        let pids: Vec<Pid> = self.stopped.keys().copied().collect();
         let mut processes = Vec::with_capacity(tree.len());
         for process in tree {
             match self.captives(&process, timeout) {
                 Ok(threads) => processes.push(StoppedProcess { tree: process, threads }),
                 Err(error) => {
-                    let_run(processes);
-                    self.let_go();
+                    // No remote call has been made yet: every thread is as it was stopped.
+                    pids.into_iter().for_each(|pid| drop(ptrace::detach(pid, 0)));
                     return Err(error);
                 }
             }
@@ -212,12 +229,11 @@ impl Seized {
             return Ok(Vec::new());
         }
         let memory = ProcessMemory::open(process.pid)?;
-        let take = |TreeThread { pid, layout }: &TreeThread| {
+        let captive = |TreeThread { pid, layout }: &TreeThread| {
             let stopped = self.stopped.remove(pid).ok_or(TraceError::Gone { pid: *pid })?;
-            let ids = (layout.vtid, process.vpid);
-            Ok(Captive::take(stopped, ids, memory.clone(), process.marker, timeout)?)
+            take(stopped, (layout.vtid, process.vpid), &memory, process.marker, timeout)
         };
-        process.threads.iter().map(take).collect()
+        process.threads.iter().map(captive).collect()
     }
 }
 

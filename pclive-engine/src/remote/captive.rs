@@ -319,6 +319,11 @@ impl Captive {
         self.mask_changed = true;
     }
 
+    /// Changes where the application goes on when it is let go: the abort handler of a restartable sequence.
+    pub fn go_on_at(&mut self, rip: u64) {
+        self.original.rip = rip;
+    }
+
     /// The application's registers, as they were when the thread was taken.
     pub fn registers(&self) -> &Registers {
         &self.original
