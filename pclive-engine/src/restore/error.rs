@@ -139,4 +139,21 @@ pub enum RestoreError {
     /// Pages could not be written.
     #[error(transparent)]
     Fill(#[from] crate::memory::FillError),
+    /// The small state of a task could not be put in place.
+    #[error(transparent)]
+    State(#[from] super::failure::RestoreStateError),
+    /// Descriptors could not be put in place.
+    #[error(transparent)]
+    Files(#[from] super::files::FilesError),
+    /// Sockets could not be built.
+    #[error(transparent)]
+    Sockets(#[from] super::sockets::SocketsError),
+    /// The container's root directory cannot be opened.
+    #[error("cannot open the root directory of process {pid}")]
+    Root {
+        /// The container's init, as the agent sees it.
+        pid: Pid,
+        /// Why.
+        source: nix::Error,
+    },
 }

@@ -9,6 +9,7 @@ mod channel;
 mod creds;
 mod error;
 pub mod failure;
+pub mod files;
 mod limits;
 mod mappings;
 mod mm;
@@ -29,13 +30,16 @@ mod timers;
 mod validate;
 mod xstate;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::model::{Batch, FinalState, Layout, Pid};
+use crate::model::{Batch, Descriptor, FinalState, Layout, Pid, ProcessState, Vpid};
+use crate::proc::root::ContainerRoot;
 
 pub use error::RestoreError;
 use mappings::Mappings;
+use restorer::Restorer;
 use skeleton::Skeleton;
+use sockets::{Builder, BuiltSockets};
 
 /// Limits and choices of a destination.
 #[derive(Debug, Clone)]
@@ -62,9 +66,12 @@ pub struct RestoreLedger {
 /// A copy that is being built.
 #[derive(Debug)]
 pub struct Destination {
+    init: Pid,
     skeleton: Skeleton,
     mappings: Mappings,
     layout: Layout,
+    sockets: Option<BuiltSockets>,
+    warnings: Vec<String>,
 }
 
 impl Destination {
@@ -73,7 +80,8 @@ impl Destination {
     pub fn adopt(init: Pid, options: DestinationOptions) -> Result<Self, RestoreError> {
         let skeleton = Skeleton::adopt(init, options.stop_timeout)?;
         let mappings = Mappings::below(init)?;
-        Ok(Self { skeleton, mappings, layout: Layout::default() })
+        let layout = Layout::default();
+        Ok(Self { init, skeleton, mappings, layout, sockets: None, warnings: Vec::new() })
     }
 
     /// Makes the skeleton match `layout`: tasks born and gone, mappings made, moved and dropped.
@@ -89,20 +97,72 @@ impl Destination {
     }
 
     /// Puts the small state in place. On Ok everything is ready to run and nothing runs; TCP sockets are still in
-    /// repair mode and send nothing.
+    /// repair mode and send nothing. On Err the copy is of no use: drop it.
     pub fn restore(&mut self, state: &FinalState) -> Result<RestoreLedger, RestoreError> {
+        let begun = Instant::now();
+        validate::state(state, &self.layout)?;
         self.skeleton.bear_zombies(&self.layout)?;
         self.skeleton.dismiss_chooser(state.last_vpid)?;
-        Ok(RestoreLedger::default())
+        for process in &state.processes {
+            process::early(&mut self.skeleton.restorer_mut(process.vpid)?.leader, process)?;
+        }
+        let files_begun = Instant::now();
+        self.restore_files(state)?;
+        let files = files_begun.elapsed();
+        for process in &state.processes {
+            let restorer = self.skeleton.restorer_mut(process.vpid)?;
+            self.warnings.extend(restore_tasks(restorer, process)?);
+        }
+        Ok(RestoreLedger { files, tasks: begun.elapsed() - files })
     }
 
-    /// Takes the sockets out of repair mode and lets every task go. The network must be open by now.
+    /// What is less than it was at the source, for the administrator.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Takes the sockets out of repair mode and lets every task go. The network must be open by now. There is no way
+    /// back from here: an error is told after everything that can run does.
     pub fn resume(self) -> Result<(), RestoreError> {
-        for mut restorer in self.skeleton.release() {
-            for captive in restorer.captives() {
-                captive.restore_context()?;
+        let mut result = self.sockets.map_or(Ok(()), BuiltSockets::go).map_err(RestoreError::from);
+        for restorer in self.skeleton.release() {
+            let threads = restorer.threads.into_iter().map(|(_, captive)| captive);
+            for captive in threads.chain([restorer.leader]) {
+                result = result.and(captive.detach().map_err(RestoreError::from));
             }
         }
+        result
+    }
+
+    fn restore_files(&mut self, state: &FinalState) -> Result<(), RestoreError> {
+        let root = ContainerRoot::open(self.init);
+        let root = root.map_err(|source| RestoreError::Root { pid: self.init, source })?;
+        let mut builder = Builder::new(self.init)?;
+        let wanted: Vec<(Vpid, Vec<Descriptor>)> =
+            state.processes.iter().map(|process| (process.vpid, process.descriptors.clone())).collect();
+        let restored = files::restore(&state.files, &wanted, &root, &mut builder, &mut self.skeleton)?;
+        self.warnings.extend(restored.warnings);
+        self.sockets = Some(restored.sockets);
         Ok(())
     }
+}
+
+/// The small state of all threads of a process, in the order that their privileges allow; then the engine's own
+/// mapping goes, and the threads have the context with which they will be let go.
+fn restore_tasks(restorer: &mut Restorer, process: &ProcessState) -> Result<Vec<String>, RestoreError> {
+    let mut warnings = Vec::new();
+    for (captive, state) in restorer.captives().zip(&process.threads) {
+        warnings.extend(thread::restore(captive, process, state)?);
+    }
+    process::late(&mut restorer.leader, process)?;
+    for (captive, state) in restorer.captives().zip(&process.threads) {
+        thread::finish(captive, process, state)?;
+    }
+    restorer.unsettle()?;
+    for (captive, state) in restorer.captives().zip(&process.threads) {
+        let (registers, mask) = thread::context(state)?;
+        captive.set_context(registers, mask);
+        captive.restore_context()?;
+    }
+    Ok(warnings)
 }

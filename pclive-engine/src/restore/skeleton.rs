@@ -94,11 +94,6 @@ impl Skeleton {
         Ok(())
     }
 
-    /// The processes, parents first.
-    pub(super) fn restorers_mut(&mut self) -> &mut [Restorer] {
-        &mut self.restorers
-    }
-
     /// A process.
     pub(super) fn restorer_mut(&mut self, vpid: Vpid) -> Result<&mut Restorer, RestoreError> {
         let at = self.index(vpid)?;

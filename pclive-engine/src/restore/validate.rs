@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::RestoreError;
 use super::spans::HIGHEST;
 use crate::model::layout::{Layout, ObjectKind, ProcessLayout};
-use crate::model::{Mapping, PAGE_SIZE, Vma, Vpid};
+use crate::model::{FinalState, Mapping, PAGE_SIZE, Vma, Vpid};
 
 /// Most tasks (threads of all processes): what a PID namespace can hold.
 const MAX_TASKS: usize = 4 << 20;
@@ -47,6 +47,24 @@ pub(super) fn layout(layout: &Layout) -> Result<(), RestoreError> {
         }
     }
     objects(layout)
+}
+
+/// Checks that a final state speaks of just the processes and threads of the layout before it, in their order.
+pub(super) fn state(state: &FinalState, layout: &Layout) -> Result<(), RestoreError> {
+    let live: Vec<&ProcessLayout> =
+        layout.processes.iter().filter(|process| process.zombie.is_none()).collect();
+    if live.len() != state.processes.len() {
+        let vpid = Vpid(1);
+        return Err(RestoreError::Layout { vpid, why: "the final state has another number of processes" });
+    }
+    for (shape, process) in live.into_iter().zip(&state.processes) {
+        let threads = shape.threads.iter().map(|thread| thread.vtid);
+        if shape.vpid != process.vpid || !threads.eq(process.threads.iter().map(|thread| thread.vtid)) {
+            let why = "the final state has other threads";
+            return Err(RestoreError::Layout { vpid: shape.vpid, why });
+        }
+    }
+    Ok(())
 }
 
 fn process(process: &ProcessLayout) -> Result<(), &'static str> {
