@@ -22,7 +22,6 @@ mod signals;
 mod skeleton;
 #[cfg(test)]
 mod small_state_tests;
-pub mod files;
 pub mod sockets;
 mod spans;
 pub mod thread;
