@@ -7,6 +7,7 @@ use pclive_proto::control;
 
 use crate::config::{Config, Strategy};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::link::PeerAddress;
 use crate::registry::Registry;
 use crate::runtime::{self, Container, ContainerId, Runtime};
 
@@ -90,12 +91,12 @@ impl Agent {
     }
 
     /// The address of a peer that is given by its configured name or as `host:port`.
-    pub fn peer_address(&self, destination: &str) -> Result<String, MigrationError> {
+    pub fn peer_address(&self, destination: &str) -> Result<PeerAddress, MigrationError> {
         if let Some(address) = self.config.peers.get(destination) {
-            return Ok(address.clone());
+            return Ok(PeerAddress { name: destination.into(), address: address.clone() });
         }
         if crate::config::is_host_port(destination) {
-            return Ok(destination.into());
+            return Ok(PeerAddress { name: destination.into(), address: destination.into() });
         }
         let known: Vec<&str> = self.config.peers.keys().map(String::as_str).collect();
         let known = if known.is_empty() { "none".into() } else { known.join(", ") };
@@ -164,8 +165,8 @@ mod tests {
     #[test]
     fn peers_are_found_by_name_and_by_address() {
         let agent = agent();
-        assert_eq!(agent.peer_address("host-b").unwrap(), "10.0.0.2:7413");
-        assert_eq!(agent.peer_address("10.0.0.9:1").unwrap(), "10.0.0.9:1");
+        assert_eq!(agent.peer_address("host-b").unwrap().address, "10.0.0.2:7413");
+        assert_eq!(agent.peer_address("10.0.0.9:1").unwrap().address, "10.0.0.9:1");
         let error = agent.peer_address("host-c").unwrap_err();
         assert!(error.message.contains("host-c") && error.message.contains("host-b"), "{error}");
     }

@@ -43,16 +43,35 @@ pub fn tune_socket(socket: &impl std::os::fd::AsFd, congestion: &str) {
     }
 }
 
-/// Connects to the agent at `address` (`host:port`).
+/// Another agent: as it was asked for, and where it is.
+#[derive(Debug, Clone)]
+pub struct PeerAddress {
+    /// A configured name, or `host:port` itself.
+    pub name: String,
+    /// `host:port`.
+    pub address: String,
+}
+
+impl std::fmt::Display for PeerAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.name == self.address {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{} ({})", self.name, self.address)
+        }
+    }
+}
+
+/// Connects to another agent.
 pub async fn connect(
-    address: &str,
+    address: &PeerAddress,
     peer: &Peer,
     migration: &Migration,
 ) -> Result<PeerClient<Channel>, MigrationError> {
     let unreachable = |why: &str| {
         MigrationError::new(ErrorCode::PeerUnreachable, format!("cannot reach the agent at {address}: {why}"))
     };
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
+    let endpoint = Endpoint::from_shared(format!("http://{}", address.address))
         .map_err(|error| unreachable(&chain(&error)))?
         .connect_timeout(migration.connect_timeout())
         .initial_stream_window_size(WINDOW)

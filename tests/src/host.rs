@@ -163,7 +163,7 @@ impl Host {
         let peers =
             peers.map(|(name, number)| format!("{name} = \"10.77.0.{number}:{PEER_PORT}\"\n")).concat();
         format!(
-            "[agent]\nstate_dir = {:?}\n[peers]\n{peers}[migration]\nstdio_dir = {:?}\n",
+            "[agent]\nstate_dir = {:?}\n[network]\nbridge = \"br0\"\n[peers]\n{peers}[migration]\nstdio_dir = {:?}\n",
             self.directory.join("state"),
             self.directory.join("stdio"),
         )

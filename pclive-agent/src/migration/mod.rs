@@ -36,7 +36,7 @@ const ANSWERS: usize = 8;
 
 /// Starts to migrate a container away and returns at once. What can be refused without asking another host is.
 pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result<Arc<Entry>, MigrationError> {
-    let address = agent.peer_address(&request.destination)?;
+    let destination = agent.peer_address(&request.destination)?;
     let located = agent.locate_running(&request.container, &request.runtime).await?;
     let strategy = agent.strategy(request.strategy());
     let limits = limits(agent, &request)?;
@@ -49,7 +49,7 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         strategy: wire::control_strategy(strategy),
     })?;
     let allow_clock_step_back = request.allow_clock_step_back;
-    let order = Order { located, address, strategy, limits, allow_clock_step_back };
+    let order = Order { located, destination, strategy, limits, allow_clock_step_back };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
     Ok(entry)
 }

@@ -77,7 +77,11 @@ impl Registry {
             None => Ok(()),
             Some(other) => Err(MigrationError::new(
                 ErrorCode::Busy,
-                format!("cannot migrate container {}: migration {} moves it", new.container, other.id()),
+                format!(
+                    "cannot migrate container {}: it is already being moved by migration {}",
+                    new.container,
+                    other.id()
+                ),
             )),
         }
     }

@@ -35,7 +35,7 @@ use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::host::compatibility::{self, Demand};
 use crate::host::{self, UsageMeter};
-use crate::link;
+use crate::link::{self, PeerAddress};
 use crate::network;
 use crate::registry::Entry;
 
@@ -46,8 +46,7 @@ const IN_FLIGHT: u64 = 16 << 20;
 #[derive(Debug, Clone)]
 pub(super) struct Order {
     pub(super) located: Located,
-    /// `host:port`.
-    pub(super) address: String,
+    pub(super) destination: PeerAddress,
     pub(super) strategy: Strategy,
     pub(super) limits: Limits,
     pub(super) allow_clock_step_back: bool,
@@ -65,7 +64,7 @@ enum Ended {
 pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
     let span = info_span!("migration", id = entry.id(), container = entry.container(), role = "source");
     async {
-        info!(to = order.address, "migration begins");
+        info!(to = %order.destination, "migration begins");
         let meter = UsageMeter::start();
         match drive(&agent, &entry, &order, &meter).await {
             Ok(report) => {
@@ -170,7 +169,7 @@ async fn connect(
     order: &Order,
     stream: Outgoing,
 ) -> Result<tonic::Streaming<peer::DestinationMessage>, MigrationError> {
-    let mut client = link::connect(&order.address, &agent.config.peer, &agent.config.migration).await?;
+    let mut client = link::connect(&order.destination, &agent.config.peer, &agent.config.migration).await?;
     let answer = check::hello(agent, &mut client).await?;
     info!(agent = answer.agent_name, "connected");
     let patience = agent.config.migration.connect_timeout();
@@ -394,7 +393,7 @@ impl Driver<'_> {
         let hint = format!(
             "the container stands still here and may run at {}: if it runs there, remove it here (delete --force {name}); \
              never resume it here unless it is certain that it does not run there",
-            self.order.address
+            self.order.destination
         );
         // The thread keeps the container stopped and its network silent, and ends.
         self.engine.release().await;
