@@ -4,12 +4,17 @@ use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 use crate::host::Host;
 use crate::link::BRIDGE;
+use crate::wait::until;
+
+/// How long a program may take to start.
+const LIMIT: Duration = Duration::from_secs(20);
 
 /// A container's name and its address, which moves with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +57,12 @@ impl Container {
             bail!("cannot create {}: {}", self.name, self.log(host));
         }
         self.plug(host)?;
-        host.runc_output(&["start", &self.name]).map(drop)
+        host.runc_output(&["start", &self.name])?;
+        let comm = format!("/proc/{}/comm", self.pid(host)?);
+        until("the start of the container's program", LIMIT, || {
+            // `runc start` returns before its init has become the program.
+            Ok(!host.node().run(&["cat", &comm])?.starts_with("runc"))
+        })
     }
 
     fn plug(&self, host: &Host) -> Result<()> {

@@ -7,6 +7,7 @@ use nix::sys::signal::Signal;
 use pclive_tests::ctl::{FAILED, Following, Refusal};
 use pclive_tests::workload::clients::Clients;
 use pclive_tests::workload::redis::{Redis, bundle};
+use pclive_tests::workload::{http, memcached, pipeline, states, torture};
 use pclive_tests::{Bundle, Container, Lab};
 
 use crate::{migrate, nothing_left_in_network, ready};
@@ -145,5 +146,31 @@ fn every_blocker_is_listed_and_refused_before_the_freeze() -> Result<()> {
     ensure!(refusal.exit == Some(FAILED), "{refusal:?}");
     ensure!(refusal.problem.blockers.len() == blockers.len(), "{:?} at check, {refusal:?}", blockers);
     ensure!(container.status(&lab.a)?.as_deref() == Some("running"));
+    Ok(())
+}
+
+#[test]
+fn nothing_stands_in_the_way_of_the_workloads() -> Result<()> {
+    if !ready(&["redis-server", "memcached", "nginx", "dash", "busybox"]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let bundles = [
+        bundle("redis-1"),
+        memcached::bundle("cache", 4),
+        http::bundle("web"),
+        pipeline::bundle("pipeline"),
+        torture::bundle("torture", 1, &[]),
+        states::bundle("states", &[]),
+    ];
+    let mut found = Vec::new();
+    for bundle in &bundles {
+        let container = lab.start(bundle)?;
+        let (blockers, exit) = lab.a.check(&container.name)?;
+        if exit != Some(0) || !blockers.is_empty() {
+            found.push((container.name.clone(), exit, blockers));
+        }
+    }
+    ensure!(found.is_empty(), "{found:#?}");
     Ok(())
 }
