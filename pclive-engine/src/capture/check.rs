@@ -5,10 +5,10 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use super::CaptureError;
 use super::files::{Mode, Table};
 use super::tree::{self, TreeProcess};
 use super::vmas::{self, MappingBlocker, ProcessVmas};
+use super::{CaptureError, obstacles};
 use crate::memory::Objects;
 use crate::model::{Blocker, Pid, Place, Vpid};
 use crate::sys::kcmp;
@@ -24,6 +24,7 @@ pub(super) fn container(init: Pid, files: &Table) -> Result<Vec<Blocker>, Captur
     }
     for process in &live {
         found.extend(mappings(process));
+        found.extend(obstacles::find(process, init));
     }
     // A vfork child shares its parent's memory for a moment only: a second reading tells it from a lasting one.
     if let Some(shared) = shared_memory(live.iter().copied()) {
@@ -118,7 +119,7 @@ fn strangers(init: Pid, tree: &[TreeProcess]) -> Vec<Blocker> {
         .collect()
 }
 
-fn blocker(process: &TreeProcess, place: Place, what: String, hint: &str) -> Blocker {
+pub(super) fn blocker(process: &TreeProcess, place: Place, what: String, hint: &str) -> Blocker {
     let comm = printable_comm(process.pid);
     Blocker { pid: process.pid.0, vpid: process.vpid, comm, place, what, hint: hint.into() }
 }

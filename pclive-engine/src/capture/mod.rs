@@ -16,6 +16,7 @@ mod frozen;
 pub(crate) mod limits;
 mod mapping_kind;
 mod mm;
+mod obstacles;
 pub mod process;
 mod round;
 pub mod rseq;

@@ -26,14 +26,23 @@ pub struct Frame<'a> {
     pub signal_mask: u64,
 }
 
-/// Looks whether remote calls may be made in a thread at all: to be called when it has been stopped for the first
-/// time, before any of them.
+/// Looks whether remote calls may be made in a thread at all: to be called when it has been stopped by
+/// `PTRACE_INTERRUPT`, before any of them.
 pub fn admit(pid: Pid, vpid: Vpid) -> Result<(), CaptureStateError> {
     let dispatches = ptrace_state::dispatches_syscalls(pid);
     if let Ok(true) = dispatches {
         let what = "it has its system calls turned into signals (syscall user dispatch)".into();
         let hint = "such programs (Wine, some emulators) cannot be migrated";
         return Err(CaptureStateError::Unsupported { vpid, what, hint });
+    }
+    let request = |source| CaptureStateError::Request { pid, what: "stop", source };
+    if ptrace_state::stop_signal(pid).map_err(request)? != libc::SIGTRAP {
+        let what = "its process is stopped by a signal".into();
+        return Err(CaptureStateError::Unsupported {
+            vpid,
+            what,
+            hint: "let it go on (kill -CONT), or end it",
+        });
     }
     let status = read_text(pid, "status", status::parse)?;
     seccomp::refuse_strict(vpid, &status)

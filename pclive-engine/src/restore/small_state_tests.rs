@@ -185,6 +185,23 @@ fn captured_state_is_what_the_tools_have_set() {
 }
 
 #[test]
+fn process_stopped_by_job_control_is_refused_before_any_remote_call() {
+    let child = Command::new("sh").args(["-c", "kill -STOP $$"]).spawn().unwrap();
+    let pid = Pid(child.id() as i32);
+    let _sleeper = Sleeper { child, captive: None };
+    let deadline = Deadline::after(TIMEOUT);
+    while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ") {
+        assert!(!deadline.passed(), "the process does not stop itself");
+        std::thread::yield_now();
+    }
+    let running = Running::seize(pid, TRACE_SYSTEM_CALLS_GOOD).unwrap();
+    running.interrupt().unwrap();
+    assert_eq!(running.wait(deadline).unwrap().1, Stop::Interrupted);
+    let error = capture::thread::admit(pid, Vpid(pid.0)).unwrap_err();
+    assert!(error.to_string().contains("stopped by a signal"), "{error}");
+}
+
+#[test]
 fn unrestricted_affinity_is_carried_as_unrestricted() {
     assert!(Sleeper::new().capture().threads[0].scheduling.affinity.is_empty());
 }

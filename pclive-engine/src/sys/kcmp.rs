@@ -14,6 +14,7 @@ use crate::model::Pid;
 const KCMP_FILE: i32 = 0;
 const KCMP_VM: i32 = 1;
 const KCMP_FILES: i32 = 2;
+const KCMP_FS: i32 = 3;
 const KCMP_EPOLL_TFD: i32 = 7;
 
 /// `struct kcmp_epoll_slot` of `linux/kcmp.h`.
@@ -39,6 +40,11 @@ pub fn memory(a: Pid, b: Pid) -> nix::Result<Ordering> {
 /// Orders the descriptor tables of two tasks.
 pub fn files(a: Pid, b: Pid) -> nix::Result<Ordering> {
     compare(a, b, KCMP_FILES, 0, 0)
+}
+
+/// Orders what two tasks have of root, current directory and umask.
+pub fn file_system(a: Pid, b: Pid) -> nix::Result<Ordering> {
+    compare(a, b, KCMP_FS, 0, 0)
 }
 
 /// Orders the description behind descriptor `file.1` of `file.0` and a description that the epoll instance

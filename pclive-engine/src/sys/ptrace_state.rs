@@ -129,6 +129,15 @@ pub fn seccomp_filter(pid: Pid, index: usize) -> Result<Option<SeccompFilter>> {
     Ok(Some(SeccompFilter { flags: metadata.flags, program }))
 }
 
+/// The signal of the stop that a tracee is in: SIGTRAP for one that the tracer asked for, SIGSTOP (or SIGTSTP,
+/// SIGTTIN, SIGTTOU) for a process that is stopped by job control.
+pub fn stop_signal(pid: Pid) -> Result<i32> {
+    // SAFETY: all-zero bytes are a valid siginfo_t; the kernel fills it in.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    request(libc::PTRACE_GETSIGINFO, pid, 0, (&raw mut info) as usize)?;
+    Ok(info.si_signo)
+}
+
 /// Whether syscall user dispatch (`PR_SET_SYSCALL_USER_DISPATCH`) is on: remote calls would raise SIGSYS.
 /// EIO: a kernel before 6.4, which cannot tell.
 pub fn dispatches_syscalls(pid: Pid) -> Result<bool> {
