@@ -5,6 +5,7 @@ pub mod fdinfo;
 pub mod maps;
 mod maps_line;
 pub mod mountinfo;
+pub mod multicast;
 pub mod root;
 pub mod smaps;
 pub mod sock_diag;

@@ -1,7 +1,10 @@
-//! The unix socket dump of sock_diag(7): the request's bytes, and the answer's bytes -> [`UnixSocket`].
+//! sock_diag(7): the request for all unix sockets, and the answer's bytes -> [`UnixSocket`]; the question whether one
+//! TCP socket has an MD5 key, and its answer.
 //!
 //! Pure. An answer that is cut off or contradicts itself is an error, never a panic. Integers are in the host's
 //! byte order.
+
+use std::net::{IpAddr, SocketAddr};
 
 /// What the kernel tells about one unix socket.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,6 +51,10 @@ pub enum Progress {
 
 const HEADER: usize = 16;
 const MESSAGE: usize = 16;
+/// `sizeof(struct inet_diag_msg)`.
+const INET_MESSAGE: usize = 72;
+/// `INET_DIAG_MD5SIG`.
+const ATTRIBUTE_MD5: u16 = 18;
 const TYPE_ERROR: u16 = 2;
 const TYPE_DONE: u16 = 3;
 const TYPE_BY_FAMILY: u16 = 20;
@@ -70,6 +77,55 @@ pub fn unix_dump_request() -> [u8; 40] {
     put(28, &0x17_u32.to_ne_bytes());
     put(32, &[0xff; 8]);
     request
+}
+
+/// The request for one TCP socket (`struct inet_diag_req_v2`).
+pub fn tcp_request(local: SocketAddr, remote: Option<SocketAddr>) -> [u8; 72] {
+    let mut request = [0; 72];
+    let mut put = |at: usize, bytes: &[u8]| {
+        for (slot, byte) in request.iter_mut().skip(at).zip(bytes) {
+            *slot = *byte;
+        }
+    };
+    put(0, &72_u32.to_ne_bytes());
+    put(4, &TYPE_BY_FAMILY.to_ne_bytes());
+    // NLM_F_REQUEST; then the family, IPPROTO_TCP, INET_DIAG_INFO (which brings the keys along), all states.
+    put(6, &1_u16.to_ne_bytes());
+    put(16, &[if local.is_ipv4() { 2 } else { 10 }, 6, 2]);
+    put(20, &u32::MAX.to_ne_bytes());
+    put(24, &local.port().to_be_bytes());
+    put(26, &remote.map_or(0, |remote| remote.port()).to_be_bytes());
+    for (at, address) in [(28, Some(local)), (44, remote)] {
+        match address.map(|address| address.ip()) {
+            Some(IpAddr::V4(ip)) => put(at, &ip.octets()),
+            Some(IpAddr::V6(ip)) => put(at, &ip.octets()),
+            None => {}
+        }
+    }
+    // No interface, no cookie.
+    put(64, &[0xff; 8]);
+    request
+}
+
+/// Whether the answer to [`tcp_request`] tells of MD5 keys (Linux 4.14; only with CAP_NET_ADMIN). ENOENT inside
+/// [`DiagError::Refused`]: there is no such socket.
+pub fn parse_md5(bytes: &[u8]) -> Result<bool, DiagError> {
+    let length = word(bytes, 0).ok_or(DiagError::Truncated)? as usize;
+    let body = bytes.get(HEADER..length).ok_or(DiagError::Truncated)?;
+    if half(bytes, 4) == Some(TYPE_ERROR) {
+        let errno = word(body, 0).ok_or(DiagError::Truncated)?.cast_signed();
+        return Err(DiagError::Refused(errno.wrapping_neg()));
+    }
+    let mut attributes = body.get(INET_MESSAGE..).ok_or(DiagError::Truncated)?;
+    while !attributes.is_empty() {
+        let length = usize::from(half(attributes, 0).ok_or(DiagError::Truncated)?);
+        if half(attributes, 2) == Some(ATTRIBUTE_MD5) {
+            return Ok(true);
+        }
+        attributes.get(4..length).ok_or(DiagError::Truncated)?;
+        attributes = attributes.get(aligned(length)..).unwrap_or_default();
+    }
+    Ok(false)
 }
 
 /// Appends the sockets of one received buffer (one or more messages) to `sockets`.
@@ -210,6 +266,7 @@ mod tests {
         #[test]
         fn arbitrary_bytes_do_not_panic_or_hang(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let _ = parse_unix(&bytes, &mut Vec::new());
+            let _ = parse_md5(&bytes);
         }
     }
 }

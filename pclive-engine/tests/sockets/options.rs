@@ -189,3 +189,38 @@ fn impossible_sockets_of_the_peer_are_refused() {
     assert_eq!(invalid(&|s| s.options.push(option(1, 13, 16))), "an option with a wrong length");
     assert_eq!(invalid(&|s| s.options.push(option(6, 1, 4))), "an option of another family");
 }
+
+#[test]
+fn authenticated_connections_are_refused() {
+    let network = Network::new();
+    let (server, _client, listener) = network.connect(SERVER4);
+    network.server.capture(&listener, Mode::Check).unwrap();
+    network.server.capture(&server, Mode::Check).unwrap();
+    let keyed = network.server.run(|| TcpListener::bind("10.77.0.1:7001").unwrap());
+    // struct tcp_md5sig: the peer's address, flags, prefix, length of the key, interface, key.
+    let mut key = vec![0; 216];
+    key[..8].copy_from_slice(&[2, 0, 0, 0, 10, 77, 0, 2]);
+    key[130..132].copy_from_slice(&4_u16.to_ne_bytes());
+    key[136..140].copy_from_slice(b"keys");
+    match set_option(keyed.as_fd(), TCP, libc::TCP_MD5SIG, &key) {
+        Err(nix::Error::ENOPROTOOPT) => eprintln!("this kernel has no TCP_MD5SIG: nothing to refuse"),
+        result => {
+            result.unwrap();
+            let refusal = network.server.capture(&keyed, Mode::Check).unwrap_err();
+            assert!(refusal.what.contains("TCP_MD5SIG"), "{refusal}");
+        }
+    }
+}
+
+#[test]
+fn members_of_multicast_groups_are_refused() {
+    let network = Network::new();
+    let group = "239.1.2.3".parse().unwrap();
+    let member = network.server.run(|| UdpSocket::bind("0.0.0.0:7000").unwrap());
+    network.server.capture(&member, Mode::Check).unwrap();
+    member.join_multicast_v4(&group, &"10.77.0.1".parse().unwrap()).unwrap();
+    let refusal = network.server.capture(&member, Mode::Check).unwrap_err();
+    assert!(refusal.what.contains("239.1.2.3") && !refusal.transient, "{refusal}");
+    let other = network.server.run(|| UdpSocket::bind("10.77.0.1:7001").unwrap());
+    network.server.capture(&other, Mode::Check).unwrap();
+}

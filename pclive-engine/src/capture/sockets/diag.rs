@@ -1,12 +1,15 @@
 //! The unix sockets of the container's network namespace, and which namespace that is.
 
 use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::model::Pid;
+use crate::proc::multicast;
 use crate::proc::sock_diag::{self, DiagError, Progress, UnixSocket};
 use crate::sys::netns;
 use crate::sys::socket::get_option;
@@ -42,7 +45,7 @@ pub enum DiagFailure {
 /// the namespace), so it is opened once, before the stop.
 #[derive(Debug)]
 pub struct SockDiag {
-    socket: OwnedFd,
+    socket: Arc<OwnedFd>,
     netns: u64,
     init: Pid,
 }
@@ -63,7 +66,7 @@ impl SockDiag {
         })
         .map_err(failed)?;
         let netns = netns_cookie(socket.as_fd()).map_err(failed)?;
-        Ok(Self { socket, netns, init })
+        Ok(Self { socket: Arc::new(socket), netns, init })
     }
 
     /// Lists the namespace's unix sockets as they are now.
@@ -81,13 +84,14 @@ impl SockDiag {
             }
         }
         let sockets = sockets.into_iter().map(|socket| (u64::from(socket.inode), socket)).collect();
-        Ok(UnixDiag { netns: self.netns, init: self.init, sockets })
+        Ok(UnixDiag { socket: Arc::clone(&self.socket), netns: self.netns, init: self.init, sockets })
     }
 }
 
 /// The unix sockets of one network namespace at one instant.
 #[derive(Debug, Clone)]
 pub struct UnixDiag {
+    socket: Arc<OwnedFd>,
     netns: u64,
     init: Pid,
     sockets: HashMap<u64, UnixSocket>,
@@ -97,6 +101,28 @@ impl UnixDiag {
     /// Opens a [`SockDiag`] in the network namespace of `init` and uses it once.
     pub fn take(init: Pid) -> Result<Self, DiagFailure> {
         SockDiag::open(init)?.take()
+    }
+
+    /// Whether a TCP socket has MD5 keys. Asks the kernel now: for a check.
+    pub(super) fn has_md5(&self, local: SocketAddr, remote: Option<SocketAddr>) -> Result<bool, DiagFailure> {
+        let failed = |source| DiagFailure::Socket { what: "ask for a TCP socket", source };
+        let fd = self.socket.as_raw_fd();
+        send(fd, &sock_diag::tcp_request(local, remote), MsgFlags::empty()).map_err(failed)?;
+        let mut buffer = vec![0; 64 << 10];
+        let length = recv(fd, &mut buffer, MsgFlags::empty()).map_err(failed)?;
+        match sock_diag::parse_md5(buffer.get(..length).unwrap_or_default()) {
+            Err(DiagError::Refused(libc::ENOENT)) => Ok(false),
+            result => Ok(result?),
+        }
+    }
+
+    /// Multicast groups that applications of the namespace have joined. Reads /proc: for a check.
+    pub(super) fn multicast_groups(&self) -> Vec<IpAddr> {
+        // A kernel without IPv6 has no igmp6.
+        let read = |file| std::fs::read(format!("/proc/{}/net/{file}", self.init)).unwrap_or_default();
+        let mut groups = multicast::joined_v4(&read("igmp"));
+        groups.extend(multicast::joined_v6(&read("igmp6")));
+        groups
     }
 
     /// Cookie of the namespace.

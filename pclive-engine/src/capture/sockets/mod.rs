@@ -96,10 +96,10 @@ pub fn capture_socket(fd: OwnedFd, diag: &UnixDiag, mode: Mode) -> Result<Captur
     let base = Base::read(fd.as_fd(), &identity)?;
     match (identity.family, identity.socket_type, identity.protocol) {
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
-            tcp::capture(fd, &identity, base, mode)
+            tcp::capture(fd, &identity, base, diag, mode)
         }
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
-            udp::capture(&fd, &identity, mode).map(|kind| base.plain(kind))
+            udp::capture(&fd, &identity, diag, mode).map(|kind| base.plain(kind))
         }
         (libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_DGRAM | libc::SOCK_SEQPACKET, _) => {
             unix::capture(&fd, &identity, &base.socket.options, diag, mode).map(|kind| base.plain(kind))

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, getsockname, recv};
 
-use super::{Base, CapturedSocket, Identity, Mode, RepairGuard, SocketRefusal, queue, raw};
+use super::{Base, CapturedSocket, Identity, Mode, RepairGuard, SocketRefusal, UnixDiag, queue, raw};
 use crate::model::socket::{SocketKind, TcpConnection, TcpState, TcpWindow};
 use crate::sys::socket::{Queue, Readiness, get_int, get_option, queue_length, readiness};
 use crate::sys::tcp::{self, RepairQueue, TcpInfo};
@@ -24,10 +24,14 @@ pub(super) fn capture(
     fd: OwnedFd,
     identity: &Identity,
     base: Base,
+    diag: &UnixDiag,
     mode: Mode,
 ) -> Result<CapturedSocket, SocketRefusal> {
     let info = tcp::info(fd.as_fd()).map_err(|e| SocketRefusal::failed("read its TCP_INFO", e))?;
-    refuse_extensions(fd.as_fd(), mode)?;
+    refuse_protocol(fd.as_fd())?;
+    if mode == Mode::Check {
+        refuse_authentication(&fd, diag)?;
+    }
     match (info.state, TcpState::from_kernel(info.state)) {
         (LISTEN, _) => listener(&fd, &info, mode).map(|kind| base.plain(kind)),
         (CLOSE, _) => closed(&fd, identity, mode).map(|kind| base.plain(kind)),
@@ -40,19 +44,34 @@ pub(super) fn capture(
     }
 }
 
-/// What lives beside the queues and cannot be carried.
-fn refuse_extensions(fd: BorrowedFd<'_>, mode: Mode) -> Result<(), SocketRefusal> {
-    let hint = "the application must not use it in a container that is migrated";
+/// A protocol of the kernel on top of the connection (TLS).
+fn refuse_protocol(fd: BorrowedFd<'_>) -> Result<(), SocketRefusal> {
     let mut name = [0; 16];
     let length = get_option(fd, libc::IPPROTO_TCP, TCP_ULP, &mut name).unwrap_or_default();
     let ulp = name.get(..length).unwrap_or_default().split(|byte| *byte == 0).next().unwrap_or_default();
-    if !ulp.is_empty() {
-        let what = format!("TCP connection with the kernel protocol \"{}\" (TCP_ULP)", ulp.escape_ascii());
-        return Err(SocketRefusal::lasting(what, hint));
+    if ulp.is_empty() {
+        return Ok(());
     }
-    // Set before the connection, so that the check sees it. ENOENT: no authentication.
-    if mode == Mode::Check && get_option(fd, libc::IPPROTO_TCP, TCP_AO_INFO, &mut [0; 56]).is_ok() {
-        return Err(SocketRefusal::lasting("TCP connection with authentication (TCP_AO)", hint));
+    let what = format!("TCP connection with the kernel protocol \"{}\" (TCP_ULP)", ulp.escape_ascii());
+    Err(SocketRefusal::lasting(what, "the application must not use it in a container that is migrated"))
+}
+
+/// Keys of segments (RFC 2385, 5925). They are set before the connection, so that the check sees them.
+fn refuse_authentication(fd: &OwnedFd, diag: &UnixDiag) -> Result<(), SocketRefusal> {
+    // ENOENT: none.
+    let ao = get_option(fd.as_fd(), libc::IPPROTO_TCP, TCP_AO_INFO, &mut [0; 56]).is_ok();
+    let md5 = match local_address(fd)? {
+        Some(local) => diag.has_md5(local, remote_address(fd)?).map_err(|failure| {
+            SocketRefusal::lasting(failure.to_string(), "see whether the kernel has CONFIG_INET_DIAG")
+        })?,
+        None => false,
+    };
+    if ao || md5 {
+        let what = "TCP socket with authenticated segments (TCP_MD5SIG or TCP_AO)";
+        return Err(SocketRefusal::lasting(
+            what,
+            "the application must not use it in a container that is migrated",
+        ));
     }
     Ok(())
 }

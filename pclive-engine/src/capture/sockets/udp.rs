@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::queue::{Message, Peek};
 use super::tcp::{local_address, refuse_link_local, remote_address};
-use super::{Identity, Mode, SocketRefusal};
+use super::{Identity, Mode, SocketRefusal, UnixDiag};
 use crate::model::socket::{Datagram, SocketKind};
 use crate::sys::socket::{get_int, set_int};
 
@@ -17,8 +17,16 @@ const DATAGRAM: usize = 65_535;
 /// More datagrams than any receive buffer holds.
 const LIMIT: usize = 1 << 20;
 
-pub(super) fn capture(fd: &OwnedFd, identity: &Identity, mode: Mode) -> Result<SocketKind, SocketRefusal> {
+pub(super) fn capture(
+    fd: &OwnedFd,
+    identity: &Identity,
+    diag: &UnixDiag,
+    mode: Mode,
+) -> Result<SocketKind, SocketRefusal> {
     let (local, peer) = (local_address(fd)?, remote_address(fd)?);
+    if let (Mode::Check, Some(local), None) = (mode, local, peer) {
+        refuse_member(local, &diag.multicast_groups())?;
+    }
     for address in [local, peer].into_iter().flatten() {
         refuse_link_local(address)?;
     }
@@ -28,6 +36,22 @@ pub(super) fn capture(fd: &OwnedFd, identity: &Identity, mode: Mode) -> Result<S
         (Mode::Dump, None) | (Mode::Check, _) => Vec::new(),
     };
     Ok(SocketKind::Udp { family: identity.family, local, peer, queue })
+}
+
+/// The kernel does not tell which socket has joined a group: each that could receive from it is refused.
+fn refuse_member(local: SocketAddr, groups: &[IpAddr]) -> Result<(), SocketRefusal> {
+    let receives = |group: &&IpAddr| match (local.ip(), **group) {
+        (IpAddr::V4(ip), IpAddr::V4(group)) => ip.is_unspecified() || ip == group,
+        (IpAddr::V6(ip), group) => ip.is_unspecified() || ip == group,
+        (IpAddr::V4(_), IpAddr::V6(_)) => false,
+    };
+    match groups.iter().find(receives) {
+        None => Ok(()),
+        Some(group) => Err(SocketRefusal::lasting(
+            format!("UDP socket {local} that may be a member of multicast group {group}"),
+            "the application must leave its multicast groups before a migration",
+        )),
+    }
 }
 
 fn read_queue(fd: &OwnedFd, family: i32, local: SocketAddr) -> Result<Vec<Datagram>, Errno> {
