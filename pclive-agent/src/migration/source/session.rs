@@ -32,6 +32,9 @@ pub(super) struct Session {
     outgoing: mpsc::Sender<SourceMessage>,
     last_word: Option<oneshot::Sender<SourceMessage>>,
     incoming: Streaming<DestinationMessage>,
+    /// An answer that came before the engine's own word: the destination may be done with a round before the
+    /// engine thread has told that it has sent it.
+    early: Option<Answered>,
 }
 
 /// What a round is expected to be, for progress.
@@ -52,7 +55,7 @@ impl Session {
         last_word: oneshot::Sender<SourceMessage>,
         incoming: Streaming<DestinationMessage>,
     ) -> Self {
-        Self { entry, state: State::Idle, outgoing, last_word: Some(last_word), incoming }
+        Self { entry, state: State::Idle, outgoing, last_word: Some(last_word), incoming, early: None }
     }
 
     pub(super) fn state(&self) -> State {
@@ -86,6 +89,9 @@ impl Session {
         what: &str,
         patience: Duration,
     ) -> Result<Answered, MigrationError> {
+        if let Some(early) = self.early.take() {
+            return Ok(early);
+        }
         let committed = self.state == State::Committed;
         tokio::select! {
             biased;
@@ -101,17 +107,11 @@ impl Session {
         answer: Answer<T>,
         patience: Duration,
     ) -> Result<T, MigrationError> {
-        let outcome = tokio::select! {
-            biased;
-            outcome = answer => outcome.unwrap_or_else(|_| Err(thread_gone())),
-            message = self.incoming.message() => Err(unexpected(understood(message))),
-            why = self.entry.cancelled() => Err(why),
-            () = tokio::time::sleep(patience) => Err(late_here(patience)),
+        let late = async {
+            tokio::time::sleep(patience).await;
+            late_here(patience)
         };
-        match outcome {
-            Ok(done) => Ok(done),
-            Err(error) => Err(self.explained(error).await),
-        }
+        self.engine(answer, late).await
     }
 
     /// Waits for a round of the engine, telling progress; it may take as long as bytes move.
@@ -120,12 +120,28 @@ impl Session {
         answer: Answer<T>,
         expected: &Expectation,
     ) -> Result<T, MigrationError> {
-        let outcome = tokio::select! {
-            biased;
-            outcome = answer => outcome.unwrap_or_else(|_| Err(thread_gone())),
-            message = self.incoming.message() => Err(unexpected(understood(message))),
-            why = self.entry.cancelled() => Err(why),
-            stalled = progress(&self.entry, expected) => Err(stalled),
+        let entry = Arc::clone(&self.entry);
+        self.engine(answer, progress(&entry, expected)).await
+    }
+
+    /// Waits for the engine until `stalled` says that it takes too long.
+    async fn engine<T>(
+        &mut self,
+        mut answer: Answer<T>,
+        stalled: impl Future<Output = MigrationError>,
+    ) -> Result<T, MigrationError> {
+        tokio::pin!(stalled);
+        let outcome = loop {
+            tokio::select! {
+                biased;
+                outcome = &mut answer => break outcome.unwrap_or_else(|_| Err(thread_gone())),
+                message = self.incoming.message() => match understood(message) {
+                    Ok(message) if self.early.is_none() => self.early = Some(message),
+                    other => break Err(unexpected(other)),
+                },
+                why = self.entry.cancelled() => break Err(why),
+                stalled = &mut stalled => break Err(stalled),
+            }
         };
         match outcome {
             Ok(done) => Ok(done),
