@@ -2,7 +2,7 @@
 //!
 //! Source: an [`AddressSpace`] per process sends its private memory, [`Objects`] the shared memory of all.
 //! Destination: a [`layout_diff::plan`] makes the mappings match, a [`Filler`] per restorer and the [`ObjectStore`]
-//! put the pages in place. Units: addresses and lengths in bytes, page-aligned, half-open.
+//! put the pages in place, [`Staging`] keeps them until then. Units: addresses and lengths in bytes, page-aligned, half-open.
 
 pub mod fill;
 pub mod layout_diff;
@@ -10,6 +10,7 @@ pub mod object;
 pub mod object_store;
 pub mod ranges;
 pub mod space;
+pub mod staging;
 
 mod digest;
 mod error;
@@ -25,3 +26,4 @@ pub use fill_error::FillError;
 pub use object::Objects;
 pub use object_store::ObjectStore;
 pub use space::{AddressSpace, SpaceStats};
+pub use staging::{Staging, StagingError};

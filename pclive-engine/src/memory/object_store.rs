@@ -1,6 +1,7 @@
 //! The destination side of shared memory objects: filled through a descriptor, seen by every process that maps them.
 //!
-//! Invariants as in [`super::fill`]. A file is never made longer or shorter here.
+//! Invariants as in [`super::fill`]. A file is never made shorter here, nor longer than it was at the
+//! source.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -6,6 +6,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod fcntl;
 pub mod kcmp;
+pub mod memfd;
 pub mod netns;
 pub mod openat2;
 pub mod packet;

@@ -1,0 +1,144 @@
+//! The store against a map of single pages.
+
+use bytes::BytesMut;
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{Mapping, Protection, VmaFlags};
+
+const PAGE: usize = PAGE_SIZE as usize;
+
+/// A page as the oracle sees it: the byte it is full of, or what else became of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Page {
+    Full(u8),
+    Plain(ExtentKind),
+}
+
+fn batch(target: Target, extents: &[(u64, u64, Page)]) -> Batch {
+    let mut payload = BytesMut::new();
+    let mut list = Vec::new();
+    for (start, pages, page) in extents {
+        let kind = match page {
+            Page::Full(byte) => {
+                payload.resize(payload.len() + *pages as usize * PAGE, *byte);
+                ExtentKind::Data
+            }
+            Page::Plain(kind) => *kind,
+        };
+        list.push(Extent { start: start * PAGE_SIZE, pages: *pages, kind });
+    }
+    Batch { target, extents: list, payload: payload.freeze() }
+}
+
+fn applied(staging: &mut Staging) -> BTreeMap<(Target, u64), Page> {
+    let mut pages = BTreeMap::new();
+    let put = &mut |batch: &Batch| {
+        check_batch(batch, u64::MAX)?;
+        let mut contents = batch.payload.chunks_exact(PAGE);
+        for extent in &batch.extents {
+            for page in 0..extent.pages {
+                let what = match extent.kind {
+                    ExtentKind::Data => {
+                        let bytes = contents.next().unwrap();
+                        assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+                        Page::Full(bytes[0])
+                    }
+                    kind => Page::Plain(kind),
+                };
+                assert_eq!(pages.insert((batch.target, extent.start / PAGE_SIZE + page), what), None);
+            }
+        }
+        Ok::<(), StagingError>(())
+    };
+    staging.apply(put).unwrap();
+    pages
+}
+
+fn page() -> impl Strategy<Value = Page> {
+    let plain = vec![ExtentKind::Zero, ExtentKind::Hole, ExtentKind::Guard];
+    prop_oneof![4 => any::<u8>().prop_map(Page::Full), 1 => prop::sample::select(plain).prop_map(Page::Plain)]
+}
+
+proptest! {
+    #[test]
+    fn newest_word_on_every_page_is_yielded_once(
+        writes in prop::collection::vec((0u64..2, 0u64..40, 1u64..9, page()), 0..60)
+    ) {
+        let mut staging = Staging::new(1 << 30).unwrap();
+        let mut oracle = BTreeMap::new();
+        for (object, start, pages, page) in writes {
+            let target = Target::Object(object);
+            staging.stage(&batch(target, &[(start, pages, page)])).unwrap();
+            (start..start + pages).for_each(|at| { oracle.insert((target, at), page); });
+            let data = oracle.values().filter(|page| matches!(page, Page::Full(_))).count();
+            prop_assert_eq!(staging.staged_bytes(), (data * PAGE) as u64);
+            prop_assert!(staging.peak_bytes() <= (2 * 49 * PAGE) as u64);
+        }
+        prop_assert_eq!(applied(&mut staging), oracle);
+        prop_assert_eq!(staging.staged_bytes(), 0);
+        prop_assert_eq!(applied(&mut staging), BTreeMap::new());
+    }
+}
+
+fn layout(generation: u32, vmas: &[(u64, u64)]) -> Layout {
+    let vma = |(start, end): &(u64, u64)| Vma {
+        start: start * PAGE_SIZE,
+        end: end * PAGE_SIZE,
+        protection: Protection::default(),
+        flags: VmaFlags::default(),
+        mapping: Mapping::PrivateAnonymous,
+    };
+    let process = ProcessLayout {
+        vpid: Vpid(1),
+        start_time: 7,
+        parent: Vpid(0),
+        pgid: Vpid(1),
+        sid: Vpid(1),
+        zombie: None,
+        generation,
+        exe: Vec::new(),
+        threads: Vec::new(),
+        vmas: vmas.iter().map(vma).collect(),
+        vdso: Default::default(),
+    };
+    Layout { processes: vec![process], objects: Vec::new() }
+}
+
+#[test]
+fn pages_of_memory_that_is_no_more_are_dropped() {
+    let target = Target::Process(Vpid(1));
+    let mut staging = Staging::new(1 << 30).unwrap();
+    staging.follow(&layout(1, &[(0, 10)])).unwrap();
+    staging.stage(&batch(target, &[(0, 10, Page::Full(1))])).unwrap();
+    staging.follow(&layout(1, &[(0, 3), (6, 10)])).unwrap();
+    staging.follow(&layout(1, &[(0, 10)])).unwrap();
+    let left: Vec<u64> = applied(&mut staging).into_keys().map(|(_, page)| page).collect();
+    assert_eq!(left, [0, 1, 2, 6, 7, 8, 9]);
+    staging.stage(&batch(target, &[(0, 10, Page::Full(1))])).unwrap();
+    staging.follow(&layout(2, &[(0, 10)])).unwrap();
+    assert_eq!(applied(&mut staging), BTreeMap::new());
+}
+
+#[test]
+fn limit_is_kept_and_newer_contents_need_no_more_room() {
+    let mut staging = Staging::new(4 * PAGE_SIZE).unwrap();
+    let target = Target::Object(0);
+    for byte in 0..10 {
+        staging.stage(&batch(target, &[(0, 4, Page::Full(byte))])).unwrap();
+    }
+    let more = staging.stage(&batch(target, &[(4, 1, Page::Full(1))]));
+    assert!(matches!(more, Err(StagingError::Full { .. })));
+    assert_eq!(staging.peak_bytes(), 4 * PAGE_SIZE);
+}
+
+#[test]
+fn malformed_batches_are_refused() {
+    let mut staging = Staging::new(1 << 30).unwrap();
+    let mut short = batch(Target::Object(0), &[(0, 2, Page::Full(1))]);
+    short.payload.truncate(PAGE);
+    assert!(matches!(staging.stage(&short), Err(StagingError::Malformed(_))));
+    let mut huge = batch(Target::Object(0), &[]);
+    huge.extents.push(Extent { start: 0, pages: u64::MAX, kind: ExtentKind::Zero });
+    assert!(matches!(staging.stage(&huge), Err(StagingError::Malformed(_))));
+}

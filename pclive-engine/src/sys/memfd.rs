@@ -1,0 +1,21 @@
+//! memfd_create(2) (Linux 3.17) and mappings of such memory.
+
+use std::fs::File;
+
+use memmap2::{Mmap, MmapOptions};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+/// Anonymous memory with a descriptor; `name` is for people. Closed on execve.
+pub fn create(name: &str) -> nix::Result<File> {
+    memfd_create(name, MFdFlags::MFD_CLOEXEC).map(File::from)
+}
+
+/// Maps `len` bytes from `offset` (a multiple of the page size) for reading, all pages in one go.
+///
+/// The file must be a memfd of this process that nobody else has: then the mapped bytes are only ever changed, or cut
+/// off, by this process itself. The caller must not do either while the mapping is in use.
+pub fn map(file: &File, offset: u64, len: usize) -> std::io::Result<Mmap> {
+    // SAFETY: mapping a file is unsafe because others could change or truncate it under a `&[u8]`; the only writer is
+    // the owner of this private memfd, whose contract above forbids it.
+    unsafe { MmapOptions::new().offset(offset).len(len).populate().map(file) }
+}
