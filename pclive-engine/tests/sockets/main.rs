@@ -2,6 +2,7 @@
 
 mod connection;
 mod life;
+mod load;
 mod namespace;
 mod options;
 mod speed;

@@ -10,7 +10,7 @@ use super::error::{Of, SocketsError};
 use super::unix::BoundFile;
 use super::{options, tcp};
 use crate::model::FileId;
-use crate::model::socket::Socket;
+use crate::model::socket::{Buffers, SocketOption};
 use crate::model::socket_options::Moment;
 use crate::sys::socket::set_int;
 use crate::sys::tcp::{Repair, set_repair};
@@ -43,46 +43,37 @@ impl BuiltSockets {
     }
 }
 
-/// A connection in repair mode.
+/// A connection in repair mode, and what it is told when the network is open.
 #[derive(Debug)]
 pub(super) struct Live {
-    file: FileId,
-    fd: OwnedFd,
-    /// Options and buffers that wait for the data.
-    socket: Socket,
-    finish: bool,
-    to_send: Vec<u8>,
-    busy: bool,
+    pub(super) file: FileId,
+    pub(super) fd: OwnedFd,
+    /// `SO_REUSEADDR`, which the end of the repair mode resets.
+    pub(super) reuse_address: bool,
+    /// Those of [`Moment::AfterData`] are still to be set.
+    pub(super) options: Vec<SocketOption>,
+    /// The sizes to go back to; `None` if the send queue was empty, and nothing was changed for it.
+    pub(super) buffers: Option<Buffers>,
+    /// What the kernel does not hold yet.
+    pub(super) to_send: Vec<u8>,
+    /// Our FIN follows the data.
+    pub(super) finish: bool,
 }
 
 impl Live {
-    /// `finish`: our FIN follows the data. `to_send` is what the kernel does not hold yet.
-    pub(super) fn new(file: FileId, fd: OwnedFd, socket: &Socket, finish: bool, to_send: &[u8]) -> Self {
-        let busy = matches!(&socket.kind, crate::model::socket::SocketKind::TcpConnection(c) if !c.send_queue.is_empty());
-        let socket = Socket {
-            uid: socket.uid,
-            gid: socket.gid,
-            reuse_address: socket.reuse_address,
-            buffers: socket.buffers,
-            options: socket.options.clone(),
-            kind: crate::model::socket::SocketKind::TcpClosed { family: 0, bound: None, dead: false },
-        };
-        Self { file, fd, socket, finish, to_send: to_send.to_vec(), busy }
-    }
-
     fn go(self) -> Result<(), SocketsError> {
         set_repair(self.fd.as_fd(), Repair::Off).of(self.file, "switch off the repair mode")?;
         tcp::write_all(&self.fd, &self.to_send).of(self.file, "send the rest of the send queue")?;
         if self.finish {
             self.send_fin().of(self.file, "shut the sending side")?;
         }
-        if self.socket.reuse_address {
+        if self.reuse_address {
             options::reuse(self.fd.as_fd(), true).of(self.file, "set SO_REUSEADDR of the socket")?;
         }
-        if self.busy {
-            self.settle().of(self.file, "settle the state")?;
+        if let Some(buffers) = self.buffers {
+            self.settle(buffers).of(self.file, "settle the state")?;
         }
-        options::apply(self.file, &self.fd, &self.socket, Moment::AfterData)
+        options::apply(self.file, &self.fd, &self.options, Moment::AfterData)
     }
 
     /// ENOTCONN: the peer has answered with RST meanwhile, and the connection is over.
@@ -93,8 +84,8 @@ impl Live {
         }
     }
 
-    fn settle(&self) -> Result<(), Errno> {
-        options::settle(self.fd.as_fd(), &self.socket, options::Sizes { send: true, receive: false })?;
+    fn settle(&self, buffers: Buffers) -> Result<(), Errno> {
+        options::settle(self.fd.as_fd(), buffers, options::Sizes { send: true, receive: false })?;
         set_int(self.fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 0)
     }
 }

@@ -125,7 +125,7 @@ fn create(file: FileId, socket: &Socket, family: i32, socket_type: i32) -> Resul
     let fd = crate::sys::socket::socket(family, socket_type, 0).of(file, "create the socket")?;
     options::give(file, &fd, socket)?;
     options::reuse(fd.as_fd(), true).of(file, "set SO_REUSEADDR of the socket")?;
-    options::apply(file, &fd, socket, Moment::Early)?;
+    options::apply(file, &fd, &socket.options, Moment::Early)?;
     Ok(fd)
 }
 
@@ -164,10 +164,10 @@ fn finish_internet(
 
 /// Late options and the final sizes of a socket without repair mode.
 fn plain(file: FileId, fd: &OwnedFd, socket: &Socket) -> Result<(), SocketsError> {
-    options::apply(file, fd, socket, Moment::Late)?;
-    options::apply(file, fd, socket, Moment::AfterData)?;
+    options::apply(file, fd, &socket.options, Moment::Late)?;
+    options::apply(file, fd, &socket.options, Moment::AfterData)?;
     options::reuse(fd.as_fd(), socket.reuse_address).of(file, "set SO_REUSEADDR of the socket")?;
-    options::settle(fd.as_fd(), socket, options::Sizes { send: true, receive: true })
+    options::settle(fd.as_fd(), socket.buffers, options::Sizes { send: true, receive: true })
         .of(file, "size the buffers")
 }
 

@@ -7,7 +7,7 @@ use nix::unistd::{Gid, Uid, fchown, geteuid};
 
 use super::error::{Of, SocketsError};
 use crate::model::FileId;
-use crate::model::socket::Socket;
+use crate::model::socket::{Buffers, Socket, SocketOption};
 use crate::model::socket_options::{Moment, TABLE};
 use crate::sys::socket::{set_int, set_option};
 
@@ -16,13 +16,17 @@ const SO_BUF_LOCK: i32 = 72;
 const TCP_CONGESTION: (i32, i32) = (libc::IPPROTO_TCP, libc::TCP_CONGESTION);
 
 /// Sets the options of one moment, in the table's order.
-pub(super) fn apply(file: FileId, fd: &OwnedFd, socket: &Socket, moment: Moment) -> Result<(), SocketsError> {
-    if socket.options.is_empty() {
+pub(super) fn apply(
+    file: FileId,
+    fd: &OwnedFd,
+    options: &[SocketOption],
+    moment: Moment,
+) -> Result<(), SocketsError> {
+    if options.is_empty() {
         return Ok(());
     }
     for spec in TABLE.iter().filter(|spec| spec.moment == moment) {
-        let Some(option) = socket.options.iter().find(|o| (o.level, o.name) == (spec.level, spec.name))
-        else {
+        let Some(option) = options.iter().find(|o| (o.level, o.name) == (spec.level, spec.name)) else {
             continue;
         };
         match set_option(fd.as_fd(), spec.level, spec.name, &option.value) {
@@ -57,7 +61,7 @@ pub(super) fn reuse(fd: BorrowedFd<'_>, on: bool) -> Result<(), Errno> {
 pub(super) fn widen(
     file: FileId,
     fd: &OwnedFd,
-    socket: &Socket,
+    buffers: Buffers,
     send: usize,
     receive: usize,
 ) -> Result<(), SocketsError> {
@@ -66,20 +70,20 @@ pub(super) fn widen(
         // The kernel charges for its structures as well.
         _ => had.max(u32::try_from(queue.saturating_mul(4).saturating_add(256 << 10)).unwrap_or(u32::MAX)),
     };
-    size(fd.as_fd(), libc::SO_SNDBUFFORCE, room(socket.buffers.send, send))
-        .and_then(|()| size(fd.as_fd(), libc::SO_RCVBUFFORCE, room(socket.buffers.receive, receive)))
+    size(fd.as_fd(), libc::SO_SNDBUFFORCE, room(buffers.send, send))
+        .and_then(|()| size(fd.as_fd(), libc::SO_RCVBUFFORCE, room(buffers.receive, receive)))
         .of(file, "size the buffers")
 }
 
 /// The sizes that the socket had, and whether the kernel tunes them.
-pub(super) fn settle(fd: BorrowedFd<'_>, socket: &Socket, which: Sizes) -> Result<(), Errno> {
+pub(super) fn settle(fd: BorrowedFd<'_>, buffers: Buffers, which: Sizes) -> Result<(), Errno> {
     if which.send {
-        size(fd, libc::SO_SNDBUFFORCE, socket.buffers.send)?;
+        size(fd, libc::SO_SNDBUFFORCE, buffers.send)?;
     }
     if which.receive {
-        size(fd, libc::SO_RCVBUFFORCE, socket.buffers.receive)?;
+        size(fd, libc::SO_RCVBUFFORCE, buffers.receive)?;
     }
-    set_int(fd, libc::SOL_SOCKET, SO_BUF_LOCK, i32::from(socket.buffers.locks))
+    set_int(fd, libc::SOL_SOCKET, SO_BUF_LOCK, i32::from(buffers.locks))
 }
 
 /// Buffer sizes to set.

@@ -41,7 +41,7 @@ pub(super) fn build(
     loopback: &mut Loopback,
 ) -> Result<(OwnedFd, Live), SocketsError> {
     let fd = create(file, socket, validate::family(tcp.local), libc::SOCK_STREAM)?;
-    options::widen(file, &fd, socket, tcp.send_queue.len(), tcp.receive_queue.len())?;
+    options::widen(file, &fd, socket.buffers, tcp.send_queue.len(), tcp.receive_queue.len())?;
     tcp::set_repair(fd.as_fd(), Repair::On).of(file, "switch on the repair mode")?;
     set_sequences(&fd, tcp).of(file, "set the sequence numbers")?;
     bind_to(file, &fd, tcp.local)?;
@@ -53,11 +53,18 @@ pub(super) fn build(
     let (sent, to_send) = tcp.send_queue.split_at(sent_length(tcp));
     fill_sent(&fd, sent).of(file, "fill the send queue")?;
     set_clocks(&fd, tcp).of(file, "set the windows")?;
-    options::apply(file, &fd, socket, Moment::Late)?;
+    options::apply(file, &fd, &socket.options, Moment::Late)?;
     settle(&fd, socket, tcp).of(file, "settle the state")?;
     let own = fd.try_clone().map_err(|e| e.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw));
-    let live =
-        Live::new(file, own.of(file, "duplicate the descriptor")?, socket, tcp.state.we_finished(), to_send);
+    let live = Live {
+        file,
+        fd: own.of(file, "duplicate the descriptor")?,
+        reuse_address: socket.reuse_address,
+        options: socket.options.clone(),
+        buffers: (!tcp.send_queue.is_empty()).then_some(socket.buffers),
+        to_send: to_send.to_vec(),
+        finish: tcp.state.we_finished(),
+    };
     Ok((fd, live))
 }
 
@@ -153,7 +160,7 @@ fn settle(fd: &OwnedFd, socket: &Socket, tcp: &TcpConnection) -> Result<(), Errn
     let sending = !tcp.send_queue.is_empty();
     let sizes = options::Sizes { send: false, receive: !tcp.receive_queue.is_empty() };
     if !sending || sizes.receive {
-        options::settle(fd.as_fd(), socket, sizes)?;
+        options::settle(fd.as_fd(), socket.buffers, sizes)?;
     }
     // Growing the clamp makes the kernel believe in the receive window again, which shrinking had it forget.
     tcp::set_window_clamp(fd.as_fd(), 1)?;

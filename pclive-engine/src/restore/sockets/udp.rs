@@ -33,7 +33,7 @@ pub(super) fn finish(
         return Ok(());
     }
     let bytes = queue.iter().map(|datagram| datagram.payload.len() + 1024).sum();
-    options::widen(file, fd, socket, 0, bytes)?;
+    options::widen(file, fd, socket.buffers, 0, bytes)?;
     for datagram in queue {
         let (from, to) = (on_wire(datagram.from), on_wire(datagram.to));
         let sent = loopback.send(&packet::datagram(from, to, &datagram.payload), to.ip());

@@ -132,7 +132,7 @@ fn fill(other: &OwnedFd, end: &End<'_>) -> Result<(), SocketsError> {
         return Ok(());
     }
     let bytes = end.queue.iter().map(|message| message.len() + 1024).sum();
-    options::widen(end.file, other, end.socket, bytes, 0)?;
+    options::widen(end.file, other, end.socket.buffers, bytes, 0)?;
     end.queue.iter().try_for_each(|message| write(other, message)).of(end.file, "fill the queue")
 }
 
@@ -152,7 +152,7 @@ fn write(fd: &OwnedFd, message: &[u8]) -> Result<(), Errno> {
 /// Owner, options, sizes and half-closed state.
 fn finish(file: FileId, fd: &OwnedFd, socket: &Socket, state: u8) -> Result<(), SocketsError> {
     options::give(file, fd, socket)?;
-    options::apply(file, fd, socket, crate::model::socket_options::Moment::Early)?;
+    options::apply(file, fd, &socket.options, crate::model::socket_options::Moment::Early)?;
     plain(file, fd, socket)?;
     let how = match state & 3 {
         0 => return Ok(()),
