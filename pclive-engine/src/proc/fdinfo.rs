@@ -45,6 +45,8 @@ pub enum Detail {
         count: u64,
         /// `EFD_SEMAPHORE` (a kernel that does not tell it means "no").
         semaphore: bool,
+        /// Tells it apart from every other eventfd.
+        id: u64,
     },
     /// timerfd_create(2).
     Timer(TimerInfo),
@@ -107,7 +109,8 @@ fn parse_line(info: &mut FdInfo, line: &str) -> Option<()> {
         "mnt_id" => info.mount = value.parse().ok()?,
         "ino" => info.inode = value.parse().ok()?,
         "lock" if info.lock.is_none() => info.lock = Some(value.to_owned()),
-        "eventfd-count" => info.detail = Detail::Event { count: hex(value)?, semaphore: false },
+        "eventfd-count" => info.detail = Detail::Event { count: hex(value)?, semaphore: false, id: 0 },
+        "eventfd-id" => name_event(&mut info.detail, value.parse().ok()?),
         "eventfd-semaphore" => mark_semaphore(&mut info.detail, value),
         "sigmask" => info.detail = Detail::Signal(hex(value)?),
         "clockid" => {
@@ -123,6 +126,12 @@ fn parse_line(info: &mut FdInfo, line: &str) -> Option<()> {
         _ => {}
     }
     Some(())
+}
+
+fn name_event(detail: &mut Detail, name: u64) {
+    if let Detail::Event { id, .. } = detail {
+        *id = name;
+    }
 }
 
 fn mark_semaphore(detail: &mut Detail, value: &str) {
@@ -194,7 +203,7 @@ mod tests {
     fn eventfd_count_is_hexadecimal() {
         let text = b"pos:\t0\nflags:\t04002\nmnt_id:\t15\nino:\t1054\n\
                      eventfd-count:               1f\neventfd-id: 7\neventfd-semaphore: 1\n";
-        assert_eq!(parse(text).unwrap().detail, Detail::Event { count: 0x1f, semaphore: true });
+        assert_eq!(parse(text).unwrap().detail, Detail::Event { count: 0x1f, semaphore: true, id: 7 });
     }
 
     #[test]

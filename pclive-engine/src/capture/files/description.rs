@@ -1,8 +1,8 @@
 //! Which descriptors share an open file description.
 //!
-//! Descriptors of one description agree in link, inode, mount, offset and flags; only within such a group does
-//! the kernel compare (kcmp(2)). Its answers order descriptions, so that a group is searched by halves. A socket
-//! has one description ever: its inode decides.
+//! Descriptors of one description agree in link, inode, mount, offset, flags and eventfd id; only within such a
+//! group is the kernel asked (kcmp(2)). Its answers order descriptions, so that a group is searched by halves. A
+//! socket has one description ever: its inode decides.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
@@ -11,6 +11,7 @@ use std::os::fd::RawFd;
 use super::holder::{Entry, Holder};
 use super::{FilesError, Mode};
 use crate::model::Pid;
+use crate::proc::fdinfo::Detail;
 use crate::sys::kcmp;
 
 /// An open file description: who holds it, as (index of the holder, index of its entry). Never empty.
@@ -34,13 +35,18 @@ struct Key<'a> {
     mount: i32,
     pos: i64,
     status: i32,
+    event: u64,
 }
 
 impl<'a> Key<'a> {
     fn of(entry: &'a Entry) -> Self {
         let (pos, status) =
             if is_socket(&entry.target) { (0, 0) } else { (entry.info.pos, entry.info.status()) };
-        Self { target: &entry.target, inode: entry.info.inode, mount: entry.info.mount, pos, status }
+        let event = match entry.info.detail {
+            Detail::Event { id, .. } => id,
+            Detail::Plain | Detail::Timer(_) | Detail::Signal(_) | Detail::Epoll(_) => 0,
+        };
+        Self { target: &entry.target, inode: entry.info.inode, mount: entry.info.mount, pos, status, event }
     }
 }
 

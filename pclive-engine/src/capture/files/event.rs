@@ -6,7 +6,7 @@ use crate::proc::fdinfo::Detail;
 /// Captures an eventfd; `None` if its fdinfo has no counter.
 pub(super) fn capture(detail: &Detail) -> Option<FileKind> {
     match *detail {
-        Detail::Event { count, semaphore } => Some(FileKind::Event { count, semaphore }),
+        Detail::Event { count, semaphore, .. } => Some(FileKind::Event { count, semaphore }),
         Detail::Plain | Detail::Timer(_) | Detail::Signal(_) | Detail::Epoll(_) => None,
     }
 }

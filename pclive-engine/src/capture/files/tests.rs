@@ -3,7 +3,10 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio as Redirect};
 
+use std::os::fd::OwnedFd;
+
 use super::*;
+use crate::model::FileKind;
 use crate::model::file::Owner;
 
 /// A Python program that has printed "ready" and a list of numbers, and waits until it is dropped.
