@@ -27,7 +27,8 @@ pub(super) struct Admitted {
     pub(super) runtime: Runtime,
     pub(super) prepare: Prepare,
     pub(super) interfaces: Vec<Interface>,
-    pub(super) strategy: Strategy,
+    /// One-shot: the most that may wait here, bytes.
+    pub(super) staging_limit_bytes: Option<u64>,
 }
 
 /// Checks what the source asks for and registers the migration. Nothing has been created on return.
@@ -39,6 +40,7 @@ pub(super) async fn admit(agent: &Agent, prepare: Prepare) -> Result<Admitted, M
     let id = container_id(&prepare.container_id)?;
     let runtime = agent.runtime(&prepare.runtime)?.clone();
     let strategy = wire::strategy(prepare.strategy())?;
+    let staging_limit_bytes = staging_limit(agent, strategy)?;
     let interfaces = network::decode(&prepare.interfaces).map_err(|error| {
         wire::bad(format!("network interfaces that cannot be: {}", crate::error::chain(&error)))
     })?;
@@ -57,7 +59,20 @@ pub(super) async fn admit(agent: &Agent, prepare: Prepare) -> Result<Admitted, M
         peer: prepare.source_agent.chars().filter(|c| !c.is_control()).take(253).collect(),
         strategy: wire::control_strategy(strategy),
     })?;
-    Ok(Admitted { entry, id, runtime, prepare, interfaces, strategy })
+    Ok(Admitted { entry, id, runtime, prepare, interfaces, staging_limit_bytes })
+}
+
+/// One-shot holds the container's memory twice for a moment, so it may only use a part of what is available.
+fn staging_limit(agent: &Agent, strategy: Strategy) -> Result<Option<u64>, MigrationError> {
+    match (strategy, agent.config.migration.staging_limit_bytes) {
+        (Strategy::Global, _) => Ok(None),
+        (Strategy::OneShot, 0) => {
+            let available = host::memory_available()
+                .map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+            Ok(Some(available / 2))
+        }
+        (Strategy::OneShot, limit) => Ok(Some(limit)),
+    }
 }
 
 fn host_fits(prepare: &Prepare) -> Result<(), MigrationError> {

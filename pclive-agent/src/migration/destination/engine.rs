@@ -10,6 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pclive_engine::memory::staging::{Staging, StagingError};
 use pclive_engine::model::{Batch, FinalState, Layout, Pid};
 use pclive_engine::restore::{Destination, DestinationOptions, RestoreError};
 use pclive_proto::peer::DestinationLedger;
@@ -32,6 +33,8 @@ pub(super) struct Plan {
     pub(super) options: DestinationOptions,
     pub(super) interfaces: Vec<Interface>,
     pub(super) network: NetworkConfig,
+    /// One-shot: everything waits, in this many bytes at most, and is put in place after the final state has come.
+    pub(super) staging_limit_bytes: Option<u64>,
 }
 
 /// A batch on its way into the copy.
@@ -47,6 +50,8 @@ pub(super) struct Pages {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Restored {
     pub(super) ledger: DestinationLedger,
+    /// The most memory that waited, bytes.
+    pub(super) staging_peak_bytes: u64,
 }
 
 /// A copy that runs.
@@ -63,7 +68,7 @@ pub(super) struct Resumed {
 enum Command {
     Layout(Bytes),
     Pages(Pages),
-    RoundEnd(oneshot::Sender<()>),
+    RoundEnd(oneshot::Sender<u64>),
     Restore { state: Bytes, received: Instant, reply: oneshot::Sender<Restored> },
     Resume(oneshot::Sender<Resumed>),
 }
@@ -108,8 +113,8 @@ impl Engine {
         self.give(Command::Pages(pages)).await
     }
 
-    /// Waits until everything given so far is in place.
-    pub(super) async fn round_end(&self) -> Result<(), MigrationError> {
+    /// Waits until everything given so far is in place, or waits for the end; the bytes that wait.
+    pub(super) async fn round_end(&self) -> Result<u64, MigrationError> {
         self.ask(Command::RoundEnd).await
     }
 
@@ -162,6 +167,16 @@ fn restore_error(error: RestoreError) -> MigrationError {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
+fn staging_error(error: StagingError) -> MigrationError {
+    let code = match error {
+        StagingError::Full { .. } => ErrorCode::NoMemory,
+        StagingError::Malformed(_) => ErrorCode::BadMessage,
+        StagingError::Memory { .. } => ErrorCode::RestoreFailed,
+    };
+    MigrationError::caused(code, &error).hint("migrate with --strategy global, which stages nothing")
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn network_error(error: network::Error) -> MigrationError {
     MigrationError::caused(ErrorCode::NetworkFailed, &error).hint(error.hint().unwrap_or_default())
 }
@@ -171,8 +186,15 @@ struct Copy {
     network: Applied,
     announcer: Announcer,
     destination: Destination,
+    staged: Option<Staged>,
     /// Time that the last layout took.
     reconcile: Duration,
+}
+
+/// What waits in a one-shot migration.
+struct Staged {
+    pages: Staging,
+    layout: Layout,
 }
 
 fn run(
@@ -187,7 +209,7 @@ fn run(
         match command {
             Command::Layout(document) => copy.layout(&document)?,
             Command::Pages(pages) => copy.fill(pages)?,
-            Command::RoundEnd(reply) => drop(reply.send(())),
+            Command::RoundEnd(reply) => drop(reply.send(copy.staged_bytes())),
             Command::Restore { state, received, reply } => drop(reply.send(copy.restore(&state, received)?)),
             Command::Resume(reply) => {
                 drop(reply.send(copy.resume()?));
@@ -204,14 +226,49 @@ fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
     let network =
         network::apply(namespace, &plan.container, &plan.interfaces, &plan.network).map_err(network_error)?;
     let announcer = Announcer::prepare(network.namespace(), &plan.interfaces).map_err(network_error)?;
-    Ok(Copy { network, announcer, destination, reconcile: Duration::ZERO })
+    let staged = plan.staging_limit_bytes.map(Staged::new).transpose()?;
+    Ok(Copy { network, announcer, destination, staged, reconcile: Duration::ZERO })
+}
+
+impl Staged {
+    fn new(limit_bytes: u64) -> Result<Self, MigrationError> {
+        let pages = Staging::new(limit_bytes).map_err(staging_error)?;
+        Ok(Self { pages, layout: Layout::default() })
+    }
+
+    /// Puts everything in place.
+    fn apply(mut self, destination: &mut Destination) -> Result<(), MigrationError> {
+        destination.apply_layout(&self.layout).map_err(restore_error)?;
+        let put =
+            &mut |batch: &Batch| destination.fill(batch).map_err(|error| Unplaced(restore_error(error)));
+        self.pages.apply(put).map_err(|Unplaced(error)| error)
+    }
+}
+
+/// Staged pages could not be put in place.
+struct Unplaced(MigrationError);
+
+impl From<StagingError> for Unplaced {
+    fn from(error: StagingError) -> Self {
+        Self(staging_error(error))
+    }
 }
 
 impl Copy {
+    fn staged_bytes(&self) -> u64 {
+        self.staged.as_ref().map_or(0, |staged| staged.pages.staged_bytes())
+    }
+
     fn layout(&mut self, document: &[u8]) -> Result<(), MigrationError> {
         let began = Instant::now();
         let layout: Layout = wire::document(document)?;
-        self.destination.apply_layout(&layout).map_err(restore_error)?;
+        match &mut self.staged {
+            Some(staged) => {
+                staged.pages.follow(&layout).map_err(staging_error)?;
+                staged.layout = layout;
+            }
+            None => self.destination.apply_layout(&layout).map_err(restore_error)?,
+        }
         self.reconcile = began.elapsed();
         Ok(())
     }
@@ -219,24 +276,31 @@ impl Copy {
     fn fill(&mut self, pages: Pages) -> Result<(), MigrationError> {
         let Pages { batch, checksum, room } = pages;
         wire::verify(&batch.payload, checksum)?;
-        self.destination.fill(&batch).map_err(restore_error)?;
+        match &mut self.staged {
+            Some(staged) => staged.pages.stage(&batch).map_err(staging_error)?,
+            None => self.destination.fill(&batch).map_err(restore_error)?,
+        }
         drop(room);
         Ok(())
     }
 
     fn restore(&mut self, state: &[u8], received: Instant) -> Result<Restored, MigrationError> {
-        let waited = received.elapsed();
         let state: FinalState = wire::document(state)?;
+        let staging_peak_bytes = self.staged.as_ref().map_or(0, |staged| staged.pages.peak_bytes());
+        if let Some(staged) = self.staged.take() {
+            staged.apply(&mut self.destination)?;
+        }
+        let filled = received.elapsed();
         let parts = self.destination.restore(&state).map_err(restore_error)?;
         let ledger = DestinationLedger {
-            fill_ns: ns(waited),
+            fill_ns: ns(filled),
             reconcile_ns: ns(self.reconcile),
             files_ns: ns(parts.files),
             tasks_ns: ns(parts.tasks),
             resume_ns: 0,
             restore_ns: ns(received.elapsed()),
         };
-        Ok(Restored { ledger })
+        Ok(Restored { ledger, staging_peak_bytes })
     }
 
     /// The network first: sockets that leave repair mode may speak at once.
@@ -245,7 +309,8 @@ impl Copy {
         let mut warnings = Vec::new();
         self.network.open().map_err(network_error)?;
         warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
-        self.destination.resume().map_err(restore_error)?;
+        // The tasks run by now, whatever it says.
+        warnings.extend(self.destination.resume().err().map(|error| chain(&error)));
         let at = Instant::now();
         warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
         warnings.extend(self.network.keep().err().map(|error| chain(&error)));

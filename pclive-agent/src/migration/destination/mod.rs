@@ -79,7 +79,7 @@ fn answer(message: Message) -> DestinationMessage {
 
 /// Creates the container, builds the copy in it, and cleans up what must not stay.
 async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceMessage>, answers: Answers) {
-    let Admitted { entry, id, runtime, prepare, interfaces, strategy: _ } = admitted;
+    let Admitted { entry, id, runtime, prepare, interfaces, staging_limit_bytes } = admitted;
     info!(from = prepare.source_agent, memory_bytes = prepare.memory_bytes, "migration begins");
     let meter = UsageMeter::start();
     let log = agent.config.migration.stdio_dir.join(format!("{id}.log"));
@@ -99,6 +99,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
         options: DestinationOptions { stop_timeout: agent.config.migration.stop_timeout() },
         interfaces,
         network: (&agent.config.network).into(),
+        staging_limit_bytes,
     };
     let outcome = match Engine::start(plan).await {
         Ok((engine, warnings)) => {
@@ -296,9 +297,9 @@ impl<'a> Receiver<'a> {
         self.advance(Event::RoundEnded(ended.round))?;
         self.all_came(ended.data_pages)?;
         let began = Instant::now();
-        self.engine.round_end().await?;
+        let staged_bytes = self.engine.round_end().await?;
         self.finish_round();
-        let applied = RoundApplied { round: ended.round, staged_bytes: 0, apply_ns: ns(began.elapsed()) };
+        let applied = RoundApplied { round: ended.round, staged_bytes, apply_ns: ns(began.elapsed()) };
         self.say(Message::RoundApplied(applied)).await
     }
 
@@ -356,7 +357,7 @@ impl<'a> Receiver<'a> {
             init_pid: self.init_pid,
             cpu_ns: used.cpu_ns,
             peak_memory_bytes: used.peak_memory_bytes,
-            staging_peak_bytes: 0,
+            staging_peak_bytes: restored.staging_peak_bytes,
         };
         if self.say(Message::Running(running)).await.is_err() {
             self.entry.warn("the source could not be told that the container runs here");
