@@ -1,6 +1,6 @@
 //! Bridges, and the veth pairs between them.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::node::Node;
 
@@ -19,9 +19,13 @@ pub const TEN_GIGABIT: Speed = Speed { rate: "10gbit", burst: "4mb" };
 /// 1 Gbit/s: 0.95 Gbit/s of TCP payload.
 pub const GIGABIT: Speed = Speed { rate: "1gbit", burst: "256kb" };
 
-/// Makes the node's bridge `br0` with these addresses (with prefix length).
+/// Makes the node's bridge `br0` with these addresses (with prefix length). It has a MAC of its own choice: by
+/// default it would take the lowest of its ports' and change it as containers come and go.
 pub fn bridge(node: &Node, addresses: &[&str]) -> Result<()> {
     node.run(&["ip", "link", "add", BRIDGE, "type", "bridge", "forward_delay", "0", "mcast_snooping", "0"])?;
+    let shown = node.run(&["ip", "-o", "link", "show", BRIDGE])?;
+    let mac = shown.split_whitespace().skip_while(|word| *word != "link/ether").nth(1);
+    node.run(&["ip", "link", "set", BRIDGE, "address", mac.context("a bridge without a MAC")?])?;
     for address in addresses {
         add_address(node, BRIDGE, address)?;
     }
