@@ -145,6 +145,7 @@ fn small_state(process: &mut StoppedProcess, cpus: &CpuSet) -> Result<ProcessSta
     let registers = *leader.registers();
     let frame = Frame { registers: &registers, signal_mask: leader.signal_mask() };
     let mut state = super::process::capture(leader, frame, cpus)?;
+    state.job_stopped = process.job_stopped;
     for captive in threads {
         let registers = *captive.registers();
         let frame = Frame { registers: &registers, signal_mask: captive.signal_mask() };

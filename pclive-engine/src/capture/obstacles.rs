@@ -83,10 +83,6 @@ impl Findings<'_> {
             self.refuse(Place::Process, "it is a 32-bit program", "only 64-bit programs can be carried");
         }
         let Some(status) = read(pid, "status", status::parse) else { return };
-        if status.state == b'T' {
-            let hint = "let it go on (kill -CONT), or end it";
-            self.refuse(Place::Process, "it is stopped by a signal", hint);
-        }
         if status.dumping_core {
             self.refuse(Place::Process, "it is writing a core dump", "wait until it has ended");
         }
@@ -242,12 +238,6 @@ mod tests {
         let program = Program::start("sh", &["-c", script]);
         let found = program.obstacles("is deleted");
         assert_eq!(found.len(), 1, "{found:?}");
-    }
-
-    #[test]
-    fn stopped_process_is_named() {
-        let program = Program::start("sh", &["-c", "kill -STOP $$"]);
-        program.obstacles("stopped by a signal");
     }
 
     #[test]

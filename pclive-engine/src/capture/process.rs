@@ -20,7 +20,7 @@ use crate::model::{Pid, Vpid};
 use crate::proc::status;
 use crate::remote::{Batch, RemoteTask};
 
-/// Captures a process and its leader thread; `descriptors` stays empty.
+/// Captures a process and its leader thread; `descriptors` stays empty and `job_stopped` false.
 ///
 /// `cpus` is what the container may use, read once before the freeze. Errors leave the process as it was;
 /// [`CaptureStateError::Unsupported`] names what only shows once a task is stopped.
@@ -50,6 +50,7 @@ pub fn capture(
         cwd: directory(pid, vpid)?,
         umask: status.umask,
         dumpable: attributes.dumpable,
+        job_stopped: false,
         child_subreaper: attributes.child_subreaper,
         thp_disable: attributes.thp_disable,
         memory_deny_write_exec: attributes.memory_deny_write_exec,

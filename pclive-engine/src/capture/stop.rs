@@ -24,6 +24,8 @@ pub(super) struct StoppedProcess {
     pub(super) tree: TreeProcess,
     /// In the order of `tree.threads`; empty for a zombie.
     pub(super) threads: Vec<Captive>,
+    /// Stopped by job control, beside being stopped by the engine.
+    pub(super) job_stopped: bool,
 }
 
 /// Stops the whole tree. On `Err` everything runs.
@@ -213,7 +215,9 @@ impl Seized {
         let mut processes = Vec::with_capacity(tree.len());
         for process in tree {
             match self.captives(&process, timeout) {
-                Ok(threads) => processes.push(StoppedProcess { tree: process, threads }),
+                Ok((threads, job_stopped)) => {
+                    processes.push(StoppedProcess { tree: process, threads, job_stopped });
+                }
                 Err(error) => {
                     // No remote call has been made yet: every thread is as it was stopped.
                     pids.into_iter().for_each(|pid| drop(ptrace::detach(pid, 0)));
@@ -224,16 +228,23 @@ impl Seized {
         Ok(processes)
     }
 
-    fn captives(&mut self, process: &TreeProcess, timeout: Duration) -> Result<Vec<Captive>, CaptureError> {
+    /// The threads, and whether job control has stopped the process.
+    fn captives(
+        &mut self,
+        process: &TreeProcess,
+        timeout: Duration,
+    ) -> Result<(Vec<Captive>, bool), CaptureError> {
         if process.threads.is_empty() {
-            return Ok(Vec::new());
+            return Ok((Vec::new(), false));
         }
+        let job_stopped = thread::is_job_stopped(process.pid)?;
         let memory = ProcessMemory::open(process.pid)?;
         let captive = |TreeThread { pid, layout }: &TreeThread| {
             let stopped = self.stopped.remove(pid).ok_or(TraceError::Gone { pid: *pid })?;
             take(stopped, (layout.vtid, process.vpid), &memory, process.marker, timeout)
         };
-        process.threads.iter().map(captive).collect()
+        let threads = process.threads.iter().map(captive).collect::<Result<_, CaptureError>>()?;
+        Ok((threads, job_stopped))
     }
 }
 

@@ -35,17 +35,15 @@ pub fn admit(pid: Pid, vpid: Vpid) -> Result<(), CaptureStateError> {
         let hint = "such programs (Wine, some emulators) cannot be migrated";
         return Err(CaptureStateError::Unsupported { vpid, what, hint });
     }
-    let request = |source| CaptureStateError::Request { pid, what: "stop", source };
-    if ptrace_state::stop_signal(pid).map_err(request)? != libc::SIGTRAP {
-        let what = "its process is stopped by a signal".into();
-        return Err(CaptureStateError::Unsupported {
-            vpid,
-            what,
-            hint: "let it go on (kill -CONT), or end it",
-        });
-    }
     let status = read_text(pid, "status", status::parse)?;
     seccomp::refuse_strict(vpid, &status)
+}
+
+/// Whether a process is stopped by job control (SIGSTOP and the like): to be asked about its leader when that has
+/// been stopped by `PTRACE_INTERRUPT`, before any remote call, after which it no longer shows.
+pub fn is_job_stopped(leader: Pid) -> Result<bool, CaptureStateError> {
+    let failed = |source| CaptureStateError::Request { pid: leader, what: "stop", source };
+    Ok(ptrace_state::stop_signal(leader).map_err(failed)? != libc::SIGTRAP)
 }
 
 /// Captures a thread that is not the leader and appends it to its process.

@@ -32,6 +32,8 @@ pub struct ProcessState {
     pub umask: u32,
     /// `PR_GET_DUMPABLE`.
     pub dumpable: i32,
+    /// Stopped by SIGSTOP, SIGTSTP, SIGTTIN or SIGTTOU.
+    pub job_stopped: bool,
     /// `PR_GET_CHILD_SUBREAPER`.
     pub child_subreaper: bool,
     /// `PR_GET_THP_DISABLE`: 0 = not disabled, 1 = disabled, 3 = except where advised (Linux 6.18).

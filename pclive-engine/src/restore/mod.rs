@@ -33,6 +33,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::{Batch, Descriptor, FinalState, Layout, Pid, ProcessState, Vpid};
 use crate::proc::root::ContainerRoot;
+use crate::remote::RemoteTask;
 
 pub use error::RestoreError;
 use mappings::Mappings;
@@ -163,5 +164,6 @@ fn restore_tasks(restorer: &mut Restorer, process: &ProcessState) -> Result<Vec<
         captive.set_context(registers, mask);
         captive.restore_context()?;
     }
+    process::stop_again(restorer.leader.pid(), process)?;
     Ok(warnings)
 }

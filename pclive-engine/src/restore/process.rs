@@ -1,11 +1,13 @@
 //! The small state of a process, in its leader thread.
 //!
 //! Order: [`early`] in the leader when its memory is mapped; then files, sockets and every thread
-//! ([`super::thread::restore`]); then [`late`] in the leader; then [`super::thread::finish`] for every thread. The
-//! order keeps privileges as long as they are needed and starts timers as late as possible.
+//! ([`super::thread::restore`]); then [`late`] in the leader; then [`super::thread::finish`] for every thread; and
+//! [`stop_again`] at the very end. The order keeps privileges as long as they are needed and starts timers as late as possible.
+
+use nix::sys::signal::{Signal, kill};
 
 use super::attributes;
-use super::failure::{Checks, RestoreStateError};
+use super::failure::{Checks, RestoreStateError, request};
 use super::signals::{self, Receiver};
 use super::{limits, mm, timers, xstate};
 use crate::capture::failure::read_text;
@@ -67,6 +69,17 @@ pub fn late(task: &mut dyn RemoteTask, process: &ProcessState) -> Result<(), Res
     timers::set_intervals(&mut batch, &mut checks, &process.interval_timers)?;
     let answers = batch.run(task)?;
     checks.take(&answers, task)
+}
+
+/// Makes a process that was stopped by job control stop again as soon as its threads are let go, before they run
+/// an instruction: the last thing of all, because a remote call would take the signal. Its parent is told of the
+/// stop (SIGCHLD) once more.
+pub fn stop_again(leader: Pid, process: &ProcessState) -> Result<(), RestoreStateError> {
+    if !process.job_stopped {
+        return Ok(());
+    }
+    let id = nix::unistd::Pid::from_raw(leader.0);
+    kill(id, Signal::SIGSTOP).map_err(request(leader, "stop the process"))
 }
 
 fn check(task: &dyn RemoteTask, process: &ProcessState) -> Result<(), RestoreStateError> {

@@ -184,21 +184,46 @@ fn captured_state_is_what_the_tools_have_set() {
     assert_eq!(leader.robust_list.1, 24);
 }
 
+fn wait_for_state(pid: Pid, state: &str) {
+    let deadline = Deadline::after(TIMEOUT);
+    while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(state) {
+        assert!(!deadline.passed(), "process {pid} does not become {state}");
+        std::thread::yield_now();
+    }
+}
+
 #[test]
-fn process_stopped_by_job_control_is_refused_before_any_remote_call() {
+fn stop_by_job_control_is_told_from_the_engines_own() {
     let child = Command::new("sh").args(["-c", "kill -STOP $$"]).spawn().unwrap();
     let pid = Pid(child.id() as i32);
     let _sleeper = Sleeper { child, captive: None };
-    let deadline = Deadline::after(TIMEOUT);
-    while !std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap().contains(") T ") {
-        assert!(!deadline.passed(), "the process does not stop itself");
-        std::thread::yield_now();
-    }
+    wait_for_state(pid, ") T ");
     let running = Running::seize(pid, TRACE_SYSTEM_CALLS_GOOD).unwrap();
     running.interrupt().unwrap();
-    assert_eq!(running.wait(deadline).unwrap().1, Stop::Interrupted);
-    let error = capture::thread::admit(pid, Vpid(pid.0)).unwrap_err();
-    assert!(error.to_string().contains("stopped by a signal"), "{error}");
+    let (stopped, stop) = running.wait(Deadline::after(TIMEOUT)).unwrap();
+    assert_eq!(stop, Stop::Interrupted);
+    assert!(capture::thread::is_job_stopped(pid).unwrap());
+    stopped.detach(0).unwrap();
+    wait_for_state(pid, ") T ");
+}
+
+#[test]
+fn stopped_process_stops_again_and_goes_on_when_told() {
+    let mut destination = Sleeper::new();
+    let mut wanted = destination.capture();
+    wanted.job_stopped = true;
+    destination.restore(&wanted).unwrap();
+    let pid = destination.pid();
+    let vdso = vdso(pid);
+    let mut captive = destination.captive.take().unwrap();
+    captive.unsettle(vdso).unwrap();
+    captive.restore_context().unwrap();
+    process::stop_again(pid, &wanted).unwrap();
+    captive.detach().unwrap();
+    wait_for_state(pid, ") T ");
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.0), nix::sys::signal::Signal::SIGCONT).unwrap();
+    wait_for_state(pid, ") S ");
+    wait_for_sleep(pid);
 }
 
 #[test]
