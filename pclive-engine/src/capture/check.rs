@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use super::files::{Mode, Table};
+use super::files::Table;
 use super::tree::{self, TreeProcess};
 use super::vmas::{self, MappingBlocker, ProcessVmas};
 use super::{CaptureError, obstacles};
@@ -31,10 +31,14 @@ pub(super) fn container(init: Pid, files: &Table) -> Result<Vec<Blocker>, Captur
         let again = tree::read(init)?;
         found.extend(shared_memory(again.iter()).filter(|second| *second == shared));
     }
-    let ids: Vec<(Pid, Vpid)> = live.iter().map(|process| (process.pid, process.vpid)).collect();
-    found.extend(files.collect(&ids, Mode::Check)?.blockers);
+    found.extend(files.check(|| Ok::<_, CaptureError>(live_ids(&tree::read(init)?)))?);
     found.extend(strangers(init, &tree));
     Ok(found)
+}
+
+fn live_ids(tree: &[TreeProcess]) -> Vec<(Pid, Vpid)> {
+    let live = tree.iter().filter(|process| process.zombie.is_none());
+    live.map(|process| (process.pid, process.vpid)).collect()
 }
 
 /// The first process that lives in the memory of another.

@@ -1,6 +1,6 @@
 //! Descriptors of a container, and the open file descriptions behind them.
 //!
-//! [`Table::open`] once for a container, then [`Table::collect`] for the check, while the container runs, and for
+//! [`Table::open`] once for a container, then [`Table::check`] while the container runs, and [`Table::collect`] for
 //! the final dump, while every task is stopped. Nothing in the container changes: queues are copied where they
 //! are, offsets and counters are read from `/proc`. Descriptors that share one description (dup(2), fork(2))
 //! come out as one [`OpenFile`].
@@ -100,19 +100,25 @@ impl Table {
         Ok(Self { init, root, diag: SockDiag::open(init)? })
     }
 
-    /// Collects the descriptors of `processes` (all live processes of the container). A check that finds
-    /// something looks a second time: what a running program has opened or closed between two readings can look
-    /// like something that it is not.
-    pub fn collect(&self, processes: &[(Pid, Vpid)], mode: Mode) -> Result<Files, FilesError> {
-        let mut files = self.collect_once(processes, mode)?;
-        if mode == Mode::Check && !files.blockers.is_empty() {
-            let again = self.collect_once(processes, mode)?;
-            files.blockers.retain(|blocker| again.blockers.contains(blocker));
+    /// What cannot be carried, while the container runs; `processes` lists its live processes as they are now.
+    ///
+    /// If there is something, everything is looked at once more, with a new list: a pipe whose other end went to a
+    /// child that was born after the first looks like one that leads out of the container. What was found twice
+    /// is told.
+    pub fn check<E: From<FilesError>>(
+        &self,
+        mut processes: impl FnMut() -> Result<Vec<(Pid, Vpid)>, E>,
+    ) -> Result<Vec<Blocker>, E> {
+        let mut blockers = self.collect(&processes()?, Mode::Check)?.blockers;
+        if !blockers.is_empty() {
+            let again = self.collect(&processes()?, Mode::Check)?.blockers;
+            blockers.retain(|blocker| again.contains(blocker));
         }
-        Ok(files)
+        Ok(blockers)
     }
 
-    fn collect_once(&self, processes: &[(Pid, Vpid)], mode: Mode) -> Result<Files, FilesError> {
+    /// Collects the descriptors of `processes`: all live processes of the container.
+    pub fn collect(&self, processes: &[(Pid, Vpid)], mode: Mode) -> Result<Files, FilesError> {
         let mut holders = holder::scan(processes, mode)?;
         let descriptions = description::group(&mut holders, mode)?;
         let mounts = Mounts::read(self.init)?;

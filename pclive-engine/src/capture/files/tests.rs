@@ -383,3 +383,19 @@ fn socket_stdio_whose_peer_is_outside_is_stdio() {
     assert_eq!(files.descriptor(0, 2).file, files.descriptor(0, program.numbers[0]).file);
     drop(ours);
 }
+
+#[test]
+fn child_born_after_the_list_was_made_is_no_stranger() {
+    let program = Program::start(
+        "r,w=os.pipe(); p=os.fork()\n\
+         if p==0: os.close(r); stay()\n\
+         os.close(w); ready(p,r)",
+    );
+    let all = vec![(program.pid(), Vpid(1)), (Pid(program.numbers[0]), Vpid(2))];
+    let table = Table::open(program.pid()).unwrap();
+    let mut lists = [all[..1].to_vec(), all.clone()].into_iter();
+    let blockers = table.check(|| Ok::<_, FilesError>(lists.next().unwrap())).unwrap();
+    assert_eq!(blockers, []);
+    let blockers = table.check(|| Ok::<_, FilesError>(all[..1].to_vec())).unwrap();
+    assert_eq!(blockers.len(), 1, "a pipe that leads out twice does so");
+}
