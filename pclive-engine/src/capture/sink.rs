@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::memory::SpaceStats;
-use crate::model::{Batch, Layout};
+use crate::model::{Batch, ExtentKind, Layout};
 
 /// Takes what a round produces, in order: one layout, then batches. A sink that fails ends the round; what was
 /// written since stays dirty.
@@ -50,5 +50,33 @@ impl RoundStats {
         self.hole_pages += stats.hole_pages;
         self.scan += stats.scan;
         self.read += stats.read;
+    }
+}
+
+/// A sink that knows what it has taken.
+pub(super) struct CountedSink<'a> {
+    sink: &'a mut dyn Sink,
+    /// Pages handed over so far.
+    pub(super) stats: SpaceStats,
+}
+
+impl<'a> CountedSink<'a> {
+    pub(super) fn new(sink: &'a mut dyn Sink) -> Self {
+        Self { sink, stats: SpaceStats::default() }
+    }
+
+    /// Hands a batch over, and counts it once it is taken.
+    pub(super) fn take(&mut self, batch: Batch) -> Result<(), SinkError> {
+        let mut stats = self.stats;
+        for extent in &batch.extents {
+            match extent.kind {
+                ExtentKind::Data => stats.data_pages += extent.pages,
+                ExtentKind::Zero => stats.zero_pages += extent.pages,
+                ExtentKind::Hole | ExtentKind::Guard => stats.hole_pages += extent.pages,
+            }
+        }
+        self.sink.batch(batch)?;
+        self.stats = stats;
+        Ok(())
     }
 }

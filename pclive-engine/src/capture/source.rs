@@ -7,7 +7,7 @@ use super::files::Table;
 use super::frozen::Frozen;
 use super::round::{self, Shape};
 use super::scheduling::CpuSet;
-use super::sink::{RoundStats, Sink};
+use super::sink::{CountedSink, RoundStats, Sink};
 use super::tracked::Tracked;
 use super::tree::{self, TreeProcess};
 use super::{CaptureError, check, stop};
@@ -89,12 +89,12 @@ impl Source {
         let mut stats = shape.stats();
         for (pid, vmas) in shape.vmas() {
             let Some(tracked) = self.tracked.get_mut(&pid) else { continue };
-            let mut out = |batch| sink.batch(batch);
-            let private = tracked.space.round(vmas, self.options.batch_bytes, &mut out);
-            let done = private.and_then(|part| {
-                stats.add(&part);
-                tracked.space.collect_shared(vmas, &mut self.objects)
-            });
+            let mut counted = CountedSink::new(sink);
+            let private =
+                tracked.space.round(vmas, self.options.batch_bytes, &mut |batch| counted.take(batch));
+            // What was handed over counts, also when the process ends in the middle of it.
+            stats.add(private.as_ref().unwrap_or(&counted.stats));
+            let done = private.and_then(|_| tracked.space.collect_shared(vmas, &mut self.objects));
             match done {
                 Ok(()) => {}
                 // It has ended or executed a program; the next round sees which.

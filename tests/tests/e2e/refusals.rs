@@ -127,16 +127,17 @@ fn destination_agent_killed_in_pre_copy_leaves_the_source_running() -> Result<()
 
 #[test]
 fn every_blocker_is_listed_and_refused_before_the_freeze() -> Result<()> {
-    if !ready(&[]) {
+    if !ready(&["busybox"]) {
         return Ok(());
     }
     let lab = Lab::new()?;
-    let blocked = Bundle::new("blocked", &["/usr/bin/states", "blockers"]).own_program("states");
+    let blocked =
+        Bundle::new("blocked", &["/usr/bin/states", "blockers"]).own_program("states").program("busybox");
     let container = lab.start(&blocked)?;
     pclive_tests::workload::verifier::Verifier::new(&lab.client, container.v4).ask("PING")?;
     let (blockers, exit) = lab.a.check(&container.name)?;
     ensure!(exit == Some(FAILED), "exit {exit:?} with {blockers:?}");
-    for expected in ["io_uring", "inotify"] {
+    for expected in ["io_uring", "inotify", "stopped"] {
         let of_it = blockers.iter().find(|blocker| blocker.what.to_lowercase().contains(expected));
         let blocker = of_it.ok_or_else(|| anyhow::anyhow!("{expected} is not listed: {blockers:?}"))?;
         ensure!(blocker.hint.as_ref().is_some_and(|hint| !hint.is_empty()), "no hint: {blocker:?}");
