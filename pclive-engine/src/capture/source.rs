@@ -77,9 +77,9 @@ impl Source {
     /// One pre-copy round: layout, then every page written since the round before (round 0: every page).
     /// On `Err` no dirty page is forgotten; a later round sends it.
     pub fn round(&mut self, sink: &mut dyn Sink) -> Result<RoundStats, CaptureError> {
+        self.objects.begin_round();
         let tree = tree::read(self.init)?;
         self.forget_ended(&tree);
-        self.objects.begin_round();
         let mut shape = Shape::default();
         for process in &tree {
             self.describe_running(process, &mut shape)?;

@@ -5,15 +5,15 @@
 //!
 //! Which pages were written is known per address space only, so that [`Objects`] unites what every
 //! [`super::space::AddressSpace`] saw. What no address space can tell (a process that wrote and ended, or unmapped,
-//! between two rounds; write(2) into a mapped file) makes an object *suspect*: all of it is compared with digests of
-//! what was sent. Order of calls in a round: [`Objects::begin_round`], then `read_vmas` and
+//! between two rounds; write(2) into a mapped file; a punched hole) makes an object *suspect*: all of it is compared
+//! with digests of what was sent. Order of calls in a round: [`Objects::begin_round`], then `read_vmas` and
 //! [`super::space::AddressSpace::collect_shared`] for each process, then [`Objects::round`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 
@@ -46,7 +46,7 @@ pub(super) struct Shown {
 }
 
 /// The shared memory of a container.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Objects {
     table: BTreeMap<u64, Object>,
     ids: HashMap<ObjectKey, u64>,
@@ -55,6 +55,12 @@ pub struct Objects {
     before: HashSet<Shown>,
     /// Mappings seen in this round.
     now: HashSet<Shown>,
+    /// Tells a number that changes whenever a process is born; `None` when that is not known.
+    births: fn() -> Option<u64>,
+    /// The same when this round began.
+    newest: Option<u64>,
+    /// The same at the last round that has asked who is suspect.
+    newest_before: Option<u64>,
     /// Mapped files whose path was found to lead to them: size in bytes. Asked once a migration.
     pub(crate) files: HashMap<(ObjectKey, Vec<u8>), u64>,
 }
@@ -78,14 +84,38 @@ struct Object {
     sent: Digests,
 }
 
+impl Default for Objects {
+    fn default() -> Self {
+        Self::watching(newest_id)
+    }
+}
+
 impl Objects {
-    /// An empty table.
+    /// An empty table that watches this machine's process ids for births.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Starts a round (or a check): forgets which mappings and objects were seen.
+    /// An empty table; `births` tells a number that changes whenever a process is born that could map the shared
+    /// memory, `None` when that is not known.
+    pub fn watching(births: fn() -> Option<u64>) -> Self {
+        Self {
+            table: BTreeMap::new(),
+            ids: HashMap::new(),
+            next_id: 0,
+            before: HashSet::new(),
+            now: HashSet::new(),
+            births,
+            newest: None,
+            newest_before: None,
+            files: HashMap::new(),
+        }
+    }
+
+    /// Starts a round: forgets which mappings and objects were seen. To be called before the container's processes
+    /// are listed: a process that is born later than that and ends before the next round is suspected.
     pub fn begin_round(&mut self) {
+        self.newest = (self.births)();
         self.before.extend(self.now.drain());
         for object in self.table.values_mut() {
             (object.seen, object.data) = (false, None);
@@ -146,8 +176,8 @@ impl Objects {
         }
     }
 
-    /// Sends what is new in every object that is mapped, each once. `strangers`: a process may have come or gone
-    /// since the last round without having been seen, so that everything is suspect.
+    /// Sends what is new in every object that is mapped, each once. `strangers`: a process or address space has come
+    /// or gone since the last round, so that everything is suspect; so it is after any birth on this machine.
     ///
     /// On an error the next round sends what this one did not.
     pub fn round(
@@ -162,6 +192,8 @@ impl Objects {
             }
         }
         self.before.clear();
+        let strangers = strangers || self.newest.is_none() || self.newest != self.newest_before;
+        self.newest_before = self.newest;
         self.table.values_mut().for_each(|object| object.suspect |= strangers);
         self.table.retain(|_, object| object.seen);
         self.ids.retain(|_, id| self.table.contains_key(id));
@@ -204,14 +236,13 @@ impl Object {
         MemoryError::Proc { pid, name: format!("shared memory ({:?})", self.kind), source: errno(error) }
     }
 
-    /// True if write(2) or truncate(2) may have changed the file; asked before it is read.
+    /// True if the contents may have been changed other than through a mapping: by write(2) or, in anonymous memory
+    /// too, by a hole (whose pages a later read fills with zeros, unseen by any tracker). Asked before they are read.
     fn touched(&mut self) -> bool {
-        if self.kind == ObjectKind::Anonymous {
-            return false;
-        }
         let stamp = self.file.metadata().ok().map(|m| (m.len(), m.mtime(), m.mtime_nsec()));
         let touched = stamp.is_none() || stamp != self.stamp;
-        self.stamp = stamp;
+        // A change in the same tick of the clock as the last one would leave the same time behind.
+        self.stamp = stamp.filter(|(_, seconds, nanoseconds)| is_past(*seconds, *nanoseconds));
         touched
     }
 
@@ -342,6 +373,20 @@ impl Object {
         payload.took(start, end);
         Ok(())
     }
+}
+
+/// True if a time of the file system is so long ago that its clock has moved on.
+fn is_past(seconds: i64, nanoseconds: i64) -> bool {
+    const TICK: Duration = Duration::from_millis(50);
+    let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
+    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since);
+    age.is_ok_and(|age| age > TICK)
+}
+
+/// The id of the last process or thread that was born, from `/proc/loadavg`.
+fn newest_id() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
+    text.split_ascii_whitespace().nth(4)?.parse().ok()
 }
 
 /// The page-aligned parts of a file that hold data.
