@@ -116,12 +116,22 @@ fn parse_line(info: &mut FdInfo, line: &str) -> Option<()> {
         "clockid" => {
             info.detail = Detail::Timer(TimerInfo { clock: value.parse().ok()?, ..Default::default() })
         }
-        "ticks" => timer(info, |timer| Some(timer.ticks = value.parse().ok()?))?,
-        "settime flags" => {
-            timer(info, |timer| Some(timer.settime_flags = i32::from_str_radix(value, 8).ok()?))?;
-        }
-        "it_value" => timer(info, |timer| Some(timer.left_ns = seconds_and_nanoseconds(value)?))?,
-        "it_interval" => timer(info, |timer| Some(timer.interval_ns = seconds_and_nanoseconds(value)?))?,
+        "ticks" => timer(info, |timer| {
+            timer.ticks = value.parse().ok()?;
+            Some(())
+        })?,
+        "settime flags" => timer(info, |timer| {
+            timer.settime_flags = i32::from_str_radix(value, 8).ok()?;
+            Some(())
+        })?,
+        "it_value" => timer(info, |timer| {
+            timer.left_ns = seconds_and_nanoseconds(value)?;
+            Some(())
+        })?,
+        "it_interval" => timer(info, |timer| {
+            timer.interval_ns = seconds_and_nanoseconds(value)?;
+            Some(())
+        })?,
         "tfd" => push_watch(&mut info.detail, epoll_entry(value)?),
         _ => {}
     }

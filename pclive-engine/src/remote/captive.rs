@@ -181,7 +181,7 @@ impl Captive {
         (registers.rdi, registers.rsi, registers.rdx) = (a1, a2, a3);
         (registers.r10, registers.r8, registers.r9) = (a4, a5, a6);
         self.stopped()?.set_registers(&registers)?;
-        let entered = self.to_system_call_stop();
+        let entered = self.reach_system_call_stop();
         if let Err(error) = entered {
             if matches!(error, RemoteError::Busy { .. }) {
                 self.stopped()?.set_registers(&self.original)?;
@@ -189,16 +189,16 @@ impl Captive {
             }
             return Err(error);
         }
-        self.to_system_call_stop()?;
+        self.reach_system_call_stop()?;
         let result = self.stopped()?.registers()?.rax as i64;
         self.memory.write(at, &[0; STUB_BYTES])?;
-        self.to_restartable_stop()?;
+        self.reach_restartable_stop()?;
         Ok(result)
     }
 
     /// From a system call's exit stop to a stop from which the kernel applies its restart rules. Not one
     /// instruction of the thread runs in between: the interrupt is pending when it is resumed.
-    fn to_restartable_stop(&mut self) -> Result<(), RemoteError> {
+    fn reach_restartable_stop(&mut self) -> Result<(), RemoteError> {
         let running = Running::born(self.stopped()?.pid());
         running.interrupt()?;
         self.resume()?;
@@ -208,7 +208,7 @@ impl Captive {
         }
     }
 
-    fn to_system_call_stop(&mut self) -> Result<(), RemoteError> {
+    fn reach_system_call_stop(&mut self) -> Result<(), RemoteError> {
         loop {
             let State::Stopped(stopped) = self.replace_state() else { return Ok(()) };
             self.state = State::Running(stopped.resume_to_system_call()?);
@@ -269,8 +269,8 @@ impl Captive {
 
     /// From the exec event past the call's own register changes, and takes stock of the new program.
     fn leave_execve(&mut self) -> Result<(), RemoteError> {
-        self.to_system_call_stop()?;
-        self.to_restartable_stop()?;
+        self.reach_system_call_stop()?;
+        self.reach_restartable_stop()?;
         self.memory = ProcessMemory::open(self.pid())?;
         self.original = self.stopped()?.registers()?;
         self.slot = None;

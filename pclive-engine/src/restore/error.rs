@@ -90,9 +90,9 @@ pub enum RestoreError {
         /// The process.
         vpid: Vpid,
         /// Here.
-        here: VdsoLayout,
+        here: Box<VdsoLayout>,
         /// At the source.
-        wanted: VdsoLayout,
+        wanted: Box<VdsoLayout>,
     },
     /// Mappings of a restorer cannot be read.
     #[error("cannot read the mappings of process {pid}")]

@@ -193,11 +193,7 @@ impl Restorer {
         if self.vdso == *wanted {
             return Ok(());
         }
-        let moves = spans::moves(&self.vdso, wanted).ok_or(RestoreError::VdsoDiffers {
-            vpid: self.vpid,
-            here: self.vdso,
-            wanted: *wanted,
-        })?;
+        let moves = spans::moves(&self.vdso, wanted).ok_or_else(|| self.vdso_differs(wanted))?;
         let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
         let calls: Vec<Call> = moves
             .iter()
@@ -208,6 +204,11 @@ impl Restorer {
         }
         self.vdso = *wanted;
         Ok(())
+    }
+
+    fn vdso_differs(&self, wanted: &VdsoLayout) -> RestoreError {
+        let (here, wanted) = (Box::new(self.vdso), Box::new(*wanted));
+        RestoreError::VdsoDiffers { vpid: self.vpid, here, wanted }
     }
 
     /// Removes the engine's mapping; the restorer makes no remote call afterwards.

@@ -153,7 +153,7 @@ pub(super) fn make_by_counting(
     let mut next = next_id(task)?;
     for timer in timers {
         let skip = timer.id.saturating_sub(next);
-        if skip < 0 || skip > MAX_SKIPPED_IDS {
+        if !(0..=MAX_SKIPPED_IDS).contains(&skip) {
             return Err(wrong_id(task.vpid(), timer.id, next));
         }
         while next < timer.id {

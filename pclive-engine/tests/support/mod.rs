@@ -8,15 +8,15 @@ use std::process::{Command, Stdio};
 use pclive_engine::model::Pid;
 
 /// A created container that is deleted when the test ends.
-pub struct Created {
-    pub directory: tempfile::TempDir,
+pub(crate) struct Created {
+    pub(crate) directory: tempfile::TempDir,
     id: String,
 }
 
 impl Created {
     /// Creates a container that would run `program` (arguments) if it were started. Its rootfs has busybox as
     /// `/bin/busybox`, `/bin/sh` and `/bin/other`.
-    pub fn new(name: &str, program: &[&str]) -> Self {
+    pub(crate) fn new(name: &str, program: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let bundle = directory.path().join("bundle");
         for part in ["bin", "proc", "dev", "sys", "tmp"] {
@@ -52,14 +52,14 @@ impl Created {
     }
 
     /// runc on this container's state directory.
-    pub fn runc(&self) -> Command {
+    pub(crate) fn runc(&self) -> Command {
         let mut command = Command::new("runc");
         command.arg("--root").arg(self.directory.path().join("state"));
         command
     }
 
     /// The container's init, as the host sees it.
-    pub fn init(&self) -> Pid {
+    pub(crate) fn init(&self) -> Pid {
         let state = self.runc().args(["state", &self.id]).output().unwrap();
         let text = String::from_utf8(state.stdout).unwrap();
         let pid = text.lines().find_map(|line| line.trim().strip_prefix("\"pid\": ")).unwrap();
@@ -69,12 +69,12 @@ impl Created {
 
 impl Created {
     /// Starts the program.
-    pub fn start(&self) {
+    pub(crate) fn start(&self) {
         assert!(self.runc().args(["start", &self.id]).status().unwrap().success());
     }
 
     /// What the container has printed so far.
-    pub fn output(&self) -> String {
+    pub(crate) fn output(&self) -> String {
         fs::read_to_string(self.directory.path().join("output")).unwrap()
     }
 }

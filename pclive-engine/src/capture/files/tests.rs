@@ -46,7 +46,7 @@ impl Program {
         output.read_line(&mut line).unwrap();
         let numbers = line.strip_prefix("ready").unwrap_or_else(|| panic!("the program said {line:?}"));
         let numbers = numbers.split_whitespace().map(|number| number.parse().unwrap()).collect();
-        Self { child, output: output, numbers }
+        Self { child, output, numbers }
     }
 
     fn pid(&self) -> Pid {
