@@ -39,6 +39,8 @@ pub(super) type Answers = mpsc::Sender<Result<DestinationMessage, Status>>;
 
 /// Most page contents that wait for the engine, KiB.
 const ROOM_KIB: usize = 48 << 10;
+/// How long the last word to the source may take.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// How long a source that has committed may take to end the stream.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -69,8 +71,9 @@ async fn first(agent: &Agent, incoming: &mut Streaming<SourceMessage>) -> Result
 
 async fn refuse(answers: &Answers, error: &MigrationError) {
     let error = error.clone().at(Role::Destination, control::Phase::Negotiating);
+    let failure = answer(Message::Failure(Failure::from(&error)));
     // A source that is gone needs no answer.
-    let _ = answers.send(Ok(answer(Message::Failure(Failure::from(&error))))).await;
+    let _ = answers.send_timeout(Ok(failure), LAST_WORD).await;
 }
 
 fn answer(message: Message) -> DestinationMessage {
@@ -89,7 +92,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
         Err(error) => {
             let error = MigrationError::caused(ErrorCode::RuntimeFailed, &error);
             refuse(&answers, &error).await;
-            end(&agent, &entry, Err(error));
+            failed(&agent, &entry, error);
             return;
         }
     };
@@ -108,7 +111,10 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
                 Receiver::new(&agent, Arc::clone(&entry), incoming, answers.clone(), engine, created.pid);
             receiver.receive(&meter).await
         }
-        Err(error) => Err(Ended::Discarded(error)),
+        Err(error) => {
+            refuse(&answers, &error).await;
+            Err(Ended::Discarded(error))
+        }
     };
     match outcome {
         Ok(report) => {
@@ -121,15 +127,13 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
             agent.registry.ended();
         }
         Err(Ended::Discarded(error)) => {
-            refuse(&answers, &error.clone().at(Role::Destination, entry.current_phase())).await;
             tokio::spawn(reaper::reap(created.pid));
             if let Err(error) = runtime.delete(&id).await {
                 entry.warn(format!("the created container could not be removed: {}", chain(&error)));
             }
-            end(&agent, &entry, Err(error));
+            failed(&agent, &entry, error);
         }
         Err(Ended::Broken(error)) => {
-            refuse(&answers, &error.clone().at(Role::Destination, control::Phase::Committed)).await;
             tracing::error!(
                 code = error.code.as_str(),
                 "the container could not be let go after the commit: {error}"
@@ -140,14 +144,9 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
     }
 }
 
-fn end(agent: &Agent, entry: &Entry, outcome: Result<control::Report, MigrationError>) {
-    match outcome {
-        Ok(report) => entry.finish(report),
-        Err(error) => {
-            tracing::warn!(code = error.code.as_str(), "migration failed, the copy is discarded: {error}");
-            entry.fail(error);
-        }
-    }
+fn failed(agent: &Agent, entry: &Entry, error: MigrationError) {
+    tracing::warn!(code = error.code.as_str(), "migration failed, the copy is discarded: {error}");
+    entry.fail(error);
     agent.registry.ended();
 }
 
@@ -200,19 +199,25 @@ impl<'a> Receiver<'a> {
     }
 
     async fn receive(mut self, meter: &UsageMeter) -> Result<control::Report, Ended> {
-        let received = self.build().await;
-        let (restored, received_at) = match received {
+        let (restored, received_at) = match self.build().await {
             Ok(done) => done,
-            Err(error) => {
-                self.engine.release().await;
-                return Err(Ended::Discarded(error));
-            }
+            Err(error) => return Err(self.give_up(error).await),
         };
         // ==> The source has committed: it runs here, whatever happens to the link.
         match self.engine.resume().await {
             Ok(resumed) => Ok(self.running(resumed, restored, received_at, meter).await),
-            Err(error) => Err(Ended::Broken(error)),
+            Err(error) => Err(self.give_up(error).await),
         }
+    }
+
+    /// Lets go of the copy. Whether that was the end of it is the state's matter.
+    async fn give_up(self, error: MigrationError) -> Ended {
+        let error = error.at(Role::Destination, self.state.phase());
+        let after = self.state.next(Event::Failure);
+        // The source first: its container may be waiting to go on.
+        refuse(&self.answers, &error).await;
+        self.engine.release().await;
+        if after == Ok(State::Broken) { Ended::Broken(error) } else { Ended::Discarded(error) }
     }
 
     /// From `Accepted` to `Commit`.

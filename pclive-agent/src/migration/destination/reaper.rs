@@ -38,6 +38,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_a_child_is_taken_note_of() {
+        #[expect(clippy::zombie_processes, reason = "that is what the reaper is for")]
         let child = std::process::Command::new("/bin/sleep").arg("0.1").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         reap(pid).await;

@@ -23,6 +23,8 @@ use crate::registry::Entry;
 const TICK: Duration = Duration::from_millis(250);
 /// How long a destination that breaks the stream may take to say why.
 const EXPLANATION: Duration = Duration::from_secs(1);
+/// How long a destination may take to clean up, so that a second attempt finds nothing in its way.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// The source's end of a migration.
 #[derive(Debug)]
@@ -174,11 +176,11 @@ impl Session {
         }
     }
 
-    /// Waits, for a moment, until the destination has heard: it ends the stream.
+    /// Waits until the destination is done with the migration as well: it ends the stream.
     pub(super) async fn farewell(mut self) {
         drop(self.outgoing);
         let ended = async { while let Ok(Some(_)) = self.incoming.message().await {} };
-        let _ = tokio::time::timeout(EXPLANATION, ended).await;
+        let _ = tokio::time::timeout(FAREWELL, ended).await;
     }
 }
 
