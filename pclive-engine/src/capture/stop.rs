@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::tree::{self, TreeProcess, TreeThread};
 use super::{CaptureError, rseq, thread};
 use crate::model::{Deadline, Pid, Vpid};
-use crate::remote::{Captive, ProcessMemory, RemoteError};
+use crate::remote::{Captive, ProcessMemory, RemoteError, release};
 use crate::sys::ptrace;
 use crate::tracee::{Pause, Running, Stop, Stopped, TraceError};
 
@@ -250,11 +250,22 @@ impl Seized {
 
 /// Gives every thread its context back and lets it go.
 pub(super) fn let_run(processes: Vec<StoppedProcess>) {
-    for mut captive in processes.into_iter().flat_map(|process| process.threads) {
-        // A thread that was killed meanwhile has nothing to be given back.
-        if let Err(error) = captive.restore_context().and_then(|()| captive.detach()) {
-            tracing::debug!(%error, "a thread could not be let go");
+    for process in processes {
+        let mut threads = process.threads.into_iter().map(|mut captive| {
+            told(captive.restore_context());
+            captive
+        });
+        if let Some(leader) = threads.next() {
+            // All contexts first: the leader may run as soon as it is let go.
+            told(release(leader, threads.collect::<Vec<_>>()));
         }
+    }
+}
+
+/// A thread that was killed meanwhile has nothing to be given back.
+fn told(result: Result<(), RemoteError>) {
+    if let Err(error) = result {
+        tracing::debug!(%error, "a thread could not be let go");
     }
 }
 

@@ -29,6 +29,10 @@ pub struct Status {
     pub pending: u64,
     /// Signals pending for the process.
     pub shared_pending: u64,
+    /// Signals that the thread blocks.
+    pub blocked: u64,
+    /// Signals that have a handler.
+    pub caught: u64,
     /// Capability sets.
     pub capabilities: Capabilities,
     /// `NoNewPrivs` (Linux 4.10).
@@ -79,6 +83,8 @@ fn parse_line(status: &mut Status, line: &str) -> Option<()> {
         "untag_mask" => status.untag_mask = Some(hex(value.strip_prefix("0x")?)?),
         "SigPnd" => status.pending = hex(value)?,
         "ShdPnd" => status.shared_pending = hex(value)?,
+        "SigBlk" => status.blocked = hex(value)?,
+        "SigCgt" => status.caught = hex(value)?,
         "CapInh" => status.capabilities.inheritable = hex(value)?,
         "CapPrm" => status.capabilities.permitted = hex(value)?,
         "CapEff" => status.capabilities.effective = hex(value)?,
@@ -116,7 +122,7 @@ mod tests {
     const TEXT: &str = "Name:\todd: \\n name\nUmask:\t0027\nState:\tS (sleeping)\nTgid:\t4242\nTracerPid:\t7\n\
         Uid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nGroups:\t10 20 \nNStgid:\t4242\t12\nNSpid:\t4243\t13\n\
         VmLck:\t      64 kB\nCoreDumping:\t0\nuntag_mask:\t0xffffffffffffffff\nSigPnd:\t0000000000000100\n\
-        ShdPnd:\t0000000000004000\nCapInh:\t0000000000000001\nCapPrm:\t0000000000000003\n\
+        ShdPnd:\t0000000000004000\nSigBlk:\t0000000000000008\nSigCgt:\t0000000000000010\nCapInh:\t0000000000000001\nCapPrm:\t0000000000000003\n\
         CapEff:\t0000000000000002\nCapBnd:\t00000000a80425fb\nCapAmb:\t0000000000000001\nNoNewPrivs:\t1\n\
         Seccomp:\t2\nSeccomp_filters:\t3\nx86_Thread_features:\tshstk wrss \n";
 
@@ -134,6 +140,8 @@ mod tests {
             untag_mask: Some(u64::MAX),
             pending: 0x100,
             shared_pending: 0x4000,
+            blocked: 8,
+            caught: 0x10,
             capabilities: Capabilities {
                 inheritable: 1,
                 permitted: 3,

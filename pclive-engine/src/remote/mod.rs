@@ -8,12 +8,14 @@ mod batch;
 mod captive;
 mod code;
 mod memory;
+mod release;
 
 use crate::model::{Pid, RemoteAddr, Vpid};
 
 pub use batch::{Answers, Batch, Piece, Ticket};
 pub use captive::{Captive, Outcome, Slot, Spot};
 pub use memory::ProcessMemory;
+pub use release::release;
 
 /// One system call: number (`libc::SYS_*`) and arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

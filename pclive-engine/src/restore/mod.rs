@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::{Batch, Descriptor, FinalState, Layout, Pid, ProcessState, Vpid};
 use crate::proc::root::ContainerRoot;
-use crate::remote::RemoteTask;
+use crate::remote::{RemoteTask, release};
 
 pub use error::RestoreError;
 use mappings::Mappings;
@@ -127,9 +127,7 @@ impl Destination {
         let mut result = self.sockets.map_or(Ok(()), BuiltSockets::go).map_err(RestoreError::from);
         for restorer in self.skeleton.release() {
             let threads = restorer.threads.into_iter().map(|(_, captive)| captive);
-            for captive in threads.chain([restorer.leader]) {
-                result = result.and(captive.detach().map_err(RestoreError::from));
-            }
+            result = result.and(release(restorer.leader, threads).map_err(RestoreError::from));
         }
         result
     }
