@@ -166,6 +166,10 @@ fn states_beside_the_queues_are_refused() {
     let fast = host.run(|| TcpListener::bind("127.0.0.1:0").unwrap());
     set_int(fast.as_fd(), TCP, libc::TCP_FASTOPEN, 16).unwrap();
     assert!(host.capture(&fast, Mode::Check).unwrap_err().what.contains("fast open"));
+    let routed = host.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+    // Record route: type, length, pointer, room for one address, end.
+    set_option(routed.as_fd(), IP, libc::IP_OPTIONS, &[7, 7, 4, 0, 0, 0, 0, 0]).unwrap();
+    assert!(host.capture(&routed, Mode::Check).unwrap_err().what.contains("IP_OPTIONS"));
     let zero_copy = host.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
     set_int(zero_copy.as_fd(), SOCKET, libc::SO_ZEROCOPY, 1).unwrap();
     assert!(host.capture(&zero_copy, Mode::Check).unwrap_err().what.contains("MSG_ZEROCOPY"));

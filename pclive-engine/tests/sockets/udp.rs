@@ -1,11 +1,12 @@
 //! UDP sockets.
 
 use std::net::{SocketAddr, UdpSocket};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use pclive_engine::capture::sockets::Mode;
 use pclive_engine::model::socket::SocketKind;
 
-use crate::namespace::Network;
+use crate::namespace::{Namespace, Network};
 
 fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
@@ -13,6 +14,17 @@ fn receive(socket: &UdpSocket) -> (Vec<u8>, SocketAddr) {
     let (length, from) = socket.recv_from(&mut buffer).unwrap();
     buffer.truncate(length);
     (buffer, from)
+}
+
+/// Waits until `count` datagrams are in the queue (dumps leave it in place).
+fn wait_for(host: &Namespace, socket: &UdpSocket, count: usize) {
+    let start = Instant::now();
+    loop {
+        match host.capture(socket, Mode::Dump).unwrap().socket.kind {
+            SocketKind::Udp { queue, .. } if queue.len() == count => return,
+            kind => assert!(start.elapsed() < Duration::from_secs(10), "{kind:?}"),
+        }
+    }
 }
 
 fn queue_survives(server: &str, reachable: &str, client: &str) {
@@ -24,6 +36,7 @@ fn queue_survives(server: &str, reachable: &str, client: &str) {
     for message in &messages {
         client.send_to(message, target).unwrap();
     }
+    wait_for(&network.server, &server, messages.len());
     let local = server.local_addr().unwrap();
     let server = UdpSocket::from(network.server.again(server.into()));
     assert_eq!(server.local_addr().unwrap(), local);
@@ -61,6 +74,7 @@ fn connected_socket_keeps_its_peer_and_queue() {
     server.connect("10.77.0.2:7001").unwrap();
     client.connect("10.77.0.1:7000").unwrap();
     client.send(b"hello").unwrap();
+    wait_for(&network.server, &server, 1);
     let dumped = network.server.take(server.into());
     let SocketKind::Udp { peer, queue, .. } = &dumped.kind else { panic!() };
     assert_eq!((peer.is_some(), queue.len()), (true, 1));
@@ -78,6 +92,7 @@ fn dump_leaves_the_queue_in_place() {
     for number in 0..5 {
         client.send_to(&[number], "10.77.0.1:7000").unwrap();
     }
+    wait_for(&network.server, &server, 5);
     let first = network.server.take(server.try_clone().unwrap().into());
     let second = network.server.take(server.try_clone().unwrap().into());
     assert_eq!(first, second);

@@ -93,6 +93,9 @@ pub fn capture_socket(fd: OwnedFd, diag: &UnixDiag, mode: Mode) -> Result<Captur
         ));
     }
     refuse_filters(fd.as_fd())?;
+    if mode == Mode::Check {
+        options::refuse_headers(fd.as_fd(), identity.scope())?;
+    }
     let base = Base::read(fd.as_fd(), &identity)?;
     match (identity.family, identity.socket_type, identity.protocol) {
         (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {

@@ -20,6 +20,25 @@ const REFUSED: &[(i32, i32, Scope, &str)] = &[
     (libc::IPPROTO_UDP, 100, Scope::UDP, "UDP socket of a kernel tunnel (UDP_ENCAP)"),
 ];
 
+/// Header options of every packet (`IP_OPTIONS`, RFC 3542): nobody uses them, and so nobody carries them.
+const HEADERS: &[(i32, i32, Scope)] = &[
+    (libc::IPPROTO_IP, libc::IP_OPTIONS, Scope::INET),
+    (libc::IPPROTO_IPV6, libc::IPV6_HOPOPTS, Scope::V6),
+    (libc::IPPROTO_IPV6, libc::IPV6_RTHDR, Scope::V6),
+    (libc::IPPROTO_IPV6, libc::IPV6_DSTOPTS, Scope::V6),
+];
+
+/// Refuses sockets with header options; for a check.
+pub(super) fn refuse_headers(fd: BorrowedFd<'_>, scope: Scope) -> Result<(), SocketRefusal> {
+    for &(level, name, _) in HEADERS.iter().filter(|(_, _, has)| has.meets(scope)) {
+        if get_option(fd, level, name, &mut [0; 64]).is_ok_and(|length| length > 0) {
+            let hint = "the application must clear them before a migration";
+            return Err(SocketRefusal::lasting("socket with IP header options (IP_OPTIONS)", hint));
+        }
+    }
+    Ok(())
+}
+
 /// The options of the table that are not at their default.
 pub(super) fn read(fd: BorrowedFd<'_>, scope: Scope) -> Result<Vec<SocketOption>, SocketRefusal> {
     refuse_state(fd, scope)?;
