@@ -92,25 +92,24 @@ pub fn capture_socket(fd: OwnedFd, diag: &UnixDiag, mode: Mode) -> Result<Captur
             "the process must open it inside the container",
         ));
     }
+    if !identity.is_carried() {
+        return Err(SocketRefusal::lasting(
+            foreign_name(identity.family, identity.socket_type, identity.protocol),
+            "the application must close it before a migration",
+        ));
+    }
     refuse_filters(fd.as_fd())?;
     if mode == Mode::Check {
         options::refuse_headers(fd.as_fd(), identity.scope())?;
     }
     let base = Base::read(fd.as_fd(), &identity)?;
-    match (identity.family, identity.socket_type, identity.protocol) {
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP) => {
-            tcp::capture(fd, &identity, base, diag, mode)
+    match (identity.family, identity.socket_type) {
+        (libc::AF_UNIX, _) => {
+            let kind = unix::capture(&fd, &identity, &base.socket.options, diag, mode)?;
+            Ok(base.plain(kind))
         }
-        (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM, libc::IPPROTO_UDP) => {
-            udp::capture(&fd, &identity, diag, mode).map(|kind| base.plain(kind))
-        }
-        (libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_DGRAM | libc::SOCK_SEQPACKET, _) => {
-            unix::capture(&fd, &identity, &base.socket.options, diag, mode).map(|kind| base.plain(kind))
-        }
-        (family, socket_type, protocol) => Err(SocketRefusal::lasting(
-            foreign_name(family, socket_type, protocol),
-            "the application must close it before a migration",
-        )),
+        (_, libc::SOCK_STREAM) => tcp::capture(fd, &identity, base, diag, mode),
+        _ => udp::capture(&fd, &identity, diag, mode).map(|kind| base.plain(kind)),
     }
 }
 
@@ -141,6 +140,16 @@ impl Identity {
             uid: status.st_uid,
             gid: status.st_gid,
         })
+    }
+
+    /// TCP, UDP and unix sockets are.
+    fn is_carried(&self) -> bool {
+        match (self.family, self.socket_type) {
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_STREAM) => self.protocol == libc::IPPROTO_TCP,
+            (libc::AF_INET | libc::AF_INET6, libc::SOCK_DGRAM) => self.protocol == libc::IPPROTO_UDP,
+            (libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_DGRAM | libc::SOCK_SEQPACKET) => true,
+            _ => false,
+        }
     }
 
     /// The part of the option table that is about this socket.

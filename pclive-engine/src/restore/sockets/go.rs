@@ -30,11 +30,15 @@ impl BuiltSockets {
     /// do not run yet. A connection that fails does not keep the others from living: the first error is returned
     /// when all are done.
     pub fn go(self) -> Result<(), SocketsError> {
-        let results: Vec<_> = self.connections.into_iter().map(Live::go).collect();
-        for file in self.files {
-            file.keep();
+        let mut first = Ok(());
+        for connection in self.connections {
+            if let Err(error) = connection.go() {
+                tracing::error!(error = &error as &dyn std::error::Error, "a TCP connection is lost");
+                first = first.and(Err(error));
+            }
         }
-        results.into_iter().collect()
+        self.files.into_iter().for_each(BoundFile::keep);
+        first
     }
 
     /// How many connections [`Self::go`] will bring to life.

@@ -48,7 +48,8 @@ pub(super) fn build(
     establish(&fd, tcp).of(file, &format!("connect to {} the socket", tcp.remote))?;
     fill_receive(&fd, tcp).of(file, "fill the receive queue")?;
     if tcp.state.peer_finished() {
-        receive_fin(&fd, tcp, loopback).of(file, "repeat the peer's FIN to the socket")?;
+        receive_fin(&fd, tcp, loopback)
+            .of(file, "repeat the peer's FIN (is the loopback interface up?) to the socket")?;
     }
     let (sent, to_send) = tcp.send_queue.split_at(sent_length(tcp));
     fill_sent(&fd, sent).of(file, "fill the send queue")?;
