@@ -1,6 +1,6 @@
 //! Migrations: one end each.
 //!
-//! Both ends are state machines whose transitions are pure ([`source`] and [`destination`] have a `state` each), a
+//! Both ends are state machines whose transitions are pure (`source` and `destination` have a `state` each), a
 //! driver that moves messages on the asynchronous runtime, and an OS thread that makes every call of the engine.
 //! [`convergence`] decides when the rounds end.
 //!

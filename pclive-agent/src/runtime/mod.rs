@@ -141,7 +141,7 @@ impl Runtime {
         self.state(id).await
     }
 
-    /// Tells the runtime that a created container runs now: see [`start`].
+    /// Tells the runtime that a created container runs now: see the module `start`.
     pub async fn start(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let fifo = self.state_dir(id).join("exec.fifo");
         let mut command = self.command();
