@@ -38,11 +38,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_end_of_a_child_is_taken_note_of() {
-<<<<<<< HEAD
         #[expect(clippy::zombie_processes, reason = "that is what the reaper is for")]
-=======
-        #[expect(clippy::zombie_processes, reason = "the reaper is what waits for it")]
->>>>>>> 5f5208b (Lints: the destination notes its early end; documentation links)
         let child = std::process::Command::new("/bin/sleep").arg("0.1").spawn().unwrap();
         let pid = i32::try_from(child.id()).unwrap();
         reap(pid).await;
