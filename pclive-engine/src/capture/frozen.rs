@@ -3,7 +3,7 @@
 use super::CaptureError;
 use super::files::{Mode, SocketGuards};
 use super::freezer::Freezer;
-use super::round::{self, Shape};
+use super::round::{self, Detail, Shape};
 use super::scheduling::CpuSet;
 use super::sink::{RoundStats, Sink};
 use super::source::Source;
@@ -85,7 +85,7 @@ impl<'a> Frozen<'a> {
             if let Some(tracked) = self.source.tracked.get(&process.pid) {
                 stopped.threads.iter_mut().for_each(|captive| captive.join(tracked.slot));
             }
-            round::describe(self.source, process, &mut shape)?;
+            round::describe(self.source, process, Detail::News, &mut shape)?;
         }
         shape.finish(&self.source.objects);
         if shape.blockers.is_empty() { Ok(shape) } else { Err(CaptureError::Blocked(shape.blockers)) }

@@ -77,15 +77,29 @@ impl Shape {
     }
 }
 
+/// How much of a process's mappings is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Detail {
+    /// Everything.
+    Full,
+    /// What the last round has not asked: the process is stopped, and time is dear.
+    News,
+}
+
 /// Adds a tracked process to the shape.
 pub(super) fn describe(
     source: &mut Source,
     process: &TreeProcess,
+    detail: Detail,
     shape: &mut Shape,
 ) -> Result<(), CaptureError> {
-    let own: Vec<(u64, u64)> =
-        source.tracked.get(&process.pid).map(|tracked| tracked.slot.range()).into_iter().collect();
-    let found = vmas::read_vmas(process.pid, &mut source.objects, &own, true)?;
+    let tracked = source.tracked.get(&process.pid);
+    let own: Vec<(u64, u64)> = tracked.map(|tracked| tracked.slot.range()).into_iter().collect();
+    let known = tracked.map_or(&[][..], |tracked| tracked.space.vmas());
+    let found = match detail {
+        Detail::Full => vmas::read_vmas(process.pid, &mut source.objects, &own, true)?,
+        Detail::News => vmas::read_vmas_again(process.pid, &mut source.objects, &own, known)?,
+    };
     let exe = read_exe(process.pid)?;
     let generation = source.generations.get(&(process.pid, process.start_time)).copied().unwrap_or(0);
     shape.blockers.extend(check::mapping_blockers(process, &found));

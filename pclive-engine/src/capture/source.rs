@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::files::Table;
 use super::frozen::Frozen;
-use super::round::{self, Shape};
+use super::round::{self, Detail, Shape};
 use super::scheduling::CpuSet;
 use super::sink::{CountedSink, RoundStats, Sink};
 use super::tracked::Tracked;
@@ -137,7 +137,7 @@ impl Source {
         }
         let timeout = self.options.stop_timeout;
         let described = self.track(process, |process| Tracked::start(process, timeout));
-        let described = described.and_then(|()| round::describe(self, process, shape));
+        let described = described.and_then(|()| round::describe(self, process, Detail::Full, shape));
         match described {
             Err(error) if is_loss(&error) && process.pid != self.init => {
                 self.tracked.remove(&process.pid);

@@ -25,8 +25,7 @@ use crate::sys::openat2;
 /// The mappings of one process.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ProcessVmas {
-    /// What can be carried, ascending. Without flags asked for, all flags but those of the stack are unset; see
-    /// [`carry_flags`].
+    /// What can be carried, ascending. Without flags asked for, all flags but those of the stack are unset.
     pub vmas: Vec<Vma>,
     /// Where the kernel's own mappings are.
     pub vdso: VdsoLayout,
@@ -95,19 +94,31 @@ pub fn foreign_userfaultfd(ranges: &[(u64, u64)]) -> Vec<MappingBlocker> {
     ranges.iter().map(blocker).collect()
 }
 
-/// Takes the flags of `new`, which was read without them, from `old`, an earlier list of the same process: by
-/// address. False if some mapping of `new` was not in `old` as a whole, so that its flags are a guess.
-pub fn carry_flags(old: &[Vma], new: &mut [Vma]) -> bool {
-    let mut complete = true;
-    for vma in new {
-        let at = old.partition_point(|known| known.end <= vma.start);
-        let known = old.get(at).filter(|known| known.start <= vma.start);
-        if let Some(known) = known {
-            vma.flags = known.flags;
-        }
-        complete &= known.is_some_and(|known| known.end >= vma.end);
-    }
-    complete
+/// Like [`read_vmas`] with flags, for the time in which the process is stopped: what an earlier list of its mappings
+/// knows of their flags is not asked again, because that walks every page table (20 ms a GiB). An madvise(2) or
+/// mlock(2) since that list is overlooked where it did not split a mapping.
+pub fn read_vmas_again(
+    pid: Pid,
+    objects: &mut Objects,
+    own: &[(u64, u64)],
+    known: &[Vma],
+) -> Result<ProcessVmas, MemoryError> {
+    let mut found = read_vmas(pid, objects, own, false)?;
+    if carry_flags(known, &mut found.vmas) { Ok(found) } else { read_vmas(pid, objects, own, true) }
+}
+
+/// Takes the flags of `new`, which was read without them, from `old`, an earlier list of the same process. False if a
+/// mapping is new or lies over mappings of different flags. (One that has grown counts as known: the kernel only
+/// joins mappings with the same flags.)
+fn carry_flags(old: &[Vma], new: &mut [Vma]) -> bool {
+    new.iter_mut().all(|vma| {
+        let first = old.partition_point(|known| known.end <= vma.start);
+        let over = old.get(first..).unwrap_or_default().iter().take_while(|known| known.start < vma.end);
+        let mut flags = over.map(|known| known.flags);
+        let Some(known) = flags.next() else { return false };
+        vma.flags = known;
+        flags.all(|other| other == known)
+    })
 }
 
 /// Every mapping below the end of user memory; without flags, those are unset.

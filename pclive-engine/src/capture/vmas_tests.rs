@@ -82,10 +82,13 @@ fn flags_are_carried_by_address() {
         flags: VmaFlags { dont_fork, ..VmaFlags::default() },
         mapping: Mapping::PrivateAnonymous,
     };
-    let old = [vma(0x1000, 0x3000, true), vma(0x5000, 0x6000, false)];
-    let mut same = [vma(0x1000, 0x2000, false), vma(0x2000, 0x3000, false)];
-    assert!(carry_flags(&old, &mut same));
-    assert!(same.iter().all(|vma| vma.flags.dont_fork));
-    assert!(!carry_flags(&old, &mut [vma(0x5000, 0x7000, false)]));
-    assert!(!carry_flags(&old, &mut [vma(0x8000, 0x9000, false)]));
+    let old = [vma(0x1000, 0x3000, true), vma(0x3000, 0x4000, true), vma(0x5000, 0x6000, false)];
+    let mut split = [vma(0x1000, 0x2000, false), vma(0x2000, 0x3000, false)];
+    assert!(carry_flags(&old, &mut split));
+    assert!(split.iter().all(|vma| vma.flags.dont_fork));
+    let mut joined_and_grown = [vma(0x1000, 0x5000, false)];
+    assert!(carry_flags(&old, &mut joined_and_grown));
+    assert!(joined_and_grown[0].flags.dont_fork);
+    assert!(!carry_flags(&old, &mut [vma(0x3000, 0x6000, false)]), "two kinds of flags");
+    assert!(!carry_flags(&old, &mut [vma(0x8000, 0x9000, false)]), "a new mapping");
 }

@@ -93,6 +93,11 @@ impl AddressSpace {
         self.vpid
     }
 
+    /// The mappings that the last round was given; empty before the first.
+    pub fn vmas(&self) -> &[Vma] {
+        &self.vmas
+    }
+
     /// Sends what is new in the private mappings among `vmas`: holes and guard pages first, then contents. `vmas` is
     /// what the destination was (or will be, before it takes the first batch) told to map.
     ///
