@@ -6,6 +6,7 @@
 use std::io;
 use std::sync::Arc;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::agent::Agent;
@@ -58,6 +59,7 @@ impl Signals {
 pub async fn run(config: Config) -> Result<(), DaemonError> {
     let mut signals = Signals::watch().map_err(DaemonError::Signals)?;
     adopt_orphans();
+    raise_descriptor_limit();
     let state_dir = &config.agent.state_dir;
     std::fs::create_dir_all(state_dir)
         .map_err(|source| DaemonError::Directory { path: state_dir.clone(), source })?;
@@ -90,6 +92,16 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
 fn adopt_orphans() {
     if let Err(error) = nix::sys::prctl::set_child_subreaper(true) {
         tracing::debug!("cannot adopt orphans: {error}");
+    }
+}
+
+/// While a container moves, the agent holds all of its descriptors. Containers that the runtime creates inherit the
+/// limit until they are given that of their original.
+fn raise_descriptor_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::debug!("cannot raise the limit of descriptors: {error}");
     }
 }
 
