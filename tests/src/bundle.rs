@@ -20,6 +20,7 @@ pub struct Bundle {
     programs: Vec<String>,
     own_programs: Vec<String>,
     files: Vec<(String, String)>,
+    fifos: Vec<String>,
     uid: u32,
     separate_rootfs: bool,
 }
@@ -33,6 +34,7 @@ impl Bundle {
             programs: Vec::new(),
             own_programs: Vec::new(),
             files: Vec::new(),
+            fifos: Vec::new(),
             uid: 0,
             separate_rootfs: false,
         }
@@ -56,13 +58,19 @@ impl Bundle {
         self
     }
 
+    /// Adds a FIFO.
+    pub fn fifo(mut self, path: &str) -> Self {
+        self.fifos.push(path.into());
+        self
+    }
+
     /// Runs it as this user; default root with the runtime's few capabilities.
     pub fn user(mut self, uid: u32) -> Self {
         self.uid = uid;
         self
     }
 
-    /// Gives each host its own copy of the root file system, as hosts without shared storage have.
+    /// Gives each host its own copy of the root file system; only `/data` is on storage that the hosts share.
     pub fn separate_rootfs(mut self) -> Self {
         self.separate_rootfs = true;
         self
@@ -87,6 +95,12 @@ impl Bundle {
         let text = std::fs::read_to_string(&spec).context("cannot read what `runc spec` wrote")?;
         let mut config: Value = serde_json::from_str(&text).context("cannot parse what `runc spec` wrote")?;
         self.adjust(&mut config, &root, cgroup);
+        if self.separate_rootfs {
+            let data = shared.join(format!("{}-data", self.name));
+            std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
+            let mounts = config["mounts"].as_array_mut().context("`runc spec` wrote no mounts")?;
+            mounts.push(json!({ "destination": "/data", "type": "bind", "source": data, "options": ["rbind", "rw"] }));
+        }
         std::fs::write(&spec, serde_json::to_vec_pretty(&config)?).context("cannot write config.json")
     }
 
@@ -98,6 +112,9 @@ impl Bundle {
         }
         for program in &self.own_programs {
             rootfs.program_as(&workspace_binary(program)?, &PathBuf::from("/usr/bin").join(program))?;
+        }
+        for path in &self.fifos {
+            rootfs.fifo(path)?;
         }
         for (path, text) in &self.files {
             rootfs.file(path, text)?;

@@ -125,9 +125,9 @@ impl Container {
         host.runc_output(&["delete", "--force", &self.name]).map(drop)
     }
 
-    /// What it has written to its standard output and error on the host where it was first started.
+    /// What it has written to its standard output and error while it was on this host.
     pub fn log(&self, host: &Host) -> String {
-        std::fs::read_to_string(host.container_log(&self.name)).unwrap_or_default()
+        host.container_logs(&self.name).iter().filter_map(|log| std::fs::read_to_string(log).ok()).collect()
     }
 
     /// Whether the host still has a cgroup of this container, in any hierarchy.

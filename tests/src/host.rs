@@ -127,6 +127,11 @@ impl Host {
         self.directory.join("logs").join(format!("{container}.log"))
     }
 
+    /// Where a container's output goes on this host: from its start, and after it has arrived.
+    pub(crate) fn container_logs(&self, container: &str) -> [PathBuf; 2] {
+        [self.container_log(container), self.directory.join("stdio").join(format!("{container}.log"))]
+    }
+
     /// `runc` on this host.
     pub fn runc(&self) -> Command {
         self.node.command("runc")

@@ -61,6 +61,12 @@ impl Rootfs {
         std::fs::write(&target, text).with_context(|| format!("cannot write {}", target.display()))
     }
 
+    /// Makes a FIFO.
+    pub fn fifo(&self, path: &str) -> Result<()> {
+        let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
+        nix::unistd::mkfifo(&self.inside(Path::new(path))?, mode).with_context(|| format!("cannot make {path}"))
+    }
+
     /// Gives a file to a user of the container.
     pub fn give(&self, path: &str, uid: u32) -> Result<()> {
         chown(self.inside(Path::new(path))?, Some(uid), Some(uid))

@@ -5,5 +5,6 @@ use crate::bundle::Bundle;
 /// The container: `states`, with the states of these names only (none: all).
 pub fn bundle(name: &str, states: &[&str]) -> Bundle {
     let arguments = [&["/usr/bin/states"], states].concat();
-    Bundle::new(name, &arguments).own_program("states").program("busybox")
+    // A FIFO on the hosts' common disk would be one FIFO, because the hosts have one kernel.
+    Bundle::new(name, &arguments).own_program("states").program("busybox").fifo("/tmp/fifo").separate_rootfs()
 }

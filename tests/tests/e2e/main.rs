@@ -7,7 +7,7 @@ mod servers;
 mod states;
 mod torture;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use pclive_tests::ctl::Report;
 use pclive_tests::{Container, Host, needs};
 
@@ -19,7 +19,15 @@ fn ready(programs: &[&str]) -> bool {
 /// Migrates and checks what must hold after every migration: it runs at the destination, as a container that the
 /// runtime knows; at the source nothing of it is left.
 fn migrate(container: &Container, from: &Host, to: &Host, options: &[&str]) -> Result<Report> {
-    let report = from.migrate(&container.name, to, options)?;
+    let report = from.migrate(&container.name, to, options).with_context(|| {
+        format!(
+            "{} is {:?} on {}; it has said {:?}",
+            container.name,
+            container.status(from),
+            from.name(),
+            container.log(from)
+        )
+    })?;
     runs_only_at(container, to, from)?;
     ensure!(report.downtime_ns > 0 && report.total_ns >= report.downtime_ns, "an empty report: {report:?}");
     ensure!(report.rounds.last().is_some_and(|round| round.r#final), "no final round: {report:?}");

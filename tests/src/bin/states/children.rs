@@ -1,17 +1,26 @@
-//! Child processes: in sessions of their own, dead and not yet waited for, sharing memory and files.
+//! Child processes: in sessions of their own, stopped, dead and not yet waited for, sharing memory and files.
 
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Pid, getpgid, getsid};
+use pclive_tests::wait::until;
 
 use crate::{Check, State, same};
 
-pub(crate) const STATES: &[State] =
-    &[("zombie", zombie), ("child-with-pipes", child_with_pipes), ("inherited-offset", inherited_offset)];
+pub(crate) const STATES: &[State] = &[
+    ("zombie", zombie),
+    ("stopped-child", stopped_child),
+    ("child-with-pipes", child_with_pipes),
+    ("inherited-offset", inherited_offset),
+];
 
+const LIMIT: Duration = Duration::from_secs(10);
 /// The only other program in the container.
 const SHELL: &str = "/usr/bin/busybox";
 
@@ -47,6 +56,23 @@ fn zombie() -> Result<Check> {
         same("exit status", &Some(7), &child.wait()?.code())?;
         child = make()?;
         Ok(())
+    }))
+}
+
+/// A stopped child stays stopped, goes on when told, and is stopped again.
+fn stopped_child() -> Result<Check> {
+    let child = shell("while :; do busybox sleep 0.01; done").process_group(0).spawn()?;
+    let pid = pid(&child)?;
+    let is = move |wanted: fn(char) -> bool| move || Ok(wanted(letter(pid)?));
+    kill(pid, Signal::SIGSTOP)?;
+    until("the stop", LIMIT, is(|letter| letter == 'T'))?;
+    Ok(Box::new(move || {
+        same("state", &'T', &letter(pid)?)?;
+        same("process group", &pid, &getpgid(Some(pid))?)?;
+        kill(pid, Signal::SIGCONT)?;
+        until("the child's going on", LIMIT, is(|letter| letter != 'T'))?;
+        kill(pid, Signal::SIGSTOP)?;
+        until("the stop", LIMIT, is(|letter| letter == 'T'))
     }))
 }
 

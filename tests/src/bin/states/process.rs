@@ -30,7 +30,7 @@ fn limits() -> Result<Check> {
 }
 
 fn directory() -> Result<Check> {
-    let path = "/tmp/a directory\nwith a line";
+    let path = "/data/a directory\nwith a line";
     std::fs::create_dir_all(path)?;
     chdir(path)?;
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o027));

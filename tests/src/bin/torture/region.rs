@@ -225,14 +225,30 @@ impl Region {
         }
     }
 
-    /// Moves the region elsewhere. What the kernel refuses changes nothing.
+    /// Moves the region elsewhere: in one go but for its last page, or page by page.
+    ///
+    /// The kernel moves a mapping in one go, not several, and whether neighbours are one mapping is its own choice.
+    /// A move that also shrinks is refused as a whole then; one that does not may move the first of them and refuse
+    /// the others since Linux 6.17.
     pub(crate) fn relocate(&mut self) -> std::io::Result<()> {
-        let target = memory::map(self.len(), Protection::Nothing, Backing::Private)?;
-        // SAFETY: both ranges are this region's, which takes the new address. When the kernel refuses (the region
-        // is several mappings), the target may be gone already and another thread's by now: it is left alone.
-        if let Ok(address) = unsafe { memory::remap(self.address, self.len(), self.len(), Some(target)) } {
-            self.address = address;
+        let shorter = self.len() - 1;
+        if shorter > 0 {
+            // When the kernel refuses, this stays mapped: it can be another thread's already.
+            let target = memory::map(shorter, Protection::Nothing, Backing::Private)?;
+            // SAFETY: both ranges are this region's, which takes the new address.
+            if let Ok(address) = unsafe { memory::remap(self.address, self.len(), shorter, Some(target)) } {
+                self.address = address;
+                self.pages.truncate(shorter);
+                return Ok(());
+            }
         }
+        let target = memory::map(self.len(), Protection::Nothing, Backing::Private)?;
+        for index in 0..self.len() {
+            let to = Some(target + index * BYTES);
+            // SAFETY: both pages are this region's, which takes the new address.
+            unsafe { memory::remap(self.page(index), 1, 1, to)? };
+        }
+        self.address = target;
         Ok(())
     }
 }
