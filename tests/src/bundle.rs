@@ -99,7 +99,9 @@ impl Bundle {
             let data = shared.join(format!("{}-data", self.name));
             std::fs::create_dir_all(&data).with_context(|| format!("cannot make {}", data.display()))?;
             let mounts = config["mounts"].as_array_mut().context("`runc spec` wrote no mounts")?;
-            mounts.push(json!({ "destination": "/data", "type": "bind", "source": data, "options": ["rbind", "rw"] }));
+            mounts.push(
+                json!({ "destination": "/data", "type": "bind", "source": data, "options": ["rbind", "rw"] }),
+            );
         }
         std::fs::write(&spec, serde_json::to_vec_pretty(&config)?).context("cannot write config.json")
     }

@@ -179,17 +179,13 @@ impl Host {
         let following = Following::start(self, container, to.name(), options)?;
         following.finish()?.map_err(|refusal| {
             let Problem { code, message, hint, blockers } = refusal.problem;
-            let log = |host: &Host| tail(&host.agent_log());
             anyhow!(
-                "{container} was not migrated from {} to {} ({code}, exit {:?}): {message}; {hint:?} {blockers:?}\n\
-                 --- {}\n{}\n--- {}\n{}",
+                "{container} was not migrated from {} to {} ({code}, exit {:?}): {message}; {hint:?} {blockers:?}\n{}{}",
                 self.name(),
                 to.name(),
                 refusal.exit,
-                self.name(),
-                log(self),
-                to.name(),
-                log(to)
+                self.last_words(),
+                to.last_words()
             )
         })
     }
@@ -212,10 +208,4 @@ impl Host {
             document.get("blockers").with_context(|| format!("no list of blockers: {document}"))?;
         Ok((Vec::deserialize(blockers)?, output.status.code()))
     }
-}
-
-/// The last lines of a log.
-fn tail(log: &str) -> String {
-    let lines: Vec<&str> = log.lines().collect();
-    lines[lines.len().saturating_sub(40)..].join("\n")
 }

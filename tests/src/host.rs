@@ -23,6 +23,9 @@ pub const PEER_PORT: u16 = 7413;
 /// How long an agent may take to come up or to end.
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// Lines of an agent's log that are shown with a failure.
+const LAST_LINES: usize = 40;
+
 /// A host.
 #[derive(Debug)]
 pub struct Host {
@@ -186,6 +189,17 @@ impl Host {
     /// What the agent has logged so far.
     pub fn agent_log(&self) -> String {
         std::fs::read_to_string(self.directory.join("agent.log")).unwrap_or_default()
+    }
+
+    /// The end of what the agent has logged, under the host's name.
+    pub fn last_words(&self) -> String {
+        let log = self.agent_log();
+        let lines: Vec<&str> = log.lines().collect();
+        format!(
+            "--- agent of {}\n{}\n",
+            self.name(),
+            lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+        )
     }
 
     /// `pclivectl` on this host.

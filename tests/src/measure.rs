@@ -95,18 +95,14 @@ fn follow(lab: &Lab, container: &str, strategy: &str) -> Result<Moved> {
     let mut following = Following::start(&lab.a, container, lab.b.name(), &["--strategy", strategy])?;
     let mut reached = |phase: &str| {
         let found = following.wait_for(phase, |line| line["phase"] == phase).map(|_| Instant::now());
-        found.with_context(|| format!("--- agent of host-a\n{}", lab.a.agent_log()))
+        found.with_context(|| format!("{}{}", lab.a.last_words(), lab.b.last_words()))
     };
     let (rounds_began, rounds_ended) = (reached("pre_copy")?, reached("frozen")?);
     match following.finish()? {
         Ok(report) => Ok(Moved { report, asked, rounds_began, rounds_ended }),
-        Err(refusal) => bail!(
-            "the migration failed: {refusal:?}\n--- {}\n{}\n--- {}\n{}",
-            lab.a.name(),
-            lab.a.agent_log(),
-            lab.b.name(),
-            lab.b.agent_log()
-        ),
+        Err(refusal) => {
+            bail!("the migration failed: {refusal:?}\n{}{}", lab.a.last_words(), lab.b.last_words())
+        }
     }
 }
 

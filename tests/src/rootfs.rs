@@ -64,7 +64,8 @@ impl Rootfs {
     /// Makes a FIFO.
     pub fn fifo(&self, path: &str) -> Result<()> {
         let mode = nix::sys::stat::Mode::from_bits_truncate(0o666);
-        nix::unistd::mkfifo(&self.inside(Path::new(path))?, mode).with_context(|| format!("cannot make {path}"))
+        nix::unistd::mkfifo(&self.inside(Path::new(path))?, mode)
+            .with_context(|| format!("cannot make {path}"))
     }
 
     /// Gives a file to a user of the container.

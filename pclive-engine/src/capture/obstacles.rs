@@ -15,7 +15,7 @@ use super::check::blocker;
 use super::timers::clock_of_file;
 use super::tree::TreeProcess;
 use crate::model::{Blocker, Pid, Place, Vpid};
-use crate::proc::{stat, status, timers};
+use crate::proc::{stat, stat, status, timers};
 use crate::sys::{kcmp, sched};
 
 /// `PF_MEMALLOC_NOIO`, which `PR_SET_IO_FLUSHER` sets for good.
@@ -46,7 +46,15 @@ pub(super) fn find(process: &TreeProcess, init: Pid) -> Vec<Blocker> {
     for thread in &process.threads {
         found.thread(thread.pid, thread.layout.vtid, init);
     }
-    found.found
+    // The kernel takes a process that ends out of its cgroup and its namespaces first.
+    if ends(process.pid) { Vec::new() } else { found.found }
+}
+
+/// Whether a process has ended or is about to.
+fn ends(pid: Pid) -> bool {
+    const PF_EXITING: u32 = 0x4;
+    let stat = read(pid, "stat", stat::parse);
+    stat.is_none_or(|stat| stat.flags & PF_EXITING != 0 || matches!(stat.state, b'Z' | b'X'))
 }
 
 struct Findings<'a> {

@@ -28,7 +28,8 @@ fn migrate(container: &Container, from: &Host, to: &Host, options: &[&str]) -> R
             container.log(from)
         )
     })?;
-    runs_only_at(container, to, from)?;
+    runs_only_at(container, to, from)
+        .with_context(|| format!("after a migration\n{}{}", from.last_words(), to.last_words()))?;
     ensure!(report.downtime_ns > 0 && report.total_ns >= report.downtime_ns, "an empty report: {report:?}");
     ensure!(report.rounds.last().is_some_and(|round| round.r#final), "no final round: {report:?}");
     Ok(report)
