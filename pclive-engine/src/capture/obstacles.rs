@@ -15,7 +15,7 @@ use super::check::blocker;
 use super::timers::clock_of_file;
 use super::tree::TreeProcess;
 use crate::model::{Blocker, Pid, Place, Vpid};
-use crate::proc::{stat, stat, status, timers};
+use crate::proc::{stat, status, timers};
 use crate::sys::{kcmp, sched};
 
 /// `PF_MEMALLOC_NOIO`, which `PR_SET_IO_FLUSHER` sets for good.
