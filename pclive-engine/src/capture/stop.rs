@@ -48,16 +48,34 @@ pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProce
     }
 }
 
-/// Stops one thread of a running process, the leader, for as long as `action` takes.
-pub(super) fn with_leader_stopped<T>(
+/// Stops one thread of a running process for as long as `action` takes: the youngest. While the leader is stopped,
+/// signals for the process would go to another thread, and end what that waits for with EINTR.
+pub(super) fn with_thread_stopped<T>(
     process: &TreeProcess,
     timeout: Duration,
     action: impl Fn(&mut Captive) -> Result<T, CaptureError>,
 ) -> Result<T, CaptureError> {
+    let leader = (process.pid, process.vpid);
+    let youngest = process.threads.last().map_or(leader, |thread| (thread.pid, thread.layout.vtid));
+    let outcome = with_stopped(process, youngest, timeout, &action);
+    let ended = matches!(
+        outcome,
+        Err(CaptureError::Trace(TraceError::Gone { .. })
+            | CaptureError::Remote(RemoteError::Trace(TraceError::Gone { .. })))
+    );
+    if ended && youngest != leader { with_stopped(process, leader, timeout, &action) } else { outcome }
+}
+
+fn with_stopped<T>(
+    process: &TreeProcess,
+    (thread, vtid): (Pid, Vpid),
+    timeout: Duration,
+    action: impl Fn(&mut Captive) -> Result<T, CaptureError>,
+) -> Result<T, CaptureError> {
     let deadline = Deadline::after(timeout);
-    let ids = (process.vpid, process.vpid);
+    let ids = (vtid, process.vpid);
     loop {
-        let running = Running::seize(process.pid, ptrace::TRACE_SYSTEM_CALLS_GOOD)?;
+        let running = Running::seize(thread, ptrace::TRACE_SYSTEM_CALLS_GOOD)?;
         running.interrupt()?;
         let stopped = first_interrupt_stop(running, deadline)?;
         let memory = ProcessMemory::open(process.pid)?;

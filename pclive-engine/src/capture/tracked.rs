@@ -1,6 +1,6 @@
 //! A process under the memory tracker: the engine's slot in it, and its address space.
 //!
-//! The slot is mapped and the userfaultfd made by remote calls in the leader, while the other threads run. The
+//! The slot is mapped and the userfaultfd made by remote calls in one thread, while the others run. The
 //! descriptor is fetched and closed in the process: if the agent dies, the kernel drops the tracker, and what is
 //! left behind is one unused mapping that is not handed down to children.
 
@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::CaptureError;
-use super::stop::with_leader_stopped;
+use super::stop::with_thread_stopped;
 use super::tree::TreeProcess;
 use crate::memory::{AddressSpace, MemoryError};
 use crate::model::Pid;
@@ -28,9 +28,9 @@ pub(super) struct Tracked {
 }
 
 impl Tracked {
-    /// Puts a running process under the tracker; its leader stops for a moment.
+    /// Puts a running process under the tracker; one of its threads stops for a moment.
     pub(super) fn start(process: &TreeProcess, timeout: Duration) -> Result<Self, CaptureError> {
-        let (slot, tracker) = with_leader_stopped(process, timeout, |captive| settle(process.pid, captive))?;
+        let (slot, tracker) = with_thread_stopped(process, timeout, |captive| settle(process.pid, captive))?;
         Ok(Self::new(process, slot, tracker)?)
     }
 
@@ -55,7 +55,7 @@ impl Tracked {
     /// Takes the slot out of a running process again.
     pub(super) fn end(self, process: &TreeProcess, timeout: Duration) -> Result<(), CaptureError> {
         let slot = self.slot;
-        with_leader_stopped(process, timeout, |captive| {
+        with_thread_stopped(process, timeout, |captive| {
             captive.join(slot);
             Ok(captive.unsettle(vdso_of(process.pid)?)?)
         })

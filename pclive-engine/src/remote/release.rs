@@ -12,7 +12,7 @@ use crate::proc::status;
 use crate::tracee::Pause;
 
 /// How long the leader gets; what it has not taken by then is any thread's.
-const PATIENCE: Duration = Duration::from_millis(2);
+const PATIENCE: Duration = Duration::from_millis(10);
 
 /// Detaches the leader, then the other threads. On `Err` all that could be detached are.
 pub fn release(leader: Captive, others: impl IntoIterator<Item = Captive>) -> Result<(), RemoteError> {
