@@ -9,32 +9,29 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::CaptureError;
-use super::tree::{self, TreeProcess};
+use super::tree::TreeProcess;
 use crate::model::Pid;
 
 /// A freezer and the two words that it understands.
 #[derive(Debug)]
 pub(super) struct Freezer {
+    directory: PathBuf,
     file: PathBuf,
+    freeze: &'static str,
     thaw: &'static str,
     engaged: bool,
 }
 
 impl Freezer {
-    /// Finds the freezer of the container whose processes these are.
-    pub(super) fn find(init: Pid, processes: &[TreeProcess]) -> Result<(Self, &'static str), CaptureError> {
-        let none = CaptureError::NoFreezer { init };
+    /// Finds the freezer of the container of `init`, whose processes these are. Nothing is frozen yet.
+    pub(super) fn find(init: Pid, processes: &[TreeProcess]) -> Result<Self, CaptureError> {
         let path = format!("/proc/{init}/cgroup");
         let text = fs::read_to_string(&path).map_err(|source| CaptureError::Read { path, source })?;
+        let unified = cgroup_of(&text, str::is_empty);
+        let legacy = cgroup_of(&text, |controllers| controllers.split(',').any(|name| name == "freezer"));
         let candidates = [
-            (cgroup_of(&text, |controllers| controllers.is_empty()), "cgroup2", "cgroup.freeze", "1", "0"),
-            (
-                cgroup_of(&text, |names| names.split(',').any(|n| n == "freezer")),
-                "freezer",
-                "freezer.state",
-                "FROZEN",
-                "THAWED",
-            ),
+            (unified, "cgroup2", "cgroup.freeze", "1", "0"),
+            (legacy, "freezer", "freezer.state", "FROZEN", "THAWED"),
         ];
         for (cgroup, hierarchy, name, freeze, thaw) in candidates {
             let Some(cgroup) = cgroup.filter(|cgroup| cgroup != "/") else { continue };
@@ -42,19 +39,21 @@ impl Freezer {
                 let directory = mount.join(cgroup.trim_start_matches('/'));
                 let file = directory.join(name);
                 if file.exists() && holds_only(&directory, processes) {
-                    return Ok((Self { file, thaw, engaged: false }, freeze));
+                    return Ok(Self { directory, file, freeze, thaw, engaged: false });
                 }
             }
         }
-        Err(none)
+        Err(CaptureError::NoFreezer { init })
     }
 
-    /// Freezes the container of `init`.
-    pub(super) fn engage(init: Pid) -> Result<Self, CaptureError> {
-        let (mut freezer, freeze) = Self::find(init, &tree::read(init)?)?;
-        freezer.write(freeze)?;
-        freezer.engaged = true;
-        Ok(freezer)
+    /// Freezes the container, if the cgroup still holds nothing but `processes`.
+    pub(super) fn engage(&mut self, init: Pid, processes: &[TreeProcess]) -> Result<(), CaptureError> {
+        if !holds_only(&self.directory, processes) {
+            return Err(CaptureError::NoFreezer { init });
+        }
+        self.write(self.freeze)?;
+        self.engaged = true;
+        Ok(())
     }
 
     /// Lets the tasks run again, or die if they have been killed.

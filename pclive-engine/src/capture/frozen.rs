@@ -41,7 +41,13 @@ impl<'a> Frozen<'a> {
 
     /// Engages what survives the agent's death (the cgroup freezer): call just before COMMIT is sent.
     pub fn hold(&mut self) -> Result<(), CaptureError> {
-        self.freezer = Some(Freezer::engage(self.source.init)?);
+        let tree: Vec<TreeProcess> = self.processes.iter().map(|process| process.tree.clone()).collect();
+        let init = self.source.init;
+        let freezer = match self.freezer.take().or_else(|| self.source.freezer.take()) {
+            Some(found) => found,
+            None => Freezer::find(init, &tree)?,
+        };
+        self.freezer.insert(freezer).engage(init, &tree)?;
         Ok(())
     }
 

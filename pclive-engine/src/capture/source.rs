@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::files::Table;
+use super::freezer::Freezer;
 use super::frozen::Frozen;
 use super::round::{self, Detail, Shape};
 use super::scheduling::CpuSet;
@@ -45,6 +46,8 @@ pub struct Source {
     pub(super) strangers: bool,
     pub(super) cpus: CpuSet,
     pub(super) files: Table,
+    /// What will hold the container across the commit.
+    pub(super) freezer: Option<Freezer>,
 }
 
 impl Source {
@@ -60,6 +63,7 @@ impl Source {
             strangers: false,
             cpus: CpuSet::of(init),
             files: Table::open(init)?,
+            freezer: None,
         })
     }
 
@@ -106,6 +110,8 @@ impl Source {
             }
         }
         stats.add(&round::objects(self, sink)?);
+        // Looked for while the container runs, so that the stop need not.
+        self.freezer = Freezer::find(self.init, &tree).ok();
         Ok(stats)
     }
 
