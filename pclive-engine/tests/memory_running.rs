@@ -28,8 +28,16 @@ fn main() {
     if std::env::var_os(ROLE).is_some() {
         write_for_ever();
     }
+    // What test runners ask of a program with a main of its own: its tests, and none that are ignored.
+    let asked = |flag: &str| std::env::args().any(|argument| argument == flag);
+    if asked("--list") {
+        if !asked("--ignored") {
+            println!("copy_of_a_running_program_is_the_same_once_it_stops: test");
+        }
+        return;
+    }
     copy_of_a_running_program_is_the_same_once_it_stops();
-    println!("test copy_of_a_running_program_is_the_same_once_it_stops ... ok");
+    println!("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
 }
 
 /// Three threads that count up words all over 32 MiB, and one that maps and unmaps memory of its own.
