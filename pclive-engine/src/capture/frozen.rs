@@ -93,7 +93,7 @@ impl<'a> Frozen<'a> {
             }
             round::describe(self.source, process, Detail::News, &mut shape)?;
         }
-        shape.finish(&self.source.objects);
+        shape.finish(&mut self.source.objects);
         if shape.blockers.is_empty() { Ok(shape) } else { Err(CaptureError::Blocked(shape.blockers)) }
     }
 

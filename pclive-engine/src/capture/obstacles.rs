@@ -10,6 +10,7 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::check::blocker;
 use super::timers::clock_of_file;
@@ -70,7 +71,7 @@ impl Findings<'_> {
     /// What it must have in common with the container's init.
     fn surroundings(&mut self, init: Pid) {
         let pid = self.process.pid;
-        if differing_files(pid, init, "cgroup") {
+        if differing_for_good(pid, init, "cgroup") {
             let hint = "move it back to the container's cgroup: nested cgroups cannot be carried";
             self.refuse(Place::Process, "it is in a cgroup of its own", hint);
         }
@@ -163,6 +164,18 @@ impl Findings<'_> {
 /// A file of a task that may vanish at any time.
 fn read<T, E>(pid: Pid, name: &str, parse: impl FnOnce(&[u8]) -> Result<T, E>) -> Option<T> {
     parse(&fs::read(format!("/proc/{pid}/{name}")).ok()?).ok()
+}
+
+/// The same, but a newborn process gets its cgroup a moment after it can be seen.
+fn differing_for_good(a: Pid, b: Pid, name: &str) -> bool {
+    const LOOKS: u32 = 5;
+    const PAUSE: Duration = Duration::from_millis(2);
+    (0..LOOKS).all(|look| {
+        if look > 0 {
+            std::thread::sleep(PAUSE);
+        }
+        differing_files(a, b, name)
+    })
 }
 
 /// A task without the file does not differ.

@@ -48,8 +48,11 @@ impl Shape {
         });
     }
 
-    /// Completes the layout once every process is in it.
-    pub(super) fn finish(&mut self, objects: &Objects) {
+    /// Completes the layout once every process is in it. Shared memory that only a process had that ended while it
+    /// was looked at is nobody's now.
+    pub(super) fn finish(&mut self, objects: &mut Objects) {
+        let vmas = self.layout.processes.iter().flat_map(|process| &process.vmas);
+        objects.keep(&vmas.filter_map(|vma| vma.mapping.object()).collect());
         self.layout.objects = objects.layouts();
     }
 

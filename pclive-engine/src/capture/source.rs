@@ -88,7 +88,7 @@ impl Source {
         for process in &tree {
             self.describe_running(process, &mut shape)?;
         }
-        shape.finish(&self.objects);
+        shape.finish(&mut self.objects);
         sink.layout(&shape.layout)?;
         let mut stats = shape.stats();
         for (pid, vmas) in shape.vmas() {

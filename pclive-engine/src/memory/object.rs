@@ -144,6 +144,11 @@ impl Objects {
         Ok(id)
     }
 
+    /// Forgets that other objects than these were seen in this round.
+    pub(crate) fn keep(&mut self, ids: &HashSet<u64>) {
+        self.table.iter_mut().for_each(|(id, object)| object.seen &= ids.contains(id));
+    }
+
     /// Objects that mappings were found of in this round, ascending by id.
     pub fn layouts(&self) -> Vec<ObjectLayout> {
         let seen = self.table.iter().filter(|(_, object)| object.seen);

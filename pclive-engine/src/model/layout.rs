@@ -169,6 +169,17 @@ pub enum Mapping {
     },
 }
 
+impl Mapping {
+    /// The shared memory object that carries its contents.
+    pub fn object(&self) -> Option<u64> {
+        match self {
+            Self::PrivateAnonymous | Self::PrivateFile(_) => None,
+            Self::SharedFile { object, .. } => *object,
+            Self::SharedAnonymous { object, .. } => Some(*object),
+        }
+    }
+}
+
 /// A mapped file.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MappedFile {

@@ -7,9 +7,15 @@ mod servers;
 mod states;
 mod torture;
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use pclive_tests::ctl::Report;
+use pclive_tests::wait::until;
 use pclive_tests::{Container, Host, needs};
+
+/// How long the kernel may take to take a network namespace down.
+const LIMIT: Duration = Duration::from_secs(10);
 
 /// Whether the test can run here; see [`needs::met`].
 fn ready(programs: &[&str]) -> bool {
@@ -45,12 +51,15 @@ fn runs_only_at(container: &Container, here: &Host, gone: &Host) -> Result<()> {
     nothing_left_in_network(gone)
 }
 
-/// No firewall rule and no port of a container is left on the host.
+/// No firewall rule is left on the host, and no port of a container once the kernel has taken its namespace down.
 fn nothing_left_in_network(host: &Host) -> Result<()> {
     let rules = host.node().run(&["nft", "list", "ruleset"])?;
     ensure!(rules.trim().is_empty(), "rules are left on {}: {rules}", host.name());
-    let ports = host.node().run(&["ip", "-o", "link", "show", "master", "br0"])?;
-    let left: Vec<&str> = ports.lines().filter(|line| !line.contains("uplink")).collect();
-    ensure!(left.is_empty(), "ports are left on {}: {left:?}", host.name());
-    Ok(())
+    let mut left = String::new();
+    let gone = until("the end of the container's port", LIMIT, || {
+        let ports = host.node().run(&["ip", "-o", "link", "show", "master", "br0"])?;
+        left = ports.lines().filter(|line| !line.contains("uplink")).collect();
+        Ok(left.is_empty())
+    });
+    gone.with_context(|| format!("left on {}: {left}", host.name()))
 }

@@ -27,7 +27,7 @@ fn vector_registers() -> Result<Check> {
     ensure!(std::arch::is_x86_feature_detected!("avx2"), "this machine has no AVX2");
     let rounds = Arc::new(Rounds::default());
     let noted = Arc::clone(&rounds);
-    std::thread::Builder::new().name("registers".into()).spawn(move || {
+    crate::threads::spawn("registers", move || {
         let wide = std::arch::is_x86_feature_detected!("avx512f");
         for round in 0_u64.. {
             let right = if wide { spin_512(round) } else { spin_256(round) };

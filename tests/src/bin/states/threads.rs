@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, SigmaskHow};
 use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
 
 use crate::{Check, State, calls, same};
@@ -29,6 +30,14 @@ pub(crate) const STATES: &[State] = &[
 /// How long a thread may take to notice.
 const LIMIT: Duration = Duration::from_secs(10);
 
+/// Starts a thread that takes no signals: one that came while the others are stopped would interrupt its call.
+pub(crate) fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<()> {
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
+    let started = std::thread::Builder::new().name(name.into()).spawn(work);
+    before.thread_set_mask()?;
+    Ok(started.map(drop)?)
+}
+
 /// A thread that makes `call` again and again and tells each result; `wake` makes the call return `expected`.
 fn blocked(
     mut call: impl FnMut() -> String + Send + 'static,
@@ -36,7 +45,7 @@ fn blocked(
     expected: &'static str,
 ) -> Result<Check> {
     let (tell, told) = channel();
-    std::thread::Builder::new().spawn(move || while tell.send(call()).is_ok() {})?;
+    spawn("blocked", move || while tell.send(call()).is_ok() {})?;
     Ok(Box::new(move || {
         still_blocked(&told)?;
         wake()?;
@@ -112,7 +121,7 @@ fn in_futex() -> Result<Check> {
 /// A sleep that outlives the test: it must not end.
 fn in_long_sleep() -> Result<Check> {
     let (tell, told) = channel();
-    std::thread::Builder::new().spawn(move || {
+    spawn("sleeper", move || {
         let hour = nix::sys::time::TimeSpec::new(36_000, 0);
         let result = clock_nanosleep(ClockId::CLOCK_MONOTONIC, ClockNanosleepFlags::empty(), &hour);
         // The receiver lives as long as the program.
@@ -154,7 +163,7 @@ impl Tally {
 fn repeated(least: Duration, mut call: impl FnMut() -> Result<(), String> + Send + 'static) -> Result<Check> {
     let tally = Arc::new(Tally::default());
     let noted = Arc::clone(&tally);
-    std::thread::Builder::new().spawn(move || {
+    spawn("repeater", move || {
         loop {
             let start = Instant::now();
             let result = call();
@@ -197,14 +206,14 @@ fn in_timed_poll() -> Result<Check> {
 fn thread_attributes() -> Result<Check> {
     let (ask, asked) = channel::<()>();
     let (tell, told) = channel();
-    std::thread::Builder::new().name("own (name)".into()).spawn(move || -> Result<()> {
-        calls::set_nice(7)?;
-        loop {
+    spawn("own (name)", move || {
+        let look = || -> Result<_> {
             let comm = std::fs::read_to_string("/proc/thread-self/comm")?;
-            let id = nix::unistd::gettid();
-            tell.send((comm, id, calls::nice(), calls::robust_list()?, rseq_follows()?))?;
-            asked.recv()?;
-        }
+            Ok((comm, nix::unistd::gettid(), calls::nice(), calls::robust_list()?, rseq_follows()?))
+        };
+        let nice = calls::set_nice(7);
+        while tell.send(look().map_err(|error| error.to_string())).is_ok() && asked.recv().is_ok() {}
+        drop(nice);
     })?;
     let before = told.recv_timeout(LIMIT)?;
     Ok(Box::new(move || {
