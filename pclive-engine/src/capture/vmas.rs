@@ -140,7 +140,23 @@ fn read_entries(pid: Pid, with_flags: bool) -> Result<Vec<SmapsEntry>, MemoryErr
     if entries.is_empty() {
         return Err(MemoryError::AddressSpaceGone { pid });
     }
-    Ok(entries)
+    Ok(mend(entries))
+}
+
+/// The kernel writes the list in parts. In a running process a mapping may grow over one that was in an earlier part:
+/// the later entry is the newer one.
+fn mend(entries: Vec<SmapsEntry>) -> Vec<SmapsEntry> {
+    let mut mended: Vec<SmapsEntry> = Vec::with_capacity(entries.len());
+    for entry in entries {
+        while mended.last().is_some_and(|last| last.map.start >= entry.map.start) {
+            mended.pop();
+        }
+        if let Some(last) = mended.last_mut() {
+            last.map.end = last.map.end.min(entry.map.start);
+        }
+        mended.push(entry);
+    }
+    mended
 }
 
 fn unreadable(pid: Pid, name: &str, error: &std::io::Error) -> MemoryError {

@@ -92,3 +92,18 @@ fn flags_are_carried_by_address() {
     assert!(!carry_flags(&old, &mut [vma(0x3000, 0x6000, false)]), "two kinds of flags");
     assert!(!carry_flags(&old, &mut [vma(0x8000, 0x9000, false)]), "a new mapping");
 }
+
+#[test]
+fn mapping_that_grew_while_the_list_was_read_replaces_what_it_covers() {
+    let ranges = |texts: &[(u64, u64)]| {
+        let line = |(start, end): &(u64, u64)| format!("{start:x}-{end:x} rw-p 00000000 00:00 0 \n");
+        let text: String = texts.iter().map(line).collect();
+        let entries = parse_maps(text.as_bytes()).unwrap();
+        let plain = |map| SmapsEntry { map, flags: VmaFlags::default(), kind: VmaKind::default() };
+        let mended = mend(entries.into_iter().map(plain).collect());
+        mended.iter().map(|entry| (entry.map.start, entry.map.end)).collect::<Vec<_>>()
+    };
+    assert_eq!(ranges(&[(0x1000, 0x3000), (0x3000, 0x5000)]), [(0x1000, 0x3000), (0x3000, 0x5000)]);
+    assert_eq!(ranges(&[(0x1000, 0x3000), (0x2000, 0x5000)]), [(0x1000, 0x2000), (0x2000, 0x5000)]);
+    assert_eq!(ranges(&[(0x1000, 0x2000), (0x2000, 0x3000), (0x1000, 0x5000)]), [(0x1000, 0x5000)]);
+}
