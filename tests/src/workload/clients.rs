@@ -124,6 +124,11 @@ impl Clients {
         Ok(start.elapsed())
     }
 
+    /// Waits until every client has ended by itself: each has lost its connection or a write.
+    pub fn wait_for_ends(&self) -> Result<()> {
+        until("the clients' ends", PATIENCE, || Ok(self.threads.iter().all(JoinHandle::is_finished)))
+    }
+
     /// Answers so far, of all clients.
     pub fn answers(&self) -> u64 {
         self.shared.answers.load(Ordering::Relaxed)
