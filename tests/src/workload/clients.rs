@@ -115,11 +115,14 @@ impl Clients {
     pub fn wait_for_answers(&self, more: u64) -> Result<Duration> {
         let (start, target) = (Instant::now(), self.answers() + more);
         until("an answer to the clients", PATIENCE, || {
+            if self.answers() >= target {
+                return Ok(true);
+            }
             if self.shared.failed.load(Ordering::Relaxed) || self.threads.iter().all(JoinHandle::is_finished)
             {
                 bail!("a client has failed");
             }
-            Ok(self.answers() >= target)
+            Ok(false)
         })?;
         Ok(start.elapsed())
     }
