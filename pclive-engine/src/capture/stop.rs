@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::tree::{self, TreeProcess, TreeThread};
+use super::tree::{self, TreeError, TreeProcess, TreeThread};
 use super::{CaptureError, rseq, thread};
 use crate::model::{Deadline, Pid, Vpid};
 use crate::remote::{Captive, ProcessMemory, RemoteError, release};
@@ -30,10 +30,18 @@ pub(super) struct StoppedProcess {
 
 /// Stops the whole tree. On `Err` everything runs.
 pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProcess>, CaptureError> {
+    stop(timeout, || tree::read(init))
+}
+
+/// Stops every thread of the processes that `read` lists, again and again until nothing new appears.
+fn stop(
+    timeout: Duration,
+    read: impl Fn() -> Result<Vec<TreeProcess>, TreeError>,
+) -> Result<Vec<StoppedProcess>, CaptureError> {
     let deadline = Deadline::after(timeout);
     loop {
         let mut seized = Seized::default();
-        match seized.gather(init, Deadline::after(ATTEMPT.min(deadline.left()))) {
+        match seized.gather(&read, Deadline::after(ATTEMPT.min(deadline.left()))) {
             Ok(tree) => return seized.into_processes(tree, timeout),
             Err(CaptureError::Trace(TraceError::Deadline { .. })) if !deadline.passed() => {
                 seized.let_go();
@@ -44,6 +52,33 @@ pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProce
                 seized.let_go();
                 return Err(error);
             }
+        }
+    }
+}
+
+/// Stops every thread of a running process for as long as `action`, which gets one of them, takes: no child can be
+/// born meanwhile, which would inherit what the process has for a moment only.
+pub(super) fn with_process_stopped<T>(
+    process: &TreeProcess,
+    timeout: Duration,
+    action: impl Fn(&mut Captive) -> Result<T, CaptureError>,
+) -> Result<T, CaptureError> {
+    let deadline = Deadline::after(timeout);
+    loop {
+        let mut stopped = stop(timeout, || tree::again(process))?;
+        let captive = stopped.first_mut().and_then(|process| process.threads.last_mut());
+        let captive = captive.ok_or(TraceError::Gone { pid: process.pid })?;
+        let outcome = action(captive);
+        let again = match outcome {
+            Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) => {
+                captive.owe(signal);
+                !deadline.passed()
+            }
+            Ok(_) | Err(_) => false,
+        };
+        let_run(stopped);
+        if !again {
+            return outcome;
         }
     }
 }
@@ -84,7 +119,8 @@ fn with_stopped<T>(
         if let Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) = outcome
             && !deadline.passed()
         {
-            captive.detach_with(signal)?;
+            captive.owe(signal);
+            captive.detach()?;
             continue;
         }
         captive.restore_context()?;
@@ -130,9 +166,13 @@ struct Seized {
 
 impl Seized {
     /// Stops tasks until two readings of the tree agree; returns that tree.
-    fn gather(&mut self, init: Pid, deadline: Deadline) -> Result<Vec<TreeProcess>, CaptureError> {
+    fn gather(
+        &mut self,
+        read: impl Fn() -> Result<Vec<TreeProcess>, TreeError>,
+        deadline: Deadline,
+    ) -> Result<Vec<TreeProcess>, CaptureError> {
         loop {
-            let tree = tree::read(init)?;
+            let tree = read()?;
             let threads: Vec<Pid> = tree.iter().flat_map(|p| p.threads.iter().map(|t| t.pid)).collect();
             let mut new = 0;
             for pid in threads {
@@ -290,4 +330,76 @@ fn told(result: Result<(), RemoteError>) {
 fn is_alive(pid: Pid) -> bool {
     let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     crate::proc::task_ids::parse_stat(&stat).is_some_and(|stat| !matches!(stat.state, b'Z' | b'X'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    const ROLE: &str = "PCLIVE_TEST_THREADS";
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// This program, started again for the test below only, with threads that wait for ever.
+    struct Threads(Child);
+
+    impl Threads {
+        fn start(count: usize) -> Self {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "capture::stop::tests::no_thread_runs_while_a_process_is_worked_on"]);
+            let child = command.env(ROLE, count.to_string()).stdout(Stdio::null()).spawn().unwrap();
+            Self(child)
+        }
+
+        /// The process once all its threads are there: the leader, the test's own, and `count` more.
+        fn process(&self, count: usize) -> TreeProcess {
+            let deadline = Deadline::after(TIMEOUT);
+            loop {
+                let mut tree = tree::read(Pid(self.0.id().cast_signed())).unwrap();
+                if tree[0].threads.len() >= count + 2 {
+                    return tree.swap_remove(0);
+                }
+                assert!(!deadline.passed(), "{tree:?}");
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    impl Drop for Threads {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn states(process: &TreeProcess) -> Vec<u8> {
+        let stat = |thread: &TreeThread| std::fs::read(format!("/proc/{}/stat", thread.pid)).unwrap();
+        let state = |stat: Vec<u8>| crate::proc::task_ids::parse_stat(&stat).unwrap().state;
+        process.threads.iter().map(|thread| state(stat(thread))).collect()
+    }
+
+    #[test]
+    fn no_thread_runs_while_a_process_is_worked_on() {
+        if let Ok(count) = std::env::var(ROLE) {
+            (0..count.parse().unwrap()).for_each(|_| {
+                drop(std::thread::spawn(|| {
+                    loop {
+                        std::thread::park()
+                    }
+                }))
+            });
+            loop {
+                std::thread::park();
+            }
+        }
+        let program = Threads::start(3);
+        let process = program.process(3);
+        let seen = with_process_stopped(&process, TIMEOUT, |_| Ok(states(&process))).unwrap();
+        assert_eq!(seen, vec![b't'; process.threads.len()]);
+        let deadline = Deadline::after(TIMEOUT);
+        while states(&process).contains(&b't') {
+            assert!(!deadline.passed(), "a thread stays stopped");
+        }
+    }
 }

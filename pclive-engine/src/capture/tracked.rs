@@ -1,14 +1,15 @@
 //! A process under the memory tracker: the engine's slot in it, and its address space.
 //!
-//! The slot is mapped and the userfaultfd made by remote calls in one thread, while the others run. The
-//! descriptor is fetched and closed in the process: if the agent dies, the kernel drops the tracker, and what is
-//! left behind is one unused mapping that is not handed down to children.
+//! The slot is mapped and the userfaultfd made by remote calls while every thread of the process is stopped: a child
+//! that another thread forks in between would inherit both. The descriptor is fetched and closed in the process: if
+//! the agent dies, the kernel drops the tracker, and what is left behind is one unused mapping that is not handed
+//! down to children.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::CaptureError;
-use super::stop::with_thread_stopped;
+use super::stop::{with_process_stopped, with_thread_stopped};
 use super::tree::TreeProcess;
 use crate::memory::{AddressSpace, MemoryError};
 use crate::model::Pid;
@@ -28,9 +29,9 @@ pub(super) struct Tracked {
 }
 
 impl Tracked {
-    /// Puts a running process under the tracker; one of its threads stops for a moment.
+    /// Puts a running process under the tracker; it stops for a moment.
     pub(super) fn start(process: &TreeProcess, timeout: Duration) -> Result<Self, CaptureError> {
-        let (slot, tracker) = with_thread_stopped(process, timeout, |captive| settle(process.pid, captive))?;
+        let (slot, tracker) = with_process_stopped(process, timeout, |captive| settle(process.pid, captive))?;
         Ok(Self::new(process, slot, tracker)?)
     }
 

@@ -105,6 +105,13 @@ pub fn read(init: Pid) -> Result<Vec<TreeProcess>, TreeError> {
     Ok(placed)
 }
 
+/// Reads one process of the tree once more: its threads as they are now.
+pub(super) fn again(old: &TreeProcess) -> Result<Vec<TreeProcess>, TreeError> {
+    let found = process(old.pid, &HashMap::new())?;
+    let same = found.filter(|(process, _)| process.start_time == old.start_time);
+    Ok(same.map(|(process, _)| TreeProcess { parent: old.parent, ..process }).into_iter().collect())
+}
+
 fn process(pid: Pid, known: &HashMap<Pid, Vpid>) -> Result<Option<(TreeProcess, Vec<Pid>)>, TreeError> {
     let Some((ids, stat)) = task(&format!("/proc/{pid}"))? else { return Ok(None) };
     let zombie = matches!(stat.state, b'Z' | b'X').then_some(stat.exit_status);

@@ -306,10 +306,9 @@ impl Captive {
         }
     }
 
-    /// Lets the thread go after [`RemoteError::Busy`], with the signal that came.
-    pub fn detach_with(mut self, signal: i32) -> Result<(), RemoteError> {
+    /// After [`RemoteError::Busy`]: the thread gets the signal that came when it is let go.
+    pub fn owe(&mut self, signal: i32) {
         self.owed = signal;
-        self.detach()
     }
 
     /// The context that the thread will have when it is let go.
