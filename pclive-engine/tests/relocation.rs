@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use pclive_engine::capture::{Sink, SinkError, Source, SourceOptions};
+use pclive_engine::capture::{Dumped, Sink, SinkError, Source, SourceOptions};
 use pclive_engine::model::{Batch, Deadline, Layout, codec};
 use pclive_engine::restore::{Destination, DestinationOptions};
 use support::Created;
@@ -48,9 +48,10 @@ fn relocate(from: &Created, to: &Created, rounds: u32) -> Duration {
     }
     let begun = std::time::Instant::now();
     let mut frozen = source.freeze().unwrap();
-    let (stats, state) = frozen
+    let (stats, dumped) = frozen
         .dump(&mut Wire { destination: &mut destination })
         .unwrap_or_else(|error| panic!("final dump: {}", chain(&error)));
+    let Dumped::State(state) = dumped else { panic!("not now: {dumped:?}") };
     eprintln!("final: {stats:?}");
     let state = codec::decode(&codec::encode(&state).unwrap()).unwrap();
     let ledger = destination.restore(&state).unwrap_or_else(|error| panic!("restore: {}", chain(&error)));

@@ -40,6 +40,7 @@ pub struct Ledger {
     pub transfer_ns: u64,
     pub fill_ns: u64,
     pub restore_ns: u64,
+    pub commit_ns: u64,
     pub resume_ns: u64,
 }
 

@@ -25,6 +25,8 @@ pub enum ErrorCode {
     NameTaken,
     /// Something of the container cannot be carried.
     Blocked,
+    /// Something of the container cannot be carried at any of the moments at which it was stopped.
+    NotNow,
     /// The container is being migrated already.
     Busy,
     /// As many migrations as allowed are running.
@@ -64,7 +66,7 @@ pub enum ErrorCode {
 }
 
 /// Every code, for look-ups and tests.
-const ALL: [ErrorCode; 28] = [
+const ALL: [ErrorCode; 29] = [
     ErrorCode::ContainerNotFound,
     ErrorCode::ContainerNotRunning,
     ErrorCode::ContainerAmbiguous,
@@ -75,6 +77,7 @@ const ALL: [ErrorCode; 28] = [
     ErrorCode::BundleMissing,
     ErrorCode::NameTaken,
     ErrorCode::Blocked,
+    ErrorCode::NotNow,
     ErrorCode::Busy,
     ErrorCode::TooMany,
     ErrorCode::ShuttingDown,
@@ -109,6 +112,7 @@ impl ErrorCode {
             Self::BundleMissing => "bundle-missing",
             Self::NameTaken => "name-taken",
             Self::Blocked => "blocked",
+            Self::NotNow => "not-now",
             Self::Busy => "busy",
             Self::TooMany => "too-many-migrations",
             Self::ShuttingDown => "shutting-down",
@@ -139,6 +143,7 @@ impl ErrorCode {
     pub fn is_retryable(self) -> bool {
         match self {
             Self::Busy
+            | Self::NotNow
             | Self::TooMany
             | Self::ShuttingDown
             | Self::PeerUnreachable
@@ -186,6 +191,7 @@ impl ErrorCode {
             }
             Self::NameTaken => "remove the container at the destination, or migrate to another host",
             Self::Blocked => "each blocker has its own hint; `pclivectl check` lists them again",
+            Self::NotNow => "try again: each of them ends by itself, as soon as the program gets to it",
             Self::Busy => "`pclivectl list` shows its migration; wait for it or cancel it",
             Self::TooMany => "wait for one to end, or raise migration.max_concurrent",
             Self::PeerUnreachable => {
@@ -225,7 +231,7 @@ impl ErrorCode {
             | Self::ProtocolMismatch
             | Self::IncompatibleHost
             | Self::AlreadyCommitted => Code::FailedPrecondition,
-            Self::Busy | Self::Cancelled => Code::Aborted,
+            Self::Busy | Self::NotNow | Self::Cancelled => Code::Aborted,
             Self::TooMany | Self::NoMemory => Code::ResourceExhausted,
             Self::ShuttingDown | Self::PeerUnreachable | Self::PeerLost => Code::Unavailable,
             Self::Timeout => Code::DeadlineExceeded,

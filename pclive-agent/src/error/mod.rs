@@ -33,7 +33,7 @@ pub struct MigrationError {
     pub hint: String,
     /// True when the same request may succeed later with nothing changed.
     pub retryable: bool,
-    /// Everything that stands in the way, for [`ErrorCode::Blocked`].
+    /// Everything that stands in the way, for [`ErrorCode::Blocked`] and [`ErrorCode::NotNow`].
     pub blockers: Vec<Blocker>,
 }
 
@@ -76,11 +76,29 @@ impl MigrationError {
     /// Everything that stands in the way, in one error.
     pub fn blocked(container: &str, blockers: Vec<Blocker>) -> Self {
         let message = format!(
-            "cannot migrate container {container}: {} in the way",
-            if blockers.len() == 1 { "1 thing is".into() } else { format!("{} things are", blockers.len()) }
+            "cannot migrate container {container}: {} in the way{}",
+            if blockers.len() == 1 { "1 thing is".into() } else { format!("{} things are", blockers.len()) },
+            first(&blockers)
         );
         Self { blockers, ..Self::new(ErrorCode::Blocked, message) }
     }
+
+    /// What should have passed by itself and did not, however often the container was stopped.
+    pub fn not_now(container: &str, stops: u32, blockers: Vec<Blocker>) -> Self {
+        let message = format!(
+            "cannot stop container {container} at a good moment, tried {stops} times{}",
+            first(&blockers)
+        );
+        Self { blockers, ..Self::new(ErrorCode::NotNow, message) }
+    }
+}
+
+/// The first blocker in words, for logs; users see the whole list beside the message.
+fn first(blockers: &[Blocker]) -> String {
+    blockers
+        .first()
+        .map(|blocker| format!(": pid {}, {}: {}", blocker.pid, blocker.place, blocker.what))
+        .unwrap_or_default()
 }
 
 /// An error and its causes in one line: "cannot do this: that failed: No such file or directory". A cause that

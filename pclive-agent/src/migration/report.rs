@@ -51,6 +51,8 @@ pub(super) struct Handover {
     pub(super) stats: RoundStats,
     /// From the end of the dump to `Ready`.
     pub(super) until_ready: Duration,
+    /// From `Ready` to `Running`.
+    pub(super) commit: Duration,
     /// `Running` came.
     pub(super) running: Instant,
 }
@@ -79,7 +81,8 @@ pub(super) fn report(
 }
 
 /// Transfer is what is left of the way from the last page read to `Ready` when the destination's own work is
-/// taken off; where both work side by side it is part of the other entries.
+/// taken off; where both work side by side it is part of the other entries. Commit is what the decision itself takes:
+/// the freezer and the network held beyond the agent's life, COMMIT and its answer on their way.
 fn source_ledger(handover: &Handover, there: &DestinationLedger) -> Ledger {
     let stats = &handover.stats;
     let restore = there.reconcile_ns + there.files_ns + there.tasks_ns;
@@ -90,6 +93,7 @@ fn source_ledger(handover: &Handover, there: &DestinationLedger) -> Ledger {
         transfer_ns: ns(stats.read + handover.until_ready).saturating_sub(there.fill_ns + restore),
         fill_ns: there.fill_ns,
         restore_ns: restore,
+        commit_ns: ns(handover.commit).saturating_sub(there.resume_ns),
         resume_ns: there.resume_ns,
     }
 }

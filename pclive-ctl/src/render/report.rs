@@ -47,6 +47,7 @@ fn ledger(ledger: &Ledger) -> String {
         ("transfer", ledger.transfer_ns, "source"),
         ("fill", ledger.fill_ns, "destination"),
         ("restore", ledger.restore_ns, "destination"),
+        ("commit", ledger.commit_ns, "source"),
         ("resume", ledger.resume_ns, "destination"),
     ];
     let mut text = String::new();
@@ -104,6 +105,7 @@ pub(crate) mod tests {
                 transfer_ns: 21_900_000,
                 fill_ns: 2_040_000,
                 restore_ns: 7_420_000,
+                commit_ns: 2_310_000,
                 resume_ns: 1_090_000,
             }),
             restore_ns: 8_510_000,

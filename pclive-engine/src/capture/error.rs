@@ -82,7 +82,4 @@ pub enum CaptureError {
     /// Things that cannot be carried, met at the freeze although the check had passed.
     #[error("{} things cannot be migrated; the first: {}", .0.len(), .0.first().map(ToString::to_string).unwrap_or_default())]
     Blocked(Vec<Blocker>),
-    /// Things that cannot be carried at this instant: let the container run for a moment, and stop it again.
-    #[error("cannot dump the container just now: {}", .0.first().map(ToString::to_string).unwrap_or_default())]
-    NotNow(Vec<Blocker>),
 }

@@ -11,9 +11,19 @@ use super::stop::{self, StoppedProcess};
 use super::thread::Frame;
 use super::tracked::Tracked;
 use super::tree::TreeProcess;
-use crate::model::{FinalState, Pid, ProcessState, Vpid};
+use crate::model::{Blocker, FinalState, Pid, ProcessState, Vpid};
 use crate::remote::RemoteTask;
 use crate::tracee::{TraceError, end};
+
+/// What the small state of a stopped container came to.
+#[derive(Debug)]
+pub enum Dumped {
+    /// All of it.
+    State(Box<FinalState>),
+    /// Things that cannot be carried at this instant, and that pass by themselves (a connection that waits to be
+    /// accepted): let the container run for a moment, and stop it again. The memory that was sent stays sent.
+    NotNow(Vec<Blocker>),
+}
 
 /// A stopped container; dropping it lets the container run on, unchanged.
 #[derive(Debug)]
@@ -30,8 +40,9 @@ impl<'a> Frozen<'a> {
     }
 
     /// The final dump: layout and last pages to the sink, the small state returned. The network must be locked: no
-    /// packet may reach or leave the sockets that are read here. On `Err` the container can still be let go.
-    pub fn dump(&mut self, sink: &mut dyn Sink) -> Result<(RoundStats, FinalState), CaptureError> {
+    /// packet may reach or leave the sockets that are read here. Whatever comes of it, the container can still be let
+    /// go.
+    pub fn dump(&mut self, sink: &mut dyn Sink) -> Result<(RoundStats, Dumped), CaptureError> {
         let shape = self.shape()?;
         sink.layout(&shape.layout)?;
         let stats = self.pages(&shape, sink)?;
@@ -114,7 +125,7 @@ impl<'a> Frozen<'a> {
         Ok(stats)
     }
 
-    fn state(&mut self) -> Result<FinalState, CaptureError> {
+    fn state(&mut self) -> Result<Dumped, CaptureError> {
         let live = |process: &&StoppedProcess| !process.threads.is_empty();
         let ids: Vec<(Pid, Vpid)> =
             self.processes.iter().filter(live).map(|process| (process.tree.pid, process.tree.vpid)).collect();
@@ -124,7 +135,7 @@ impl<'a> Frozen<'a> {
         }
         self.connections = std::mem::take(&mut files.sockets);
         if !files.transient.is_empty() {
-            return Err(CaptureError::NotNow(files.transient));
+            return Ok(Dumped::NotNow(files.transient));
         }
         let mut state =
             FinalState { files: files.files, last_vpid: self.last_vpid(), ..FinalState::default() };
@@ -134,7 +145,7 @@ impl<'a> Frozen<'a> {
             let captured = small_state(process, &self.source.cpus)?;
             state.processes.push(ProcessState { descriptors, ..captured });
         }
-        Ok(state)
+        Ok(Dumped::State(Box::new(state)))
     }
 
     /// The highest id in use.

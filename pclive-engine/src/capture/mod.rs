@@ -35,6 +35,6 @@ pub mod vmas;
 pub(crate) mod xstate;
 
 pub use error::CaptureError;
-pub use frozen::Frozen;
+pub use frozen::{Dumped, Frozen};
 pub use sink::{RoundStats, Sink, SinkError};
 pub use source::{Source, SourceOptions};

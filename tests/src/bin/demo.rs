@@ -108,13 +108,14 @@ fn print(results: &[(&str, Measurement)]) {
     line(results, "lost connections", |result| result.clients.lost_connections.to_string());
     line(results, "lost writes", |result| result.clients.lost_writes.to_string());
     println!("\nWhere the downtime went, ms:");
-    let parts: [(&str, Part); 7] = [
+    let parts: [(&str, Part); 8] = [
         ("  stop every task", |ledger| ledger.freeze_ns),
         ("  find the last written pages", |ledger| ledger.final_scan_ns),
         ("  read the kernel's state", |ledger| ledger.capture_ns),
         ("  send both", |ledger| ledger.transfer_ns),
         ("  write the pages at the destination", |ledger| ledger.fill_ns),
         ("  rebuild the kernel's state", |ledger| ledger.restore_ns),
+        ("  commit", |ledger| ledger.commit_ns),
         ("  let it run", |ledger| ledger.resume_ns),
     ];
     for (name, part) in parts {

@@ -1,7 +1,7 @@
 //! Asks a program in a container whether everything is as it should be; see [`crate::answers`].
 
 use std::io::{BufRead, BufReader, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 
 use anyhow::{Result, bail, ensure};
 
@@ -35,6 +35,13 @@ impl<'a> Verifier<'a> {
             );
             Ok(line.trim_end().into())
         })?;
+        thread.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
+    }
+
+    /// A connection that says nothing: while the program serves it, others wait to be accepted.
+    pub fn occupy(&self) -> Result<TcpStream> {
+        let address = self.address;
+        let thread = self.client.in_network(move || connect(address))?;
         thread.join().map_err(|_| anyhow::anyhow!("the client panicked"))?
     }
 

@@ -1,5 +1,6 @@
 //! Migrations that are ended on purpose: by a user, or because an agent goes down.
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -8,9 +9,11 @@ use pclive_tests::command::output;
 use pclive_tests::ctl::{FAILED, Following};
 use pclive_tests::workload::clients::Clients;
 use pclive_tests::workload::redis::{Redis, bundle};
+use pclive_tests::workload::torture;
+use pclive_tests::workload::verifier::Verifier;
 use pclive_tests::{Container, Host, Lab};
 
-use crate::{migrate, nothing_left_in_network, ready};
+use crate::{migrate, nothing_left_in_network, ready, runs_only_at};
 
 /// A migration that stays in its rounds: the clients write faster than a downtime of 1 ms allows.
 fn in_pre_copy() -> Result<(Lab, Container, Clients, Following, String)> {
@@ -81,4 +84,49 @@ fn agent_that_is_told_to_end_lets_its_migration_end_first() -> Result<()> {
     clients.wait_for_answers(100)?;
     ensure!(container.status(&lab.b)?.as_deref() == Some("running"), "it ended with the agent");
     clients.stop()?.nothing_lost()
+}
+
+/// A container whose program serves one connection while another waits to be accepted, which no copy can have.
+fn with_a_waiting_connection(
+    work: impl FnOnce(&Lab, &Container, [TcpStream; 2]) -> Result<()>,
+) -> Result<()> {
+    if !ready(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let container = lab.start(&torture::bundle("torture-1", 1, &["--pause-us", "1000"]))?;
+    let verifier = Verifier::new(&lab.client, container.v4);
+    verifier.check()?;
+    let connections = [verifier.occupy()?, verifier.occupy()?];
+    work(&lab, &container, connections)?;
+    verifier.check().map(drop)
+}
+
+#[test]
+fn stop_at_a_bad_moment_is_put_off_and_the_next_one_succeeds() -> Result<()> {
+    with_a_waiting_connection(|lab, container, [served, waiting]| {
+        let mut following = Following::start(&lab.a, &container.name, "host-b", &[])?;
+        let warning = following.wait_for("a stop that is put off", |line| line["event"] == "warning")?;
+        let message = warning["message"].as_str().unwrap_or_default();
+        ensure!(message.contains("tried 1 times") && message.contains("accept"), "{message}");
+        drop(served);
+        let report = following.finish()?.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))?;
+        let finals = report.rounds.iter().filter(|round| round.r#final).count();
+        ensure!(finals == 1 && report.rounds.last().is_some_and(|round| round.r#final), "{report:?}");
+        drop(waiting);
+        runs_only_at(container, &lab.b, &lab.a)
+    })
+}
+
+#[test]
+fn what_does_not_pass_ends_the_migration_with_its_name() -> Result<()> {
+    with_a_waiting_connection(|lab, container, connections| {
+        let refusal = lab.a.migrate_in_vain(&container.name, "host-b", &[])?;
+        let problem = &refusal.problem;
+        ensure!(problem.code == "not-now" && problem.blockers.len() == 1, "{problem:?}");
+        ensure!(problem.blockers[0].what.contains("accept"), "{problem:?}");
+        ensure!(container.status(&lab.b)?.is_none(), "the destination has something left");
+        drop(connections);
+        migrate(container, &lab.a, &lab.b, &[]).map(drop)
+    })
 }

@@ -73,8 +73,8 @@ enum Command {
     Resume(oneshot::Sender<Resumed>),
 }
 
-/// How the thread ended, once it has.
-type Ending = Option<Result<(), MigrationError>>;
+/// How the thread ended, once it has: with what did not work and does not stop the container.
+type Ending = Option<Result<Vec<String>, MigrationError>>;
 
 /// The driver's handle of the thread.
 #[derive(Debug)]
@@ -135,6 +135,16 @@ impl Engine {
         let unexpected =
             || MigrationError::new(ErrorCode::Internal, "the destination's engine thread ended unexpectedly");
         ending.and_then(Result::err).unwrap_or_else(unexpected)
+    }
+
+    /// After [`Engine::resume`]: waits until nothing is left to be done for the copy. The warnings of that.
+    pub(super) async fn settled(&self) -> Vec<String> {
+        let mut ended = self.ended.clone();
+        match ended.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone()) {
+            Some(Ok(warnings)) => warnings,
+            Some(Err(error)) => vec![error.message],
+            None => Vec::new(),
+        }
     }
 
     /// Lets go and waits until the thread has put everything back that a running copy does not need.
@@ -201,7 +211,7 @@ fn run(
     plan: &Plan,
     mut commands: mpsc::Receiver<Command>,
     ready: oneshot::Sender<Vec<String>>,
-) -> Result<(), MigrationError> {
+) -> Result<Vec<String>, MigrationError> {
     let mut copy = prepare(plan)?;
     // A driver that is gone lets go at once, below.
     let _ = ready.send(copy.network.warnings().to_vec());
@@ -211,13 +221,10 @@ fn run(
             Command::Pages(pages) => copy.fill(pages)?,
             Command::RoundEnd(reply) => drop(reply.send(copy.staged_bytes())),
             Command::Restore { state, received, reply } => drop(reply.send(copy.restore(&state, received)?)),
-            Command::Resume(reply) => {
-                drop(reply.send(copy.resume()?));
-                return Ok(());
-            }
+            Command::Resume(reply) => return copy.resume(reply),
         }
     }
-    Ok(())
+    Ok(Vec::new())
 }
 
 fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
@@ -303,8 +310,9 @@ impl Copy {
         Ok(Restored { ledger, staging_peak_bytes })
     }
 
-    /// The network first: sockets that leave repair mode may speak at once.
-    fn resume(mut self) -> Result<Resumed, MigrationError> {
+    /// The network first: sockets that leave repair mode may speak at once. The answer comes as soon as the tasks run;
+    /// what the source need not wait for comes after it.
+    fn resume(mut self, reply: oneshot::Sender<Resumed>) -> Result<Vec<String>, MigrationError> {
         let began = Instant::now();
         let mut warnings = Vec::new();
         self.network.open().map_err(network_error)?;
@@ -313,7 +321,8 @@ impl Copy {
         warnings.extend(self.destination.resume().err().map(|error| chain(&error)));
         let at = Instant::now();
         warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
-        warnings.extend(self.network.keep().err().map(|error| chain(&error)));
-        Ok(Resumed { at, elapsed: at - began, announcer: self.announcer, warnings })
+        // A driver that is gone does not stop the copy.
+        drop(reply.send(Resumed { at, elapsed: at - began, announcer: self.announcer, warnings }));
+        Ok(self.network.keep().err().map(|error| chain(&error)).into_iter().collect())
     }
 }

@@ -300,6 +300,8 @@ impl<'a> Receiver<'a> {
 
     async fn round_end(&mut self, ended: &RoundEnd) -> Result<(), MigrationError> {
         self.advance(Event::RoundEnded(ended.round))?;
+        // A final dump that was put off is a round like any other.
+        self.round.r#final = false;
         self.all_came(ended.data_pages)?;
         let began = Instant::now();
         let staged_bytes = self.engine.round_end().await?;
@@ -310,7 +312,7 @@ impl<'a> Receiver<'a> {
 
     async fn final_state(&mut self, state: FinalState, at: Instant) -> Result<Restored, MigrationError> {
         self.all_came(state.data_pages)?;
-        if self.state != State::Reconciling {
+        if !matches!(self.state, State::Reconciling(_)) {
             return Err(out_of_turn(&Received::FinalState(state)));
         }
         let restored = self.engine.restore(state.state, at).await?;
@@ -367,7 +369,8 @@ impl<'a> Receiver<'a> {
         if self.say(Message::Running(running)).await.is_err() {
             self.entry.warn("the source could not be told that the container runs here");
         }
-        resumed.warnings.into_iter().for_each(|warning| self.entry.warn(warning));
+        let settled = self.engine.settled().await;
+        resumed.warnings.into_iter().chain(settled).for_each(|warning| self.entry.warn(warning));
         tokio::spawn(async move {
             if let Err(error) = resumed.announcer.repeat().await {
                 tracing::warn!("cannot announce the container again: {}", chain(&error));

@@ -1,9 +1,10 @@
 //! The destination's states. Pure: the whole table is [`State::next`].
 //!
 //! ```text
-//! Idle > Accepted > Skeleton > Filling(n) <> Filled(n) > Reconciling > Restored > Ready ==> Running
-//!   '--------'---------'-----------'-----------'------------'-----------'---------' Discarded
+//! Idle > Accepted > Skeleton > Filling(n) <> Filled(n) <> Reconciling(n) > Restored > Ready ==> Running
+//!   '--------'---------'-----------'------------'-------------'--------------'---------' Discarded
 //! ```
+//! A final dump that the source has to put off ends as a round like any other: back to `Filled(n)`.
 //! Left of `==>` every failure discards the copy; right of it the copy runs whatever happens to the link.
 
 use pclive_proto::control::Phase;
@@ -21,8 +22,8 @@ pub(super) enum State {
     Filling(u32),
     /// This round is in place.
     Filled(u32),
-    /// The last layout is here, the last pages are arriving.
-    Reconciling,
+    /// The layout of the final dump, this round, is here, its pages are arriving.
+    Reconciling(u32),
     /// The small state is in place.
     Restored,
     /// The source has been told: it may commit.
@@ -80,10 +81,11 @@ impl State {
                 Self::Filling(round)
             }
             (Self::Filled(last), Event::FinalBegun(round)) if last.checked_add(1) == Some(round) => {
-                Self::Reconciling
+                Self::Reconciling(round)
             }
-            (Self::Reconciling, Event::Pages) => Self::Reconciling,
-            (Self::Reconciling, Event::StateRestored) => Self::Restored,
+            (Self::Reconciling(round), Event::Pages) => Self::Reconciling(round),
+            (Self::Reconciling(round), Event::RoundEnded(ended)) if ended == round => Self::Filled(round),
+            (Self::Reconciling(_), Event::StateRestored) => Self::Restored,
             (Self::Restored, Event::Offered) => Self::Ready,
             (Self::Ready, Event::Commit) => Self::Running,
             (Self::Running, Event::Failure) => Self::Broken,
@@ -93,7 +95,7 @@ impl State {
                 | Self::Skeleton
                 | Self::Filling(_)
                 | Self::Filled(_)
-                | Self::Reconciling
+                | Self::Reconciling(_)
                 | Self::Restored
                 | Self::Ready,
                 Event::Failure,
@@ -108,7 +110,7 @@ impl State {
         match self {
             Self::Idle | Self::Accepted => Phase::Negotiating,
             Self::Skeleton | Self::Filling(_) | Self::Filled(_) => Phase::PreCopy,
-            Self::Reconciling | Self::Restored => Phase::Frozen,
+            Self::Reconciling(_) | Self::Restored => Phase::Frozen,
             Self::Ready => Phase::Ready,
             Self::Running => Phase::Committed,
             Self::Discarded => Phase::Failed,
@@ -129,7 +131,7 @@ mod tests {
         State::Filling(7),
         State::Filled(0),
         State::Filled(u32::MAX),
-        State::Reconciling,
+        State::Reconciling(1),
         State::Restored,
         State::Ready,
         State::Running,
@@ -156,7 +158,7 @@ mod tests {
     ];
 
     /// Everything that is allowed beside failures; the rest is not.
-    const ALLOWED: [(State, Event, State); 14] = [
+    const ALLOWED: [(State, Event, State); 15] = [
         (State::Idle, Event::Prepared, State::Accepted),
         (State::Accepted, Event::RoundBegun(0), State::Skeleton),
         (State::Skeleton, Event::Pages, State::Filling(0)),
@@ -166,9 +168,10 @@ mod tests {
         (State::Filling(0), Event::RoundEnded(0), State::Filled(0)),
         (State::Filling(7), Event::RoundEnded(7), State::Filled(7)),
         (State::Filled(0), Event::RoundBegun(1), State::Filling(1)),
-        (State::Filled(0), Event::FinalBegun(1), State::Reconciling),
-        (State::Reconciling, Event::Pages, State::Reconciling),
-        (State::Reconciling, Event::StateRestored, State::Restored),
+        (State::Filled(0), Event::FinalBegun(1), State::Reconciling(1)),
+        (State::Reconciling(1), Event::Pages, State::Reconciling(1)),
+        (State::Reconciling(1), Event::RoundEnded(1), State::Filled(1)),
+        (State::Reconciling(1), Event::StateRestored, State::Restored),
         (State::Restored, Event::Offered, State::Ready),
         (State::Ready, Event::Commit, State::Running),
     ];

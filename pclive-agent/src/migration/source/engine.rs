@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pclive_engine::capture::{CaptureError, Frozen, RoundStats, Source, SourceOptions};
+use pclive_engine::capture::{CaptureError, Dumped, Frozen, RoundStats, Source, SourceOptions};
 use pclive_engine::model::{Blocker, Pid};
 use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{FinalState, RoundEnd};
@@ -53,6 +53,14 @@ pub(super) struct Moved {
     pub(super) elapsed: Duration,
 }
 
+/// What a final dump came to.
+#[derive(Debug)]
+pub(super) struct Dump {
+    pub(super) moved: Moved,
+    /// What cannot be carried at this instant: the container runs on, and what was moved is a round like any other.
+    pub(super) obstacles: Vec<Blocker>,
+}
+
 /// A container that was stopped.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stopped {
@@ -66,7 +74,7 @@ pub(super) struct Stopped {
 enum Step {
     Round(u32, Reply<Moved>),
     Freeze(Reply<Stopped>),
-    Dump(u32, Reply<Moved>),
+    Dump(u32, Reply<Dump>),
     Hold(Reply<()>),
     Committed,
     Destroy(Reply<()>),
@@ -104,8 +112,9 @@ impl Engine {
         self.ask(Step::Freeze)
     }
 
-    /// The final dump: layout, last pages, `FinalState`.
-    pub(super) fn dump(&self, number: u32) -> Answer<Moved> {
+    /// The final dump: layout, last pages, `FinalState`. With obstacles the container has been let go again, the round
+    /// is ended by `RoundEnd`, and the thread takes rounds and another freeze.
+    pub(super) fn dump(&self, number: u32) -> Answer<Dump> {
         self.ask(|reply| Step::Dump(number, reply))
     }
 
@@ -140,9 +149,9 @@ impl Engine {
     }
 }
 
-fn capture_error(error: CaptureError) -> MigrationError {
-    match error {
-        CaptureError::Blocked(blockers) => MigrationError::blocked("", blockers),
+fn capture_error(plan: &Plan) -> impl Fn(CaptureError) -> MigrationError {
+    move |error| match error {
+        CaptureError::Blocked(blockers) => MigrationError::blocked(&plan.container, blockers),
         error => MigrationError::caused(ErrorCode::CaptureFailed, &error),
     }
 }
@@ -184,9 +193,9 @@ fn run(plan: &Plan, steps: &Receiver<Step>, opened: Reply<Opened>) {
 }
 
 fn open(plan: &Plan) -> Result<(Opening, Opened), MigrationError> {
-    let mut source = Source::open(Pid(plan.pid), plan.options.clone()).map_err(capture_error)?;
-    let blockers = source.check().map_err(capture_error)?;
-    let memory_bytes = source.memory_bytes().map_err(capture_error)?;
+    let mut source = Source::open(Pid(plan.pid), plan.options.clone()).map_err(capture_error(plan))?;
+    let blockers = source.check().map_err(capture_error(plan))?;
+    let memory_bytes = source.memory_bytes().map_err(capture_error(plan))?;
     let namespace = Namespace::of(plan.pid).map_err(network_error)?;
     namespace.refuse_host().map_err(network_error)?;
     let interfaces = network::capture(&namespace).map_err(network_error)?;
@@ -201,7 +210,9 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
         match steps.recv().ok()? {
             Step::Round(number, reply) => tell(reply, round(plan, &mut source, number))?,
             Step::Freeze(reply) => {
-                return freeze(plan, steps, &mut source, &namespace, &interfaces, reply);
+                let reached = freeze(plan, steps, &mut source, &namespace, &interfaces, reply)?;
+                let Reached::Rounds(put_off) = reached else { return None };
+                put_off.tell(plan)?;
             }
             Step::Dump(_, reply) => tell(reply, Err(out_of_step("dump")))?,
             Step::Hold(reply) | Step::Destroy(reply) => tell(reply, Err(out_of_step("hold or destroy")))?,
@@ -213,10 +224,13 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
 fn round(plan: &Plan, source: &mut Source, number: u32) -> Result<Moved, MigrationError> {
     let began = Instant::now();
     let mut sink = RoundSink::new(&plan.outlet, number, false);
-    let stats = source.round(&mut sink).map_err(capture_error)?;
-    let end = RoundEnd { round: number, data_pages: stats.data_pages };
-    let bytes = sink.bytes + send(plan, Message::RoundEnd(end))?;
+    let stats = source.round(&mut sink).map_err(capture_error(plan))?;
+    let bytes = sink.bytes + end_round(plan, number, &stats)?;
     Ok(Moved { stats, bytes, elapsed: began.elapsed() })
+}
+
+fn end_round(plan: &Plan, round: u32, stats: &RoundStats) -> Result<u64, MigrationError> {
+    send(plan, Message::RoundEnd(RoundEnd { round, data_pages: stats.data_pages }))
 }
 
 fn send(plan: &Plan, message: Message) -> Result<u64, MigrationError> {
@@ -231,40 +245,71 @@ fn freeze(
     namespace: &Namespace,
     interfaces: &[Interface],
     reply: Reply<Stopped>,
-) -> Option<()> {
+) -> Option<Reached> {
     // What can fail or is slow comes before the stop.
     let prepared =
         Lock::prepare(namespace, &plan.container, interfaces, Tenure::Agent).map_err(network_error);
     let mut lock = match prepared {
         Ok(lock) => lock,
-        Err(error) => return tell(reply, Err(error)),
+        Err(error) => return refused(reply, error),
     };
     let began = Instant::now();
     let mut frozen = match source.freeze() {
         Ok(frozen) => frozen,
-        Err(error) => return tell(reply, Err(capture_error(error))),
+        Err(error) => return refused(reply, capture_error(plan)(error)),
     };
     let engaged = lock.engage().map_err(network_error);
     tell(reply, engaged.map(|()| Stopped { began, elapsed: began.elapsed() }))?;
     let reached = stopped(plan, steps, &mut frozen, &mut lock);
-    let Some(Reached::Commit) = reached else {
+    if let Some(Reached::Commit) = reached {
+        end(steps, frozen, lock, plan, namespace, interfaces);
+    } else {
         // First the network, then the tasks: the first thing that a task sends must pass.
         drop(lock);
         drop(frozen);
-        return None;
-    };
-    end(steps, frozen, lock, plan, namespace, interfaces)
+    }
+    reached
 }
 
+/// A step that failed, which ends the thread.
+fn refused<T>(reply: Reply<T>, error: MigrationError) -> Option<Reached> {
+    tell(reply, Err(error))?;
+    None
+}
+
+/// How a stop ended.
 enum Reached {
+    /// COMMIT was sent.
     Commit,
+    /// It was put off: the container runs, and rounds go on.
+    Rounds(PutOff),
+}
+
+/// A final dump that is to be ended as a round, and told, once the container runs again.
+struct PutOff {
+    number: u32,
+    dump: Dump,
+    reply: Reply<Dump>,
+}
+
+impl PutOff {
+    fn tell(mut self, plan: &Plan) -> Option<()> {
+        let ended = end_round(plan, self.number, &self.dump.moved.stats);
+        self.dump.moved.bytes += ended.as_ref().copied().unwrap_or_default();
+        tell(self.reply, ended.map(|_| self.dump))
+    }
 }
 
 fn stopped(plan: &Plan, steps: &Receiver<Step>, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Option<Reached> {
     loop {
         match steps.recv().ok()? {
-            Step::Dump(number, reply) => tell(reply, dump(plan, frozen, number))?,
-            Step::Hold(reply) => tell(reply, hold(frozen, lock))?,
+            Step::Dump(number, reply) => match dump(plan, frozen, number) {
+                Ok(dump) if !dump.obstacles.is_empty() => {
+                    return Some(Reached::Rounds(PutOff { number, dump, reply }));
+                }
+                dumped => tell(reply, dumped)?,
+            },
+            Step::Hold(reply) => tell(reply, hold(plan, frozen, lock))?,
             Step::Committed => return Some(Reached::Commit),
             Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
             Step::Freeze(reply) => tell(reply, Err(out_of_step("freeze")))?,
@@ -273,17 +318,23 @@ fn stopped(plan: &Plan, steps: &Receiver<Step>, frozen: &mut Frozen<'_>, lock: &
     }
 }
 
-fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Moved, MigrationError> {
+fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Dump, MigrationError> {
     let began = Instant::now();
     let mut sink = RoundSink::new(&plan.outlet, number, true);
-    let (stats, state) = frozen.dump(&mut sink).map_err(capture_error)?;
-    let message = FinalState { state: wire::encode(&state)?.into(), data_pages: stats.data_pages };
-    let bytes = sink.bytes + send(plan, Message::FinalState(message))?;
-    Ok(Moved { stats, bytes, elapsed: began.elapsed() })
+    let (stats, dumped) = frozen.dump(&mut sink).map_err(capture_error(plan))?;
+    let (bytes, obstacles) = match dumped {
+        Dumped::State(state) => {
+            let state = wire::encode(&*state)?.into();
+            let message = FinalState { state, data_pages: stats.data_pages };
+            (send(plan, Message::FinalState(message))?, Vec::new())
+        }
+        Dumped::NotNow(obstacles) => (0, obstacles),
+    };
+    Ok(Dump { moved: Moved { stats, bytes: sink.bytes + bytes, elapsed: began.elapsed() }, obstacles })
 }
 
-fn hold(frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), MigrationError> {
-    frozen.hold().map_err(capture_error)?;
+fn hold(plan: &Plan, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), MigrationError> {
+    frozen.hold().map_err(capture_error(plan))?;
     lock.outlive_agent().map_err(network_error)
 }
 
@@ -295,15 +346,16 @@ fn end(
     plan: &Plan,
     namespace: &Namespace,
     interfaces: &[Interface],
-) -> Option<()> {
+) {
     let Ok(Step::Destroy(reply)) = steps.recv() else {
         // The outcome is not known: neither the tasks nor the network may be let go by anything but an operator.
         lock.abandon();
         std::mem::forget(frozen);
-        return None;
+        return;
     };
-    let destroyed = frozen.destroy().map_err(capture_error);
+    let destroyed = frozen.destroy().map_err(capture_error(plan));
     let retired = network::retire(namespace, &plan.container, interfaces).map_err(network_error);
     lock.abandon();
-    tell(reply, destroyed.and(retired))
+    // A driver that is gone has nobody to tell.
+    let _ = tell(reply, destroyed.and(retired));
 }

@@ -21,7 +21,7 @@ use pclive_proto::{PROTOCOL_VERSION, peer};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 
-use self::engine::{Engine, Moved, Opened, Plan, Stopped};
+use self::engine::{Dump, Engine, Moved, Opened, Plan, Stopped};
 use self::outgoing::Outgoing;
 use self::session::{Expectation, Session, name_of};
 use self::sink::Outlet;
@@ -41,6 +41,11 @@ use crate::registry::Entry;
 
 /// Most page contents that wait in the stream, bytes, beside the link's own windows.
 const IN_FLIGHT: u64 = 16 << 20;
+
+/// How often a container is stopped before a migration is given up because of what should pass by itself.
+const MOST_STOPS: u32 = 10;
+/// How long the container runs on after a stop that was put off, times the number of stops so far.
+const BREATH: Duration = Duration::from_millis(10);
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -282,11 +287,16 @@ impl Driver<'_> {
         let patience = self.agent.config.migration.progress_timeout();
         let expected = Expectation { round: number, total_bytes, counter: self.outlet.counter(), patience };
         let moved = self.session.moving(self.engine.round(number), &expected).await?;
-        match self.session.answer("put a round in place", patience).await? {
-            Answered::RoundApplied(applied) if applied.round == number => {}
-            other => return Err(out_of_turn(&other)),
-        }
+        self.applied(number).await?;
         Ok(self.record(number, false, &moved, began.elapsed()))
+    }
+
+    async fn applied(&mut self, number: u32) -> Result<(), MigrationError> {
+        let patience = self.agent.config.migration.progress_timeout();
+        match self.session.answer("put a round in place", patience).await? {
+            Answered::RoundApplied(applied) if applied.round == number => Ok(()),
+            other => Err(out_of_turn(&other)),
+        }
     }
 
     fn record(&mut self, number: u32, is_final: bool, moved: &Moved, duration: Duration) -> Estimate {
@@ -313,20 +323,46 @@ impl Driver<'_> {
         known
     }
 
-    /// Stop, final dump, and the two-phase handover.
-    async fn stop_and_commit(&mut self) -> Result<(Handover, Running), MigrationError> {
+    /// Stop and final dump, until it is whole. The container runs in between.
+    async fn stop(&mut self) -> Result<(u32, Stopped, Moved), MigrationError> {
         let migration = &self.agent.config.migration;
         // Freezing has its own deadline in the engine; this one is for an engine that does not keep it.
         let patience = migration.handover_timeout() + migration.stop_timeout();
-        let Stopped { began: stopped, elapsed: freeze } =
-            self.session.step(self.engine.freeze(), patience).await?;
-        self.session.advance(Event::Stopped)?;
-        let number = u32::try_from(self.samples.len()).unwrap_or(u32::MAX);
-        let moved = self.session.step(self.engine.dump(number), patience).await?;
+        let mut stops = 0;
+        loop {
+            stops += 1;
+            let stopped = self.session.step(self.engine.freeze(), patience).await?;
+            self.session.advance(Event::Stopped)?;
+            let number = u32::try_from(self.samples.len()).unwrap_or(u32::MAX);
+            let Dump { moved, obstacles } = self.session.step(self.engine.dump(number), patience).await?;
+            if obstacles.is_empty() {
+                self.session.advance(Event::FinalHandedOver)?;
+                return Ok((number, stopped, moved));
+            }
+            self.put_off(number, &moved).await?;
+            let error = MigrationError::not_now(self.order.located.id.as_str(), stops, obstacles);
+            if stops >= MOST_STOPS {
+                return Err(error);
+            }
+            self.session.entry.warn(error.message);
+            self.session.pause(BREATH * stops).await?;
+        }
+    }
+
+    /// The container runs again: what was dumped is a round like any other.
+    async fn put_off(&mut self, number: u32, moved: &Moved) -> Result<(), MigrationError> {
+        self.session.advance(Event::PutOff(number))?;
+        self.applied(number).await?;
+        self.record(number, false, moved, moved.elapsed);
+        Ok(())
+    }
+
+    /// Stop, final dump, and the two-phase handover.
+    async fn stop_and_commit(&mut self) -> Result<(Handover, Running), MigrationError> {
+        let (number, Stopped { began: stopped, elapsed: freeze }, moved) = self.stop().await?;
         let dumped = Instant::now();
-        self.session.advance(Event::FinalHandedOver)?;
         self.ready().await?;
-        let until_ready = dumped.elapsed();
+        let ready = Instant::now();
         let running = self.commit().await?;
         let now = Instant::now();
         self.record(number, true, &moved, now - stopped);
@@ -336,7 +372,8 @@ impl Driver<'_> {
             freeze,
             dump: moved.elapsed,
             stats: moved.stats,
-            until_ready,
+            until_ready: ready - dumped,
+            commit: now - ready,
             running: now,
         };
         Ok((handover, running))

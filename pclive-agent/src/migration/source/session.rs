@@ -103,6 +103,15 @@ impl Session {
         }
     }
 
+    /// Lets time pass; a user's wish to end is noticed.
+    pub(super) async fn pause(&self, time: Duration) -> Result<(), MigrationError> {
+        tokio::select! {
+            biased;
+            why = self.entry.cancelled() => Err(why),
+            () = tokio::time::sleep(time) => Ok(()),
+        }
+    }
+
     /// Waits for the engine while keeping an ear on the destination.
     pub(super) async fn step<T>(
         &mut self,

@@ -1,9 +1,10 @@
 //! The source's states. Pure: the whole table is [`State::next`].
 //!
 //! ```text
-//! Idle > Negotiated > PreCopy(n) > Frozen > FinalSent > Offered ==> Committed > Done
-//!   '---------'-----------'---------'----------'-----------' Failed     '-------- Unknown
+//! Idle > Negotiated > PreCopy(n) <> Frozen > FinalSent > Offered ==> Committed > Done
+//!   '---------'-----------'----------'----------'-----------' Failed     '-------- Unknown
 //! ```
+//! A stop that has to be put off leads back to `PreCopy`.
 //! Left of `==>` every failure leads to `Failed`: the container runs on. Right of it none does: the source stays
 //! stopped until the destination says that it runs, or for an operator.
 
@@ -43,6 +44,8 @@ pub(super) enum Event {
     RoundBegun(u32),
     /// All tasks are stopped.
     Stopped,
+    /// The container runs on for a moment; what was dumped is this round.
+    PutOff(u32),
     /// `FinalState` is handed to the stream.
     FinalHandedOver,
     /// `Ready` came.
@@ -73,6 +76,7 @@ impl State {
                 Self::PreCopy(round)
             }
             (Self::PreCopy(_), Event::Stopped) => Self::Frozen,
+            (Self::Frozen, Event::PutOff(round)) => Self::PreCopy(round),
             (Self::Frozen, Event::FinalHandedOver) => Self::FinalSent,
             (Self::FinalSent, Event::Ready) => Self::Offered,
             (Self::Offered, Event::CommitHandedOver) => Self::Committed,
@@ -126,13 +130,14 @@ mod tests {
         State::Unknown,
     ];
 
-    const EVENTS: [Event; 11] = [
+    const EVENTS: [Event; 12] = [
         Event::Accepted,
         Event::RoundBegun(0),
         Event::RoundBegun(1),
         Event::RoundBegun(8),
         Event::RoundBegun(u32::MAX),
         Event::Stopped,
+        Event::PutOff(8),
         Event::FinalHandedOver,
         Event::Ready,
         Event::CommitHandedOver,
@@ -141,7 +146,7 @@ mod tests {
     ];
 
     /// Everything that is allowed; the rest is not.
-    const ALLOWED: [(State, Event, State); 20] = [
+    const ALLOWED: [(State, Event, State); 21] = [
         (State::Idle, Event::Accepted, State::Negotiated),
         (State::Negotiated, Event::RoundBegun(0), State::PreCopy(0)),
         (State::PreCopy(0), Event::RoundBegun(1), State::PreCopy(1)),
@@ -149,6 +154,7 @@ mod tests {
         (State::PreCopy(0), Event::Stopped, State::Frozen),
         (State::PreCopy(7), Event::Stopped, State::Frozen),
         (State::PreCopy(u32::MAX), Event::Stopped, State::Frozen),
+        (State::Frozen, Event::PutOff(8), State::PreCopy(8)),
         (State::Frozen, Event::FinalHandedOver, State::FinalSent),
         (State::FinalSent, Event::Ready, State::Offered),
         (State::Offered, Event::CommitHandedOver, State::Committed),

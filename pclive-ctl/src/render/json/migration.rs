@@ -132,6 +132,7 @@ struct Ledger {
     transfer_ns: u64,
     fill_ns: u64,
     restore_ns: u64,
+    commit_ns: u64,
     resume_ns: u64,
 }
 
@@ -144,6 +145,7 @@ impl From<&WireLedger> for Ledger {
             transfer_ns: ledger.transfer_ns,
             fill_ns: ledger.fill_ns,
             restore_ns: ledger.restore_ns,
+            commit_ns: ledger.commit_ns,
             resume_ns: ledger.resume_ns,
         }
     }
@@ -171,7 +173,7 @@ mod tests {
         let report = WireReport { rounds: sample().rounds[1..2].to_vec(), ..sample() };
         let expected = concat!(
             r#"{"downtime_ns":42149000,"ledger":{"freeze_ns":1210000,"final_scan_ns":812000,"capture_ns":3140000,"#,
-            r#""transfer_ns":21900000,"fill_ns":2040000,"restore_ns":7420000,"resume_ns":1090000},"#,
+            r#""transfer_ns":21900000,"fill_ns":2040000,"restore_ns":7420000,"commit_ns":2310000,"resume_ns":1090000},"#,
             r#""restore_ns":8510000,"rounds":[{"number":1,"final":false,"data_pages":6100,"zero_pages":0,"#,
             r#""hole_pages":3,"bytes":24985600,"duration_ns":40000000,"dirty_pages":1024,"#,
             r#""bytes_per_second":624640000,"predicted_downtime_ns":38000000}],"total_ns":2730000000,"#,
