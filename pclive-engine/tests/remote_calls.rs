@@ -160,7 +160,8 @@ fn shell_pipeline_counts_on_without_a_gap_through_a_thousand_batches() {
                 done += 1;
             }
             Err(pclive_engine::remote::RemoteError::Busy { signal, .. }) => {
-                captive.detach_with(signal).unwrap()
+                captive.owe(signal);
+                captive.detach().unwrap()
             }
             Err(error) => panic!("{error}"),
         }

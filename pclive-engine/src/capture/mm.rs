@@ -1,12 +1,13 @@
 //! What the kernel knows of an address space beside its mappings: addresses, auxiliary vector, and what
 //! mlockall(2) asked for the future.
 
+use nix::Error;
+
 use super::failure::{CaptureStateError, expect, read_file, read_text};
 use crate::model::state::MmState;
-use crate::model::{Pid, Vpid};
-use crate::proc::status::Status;
-use crate::proc::{auxv, smaps, stat};
-use crate::remote::{Answers, Batch, ScratchArea, Ticket};
+use crate::model::{PAGE_SIZE, Pid, Vpid};
+use crate::proc::{auxv, stat};
+use crate::remote::{Answers, Batch, Piece, RemoteError, Ticket};
 
 /// The call that reads the end of the heap, which no file shows.
 #[derive(Debug)]
@@ -40,16 +41,46 @@ impl MmPlan {
     }
 }
 
-/// `MCL_FUTURE` and `MCL_ONFAULT`, as far as the process has asked for them.
-///
-/// No interface tells it, but memory mapped since is locked: the engine's own scratch memory is such memory.
-pub(super) fn lock_future(pid: Pid, status: &Status, scratch: ScratchArea) -> Result<u32, CaptureStateError> {
-    if status.locked_kib == 0 {
-        return Ok(0);
+/// Finds out what mlockall(2) asked for the future, which no interface tells: the spare page of the engine's memory is
+/// mapped anew, and how the kernel treats it says whether it was locked at once.
+#[derive(Debug)]
+pub(super) struct FutureLock {
+    map: Ticket,
+    discard: Ticket,
+    resident: (Ticket, Piece),
+}
+
+impl FutureLock {
+    pub(super) fn plan(batch: &mut Batch) -> Result<Self, RemoteError> {
+        let page = batch.spare_page();
+        let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED) as u64;
+        let map = batch.call(libc::SYS_mmap, &[page, PAGE_SIZE, protection, flags, u64::MAX, 0]);
+        batch.call(libc::SYS_madvise, &[page, PAGE_SIZE, libc::MADV_DONTFORK as u64]);
+        let vector = batch.reserve(1)?;
+        let resident = batch.call(libc::SYS_mincore, &[page, PAGE_SIZE, vector.address()]);
+        // Locked memory refuses it (madvise(2)).
+        let discard = batch.call(libc::SYS_madvise, &[page, PAGE_SIZE, libc::MADV_DONTNEED as u64]);
+        Ok(Self { map, discard, resident: (resident, vector) })
     }
-    let entries = read_text(pid, "smaps", smaps::parse_smaps)?;
-    let own = entries.iter().find(|entry| (entry.map.start..entry.map.end).contains(&scratch.start.0));
-    let Some(flags) = own.map(|entry| entry.flags).filter(|flags| flags.locked) else { return Ok(0) };
-    let on_fault = if flags.lock_on_fault { libc::MCL_ONFAULT } else { 0 };
-    Ok((libc::MCL_FUTURE | on_fault) as u32)
+
+    /// `MCL_FUTURE`, perhaps with `MCL_ONFAULT`, or 0.
+    pub(super) fn take(&self, answers: &Answers, vpid: Vpid) -> Result<u32, CaptureStateError> {
+        const WHAT: &str = "lock on future memory";
+        match answers.result(self.map) {
+            // It would be locked, and the limit of locked memory is reached.
+            Err(Error::EAGAIN) => return Ok(libc::MCL_FUTURE as u32),
+            mapped => mapped.map_err(|source| CaptureStateError::Call { vpid, what: WHAT, source })?,
+        };
+        match answers.result(self.discard) {
+            Ok(_) => return Ok(0),
+            Err(Error::EINVAL) => {}
+            Err(source) => return Err(CaptureStateError::Call { vpid, what: WHAT, source }),
+        }
+        let (resident, vector) = self.resident;
+        expect(answers, resident, vpid, WHAT)?;
+        let populated = answers.bytes(vector).first().is_some_and(|byte| byte & 1 != 0);
+        let on_fault = if populated { 0 } else { libc::MCL_ONFAULT };
+        Ok((libc::MCL_FUTURE | on_fault) as u32)
+    }
 }

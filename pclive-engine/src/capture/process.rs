@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use super::attributes::ProcessAttributesPlan;
 use super::failure::{CaptureStateError, TextError, read_file, read_text};
 use super::limits::LimitsPlan;
-use super::mm::{self, MmPlan};
+use super::mm::{FutureLock, MmPlan};
 use super::scheduling::CpuSet;
 use super::signals::{self, Actions};
 use super::thread::{Frame, ThreadPlan};
@@ -35,6 +35,7 @@ pub fn capture(
     let intervals = IntervalTimers::plan(&mut batch)?;
     let limits = LimitsPlan::plan(&mut batch)?;
     let mm = MmPlan::plan(&mut batch);
+    let future_lock = FutureLock::plan(&mut batch)?;
     let permission = PermissionPlan::plan(&mut batch)?;
     let attributes = ProcessAttributesPlan::plan(&mut batch)?;
     let leader = ThreadPlan::plan(&mut batch)?;
@@ -55,7 +56,7 @@ pub fn capture(
         thp_disable: attributes.thp_disable,
         memory_deny_write_exec: attributes.memory_deny_write_exec,
         memory_merge: attributes.memory_merge,
-        lock_future: mm::lock_future(pid, &status, task.scratch())?,
+        lock_future: future_lock.take(&answers, vpid)?,
         coredump_filter: number(pid, "coredump_filter", 16)? as u32,
         oom_score_adj: number(pid, "oom_score_adj", 10)? as i32,
         rlimits: limits.take(&answers, vpid)?,

@@ -65,6 +65,11 @@ impl Batch {
         Ok(piece)
     }
 
+    /// The address of [`ScratchArea::spare_page`].
+    pub fn spare_page(&self) -> u64 {
+        self.area.spare_page.0
+    }
+
     /// Adds a call (`libc::SYS_*`).
     pub fn call(&mut self, number: i64, arguments: &[u64]) -> Ticket {
         self.calls.push(Call::new(number, arguments));
@@ -153,7 +158,7 @@ mod tests {
         }
 
         fn scratch(&self) -> ScratchArea {
-            ScratchArea { start: RemoteAddr(0x1000), len: self.0.len() }
+            ScratchArea { start: RemoteAddr(0x1000), len: self.0.len(), spare_page: RemoteAddr(0) }
         }
 
         fn run(&mut self, calls: &[Call]) -> Result<Vec<i64>, RemoteError> {

@@ -13,64 +13,12 @@
 
 use std::time::Duration;
 
-use super::code::{self, Register, SAVED, SAVED_BYTES, STUB_BYTES};
+use super::code::{self, STUB_BYTES};
+use super::restart::{interrupted_call, saved_block};
+use super::slot::{ENTRY_BYTES, MAX_CALLS, SAVED_ROOM, Slot, Spot};
 use super::{Call, ProcessMemory, RemoteError, RemoteTask, ScratchArea};
 use crate::model::{Deadline, PAGE_SIZE, Pid, RemoteAddr, Vpid};
 use crate::tracee::{Registers, Running, Stop, Stopped};
-
-/// Bytes of an entry of the call array.
-const ENTRY_BYTES: usize = 64;
-/// Room for calls.
-const CALLS_BYTES: usize = 48 << 10;
-/// Calls of one batch at most; three entries are the engine's own.
-const MAX_CALLS: usize = CALLS_BYTES / ENTRY_BYTES - 3;
-/// Room for arguments and results.
-const SCRATCH_BYTES: usize = 128 << 10;
-/// The saved block's place at the start of the data.
-const SAVED_ROOM: usize = 256;
-
-/// The engine's mapping in a process: a page of code, then data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot {
-    start: RemoteAddr,
-}
-
-impl Slot {
-    /// Bytes of the mapping.
-    pub const BYTES: u64 =
-        PAGE_SIZE + (SAVED_ROOM + CALLS_BYTES + SCRATCH_BYTES) as u64 / PAGE_SIZE * PAGE_SIZE + PAGE_SIZE;
-
-    /// A slot mapped at `start`.
-    pub fn at(start: RemoteAddr) -> Self {
-        Self { start }
-    }
-
-    /// Half-open address range.
-    pub fn range(self) -> (u64, u64) {
-        (self.start.0, self.start.0 + Self::BYTES)
-    }
-
-    fn saved(self) -> RemoteAddr {
-        RemoteAddr(self.start.0 + PAGE_SIZE)
-    }
-
-    fn calls(self) -> RemoteAddr {
-        RemoteAddr(self.saved().0 + SAVED_ROOM as u64)
-    }
-
-    fn scratch(self) -> ScratchArea {
-        ScratchArea { start: RemoteAddr(self.calls().0 + CALLS_BYTES as u64), len: SCRATCH_BYTES }
-    }
-}
-
-/// Where the slot of a process is to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Spot {
-    /// Wherever the kernel likes.
-    Anywhere,
-    /// At this address, which must be free.
-    At(RemoteAddr),
-}
 
 /// How a batch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,7 +120,7 @@ impl Captive {
     /// Makes one call through a stub in the unused end of the vdso, which is zero again afterwards.
     pub fn stub_call(&mut self, vdso: (u64, u64), call: Call) -> Result<i64, RemoteError> {
         let at = self.unused_vdso_bytes(vdso)?;
-        self.memory.write(at, &code::stub(at, &self.saved_block()))?;
+        self.memory.write(at, &code::stub(at, &saved_block(&self.original)))?;
         let mut registers = self.original;
         registers.rip = at.0;
         registers.rax = call.number as u64;
@@ -368,7 +316,7 @@ impl Captive {
             return Err(RemoteError::TooLarge { bytes: calls.len() * ENTRY_BYTES, limit });
         }
         let mut bytes = Vec::with_capacity(SAVED_ROOM + (calls.len() + 3) * ENTRY_BYTES);
-        bytes.extend_from_slice(&self.saved_block());
+        bytes.extend_from_slice(&saved_block(&self.original));
         let mask_at = slot.saved().0 + bytes.len() as u64;
         bytes.extend_from_slice(&self.original_mask.to_le_bytes());
         bytes.resize(SAVED_ROOM, 0);
@@ -382,29 +330,6 @@ impl Captive {
         }
         bytes.extend_from_slice(&[0; ENTRY_BYTES]);
         self.memory.write(slot.saved(), &bytes)
-    }
-
-    /// What the user-mode ending loads: the application's registers, moved to the restart of an interrupted call.
-    fn saved_block(&self) -> [u8; SAVED_BYTES] {
-        let registers = restart_in_user_mode(&self.original);
-        let value = |register: &Register| match register {
-            Register::Rax => registers.rax,
-            Register::Rbx => registers.rbx,
-            Register::Rcx => registers.rcx,
-            Register::Rdx => registers.rdx,
-            Register::Rsi => registers.rsi,
-            Register::Rdi => registers.rdi,
-            Register::R8 => registers.r8,
-            Register::R9 => registers.r9,
-            Register::R10 => registers.r10,
-            Register::R11 => registers.r11,
-        };
-        let mut block = [0; SAVED_BYTES];
-        let words = SAVED.iter().map(value).chain([registers.rip]);
-        for (place, word) in block.chunks_exact_mut(8).zip(words) {
-            place.copy_from_slice(&word.to_le_bytes());
-        }
-        block
     }
 
     fn unused_vdso_bytes(&self, vdso: (u64, u64)) -> Result<RemoteAddr, RemoteError> {
@@ -453,47 +378,6 @@ impl Captive {
     }
 }
 
-/// Calls that end with EINTR at any stop instead of asking for a restart (signal(7)). They are made to ask: the
-/// kernel then restarts them unless a handler runs, in which case they still end with EINTR.
-fn interrupted_call(mut registers: Registers) -> Registers {
-    const RESTART_IF_NO_HANDLER: i64 = -514;
-    let ends_early = matches!(
-        registers.orig_rax as i64,
-        libc::SYS_epoll_wait
-            | libc::SYS_epoll_pwait
-            | libc::SYS_epoll_pwait2
-            | libc::SYS_rt_sigtimedwait
-            | libc::SYS_semop
-            | libc::SYS_semtimedop
-            | libc::SYS_io_getevents
-            | libc::SYS_recvfrom
-            | libc::SYS_recvmsg
-            | libc::SYS_recvmmsg
-            | libc::SYS_accept
-            | libc::SYS_accept4
-    );
-    if ends_early && registers.rax as i64 == -i64::from(libc::EINTR) {
-        registers.rax = RESTART_IF_NO_HANDLER as u64;
-    }
-    registers
-}
-
-/// Registers with which an interrupted call starts again without the kernel's help: `-512..=-514` repeat the
-/// call, `-516` goes through `restart_syscall`.
-fn restart_in_user_mode(registers: &Registers) -> Registers {
-    const RESTART_BLOCK: i64 = -516;
-    let mut restarted = *registers;
-    let in_call = registers.orig_rax as i64 >= 0;
-    match registers.rax as i64 {
-        -514..=-512 if in_call => (restarted.rax, restarted.rip) = (registers.orig_rax, registers.rip - 2),
-        RESTART_BLOCK if in_call => {
-            (restarted.rax, restarted.rip) = (libc::SYS_restart_syscall as u64, registers.rip - 2);
-        }
-        _ => {}
-    }
-    restarted
-}
-
 impl RemoteTask for Captive {
     fn pid(&self) -> Pid {
         match &self.state {
@@ -507,7 +391,8 @@ impl RemoteTask for Captive {
     }
 
     fn scratch(&self) -> ScratchArea {
-        self.slot.map_or(ScratchArea { start: RemoteAddr(0), len: 0 }, Slot::scratch)
+        let none = RemoteAddr(0);
+        self.slot.map_or(ScratchArea { start: none, len: 0, spare_page: none }, Slot::scratch)
     }
 
     fn run(&mut self, calls: &[Call]) -> Result<Vec<i64>, RemoteError> {

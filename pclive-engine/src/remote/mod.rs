@@ -9,13 +9,16 @@ mod captive;
 mod code;
 mod memory;
 mod release;
+mod restart;
+mod slot;
 
 use crate::model::{Pid, RemoteAddr, Vpid};
 
 pub use batch::{Answers, Batch, Piece, Ticket};
-pub use captive::{Captive, Outcome, Slot, Spot};
+pub use captive::{Captive, Outcome};
 pub use memory::ProcessMemory;
 pub use release::release;
+pub use slot::{Slot, Spot};
 
 /// One system call: number (`libc::SYS_*`) and arguments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,6 +105,8 @@ pub struct ScratchArea {
     pub start: RemoteAddr,
     /// Bytes.
     pub len: usize,
+    /// Behind it, a page of the engine's mapping that nothing else uses: a call may map it anew, and must not unmap it.
+    pub spare_page: RemoteAddr,
 }
 
 /// One stopped task (a thread) that executes system calls on request. Capture and restore of small state are

@@ -1,11 +1,14 @@
 //! The small state in real processes: captured from one, changed, restored into another, captured again. The
 //! kernel is the oracle: what it reports of the second process must be what was asked for.
 
+mod privileges;
+mod timers;
+
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use super::failure::RestoreStateError;
-use super::{process, thread, timers};
+use super::{process, thread};
 use crate::capture;
 use crate::capture::scheduling::CpuSet;
 use crate::capture::thread::Frame;
@@ -14,7 +17,7 @@ use crate::model::signal::{AltStack, PendingSignal, SignalAction};
 use crate::model::state::{ProcessState, Rlimit, SeccompFilter};
 use crate::model::timer::{IntervalTimer, PosixTimer};
 use crate::model::{Deadline, Pid, RemoteAddr, Vpid};
-use crate::remote::{Captive, ProcessMemory, Spot};
+use crate::remote::{Call, Captive, ProcessMemory, RemoteTask, Spot};
 use crate::sys::ptrace::{SUSPEND_SECCOMP, TRACE_SYSTEM_CALLS_GOOD};
 use crate::tracee::{Running, Stop};
 
@@ -305,61 +308,6 @@ fn extended_registers_arrive() {
     assert_eq!(destination.capture().threads[0].xstate, wanted.threads[0].xstate);
 }
 
-fn posix_timers(pid: Pid) -> Vec<PosixTimer> {
-    let timer = |id, clock, notify, signal, left_s| PosixTimer {
-        id,
-        clock,
-        notify,
-        signal,
-        value: 0xdead_beef_0000 + id as u64,
-        thread: if notify == libc::SIGEV_THREAD_ID { pid.0 } else { 0 },
-        time: IntervalTimer { left_ns: left_s * SECOND, interval_ns: 3 * SECOND },
-        overrun: 0,
-    };
-    vec![
-        timer(2, libc::CLOCK_MONOTONIC, libc::SIGEV_SIGNAL, libc::SIGRTMIN(), 4000),
-        timer(77, libc::CLOCK_REALTIME, libc::SIGEV_THREAD_ID, libc::SIGUSR1, 5000),
-        timer(200, libc::CLOCK_BOOTTIME, libc::SIGEV_NONE, 0, 6000),
-        timer(201, -6, libc::SIGEV_SIGNAL, libc::SIGPROF, 7000),
-    ]
-}
-
-fn assert_timers(found: &[PosixTimer], wanted: &[PosixTimer]) {
-    assert_eq!(found.len(), wanted.len());
-    for (found, wanted) in found.iter().zip(wanted) {
-        assert_just_below(found.time.left_ns, wanted.time.left_ns);
-        let time = wanted.time;
-        assert_eq!(&PosixTimer { time, ..found.clone() }, wanted);
-    }
-}
-
-#[test]
-fn posix_timers_keep_their_ids() {
-    let mut destination = Sleeper::new();
-    let mut wanted = destination.capture();
-    wanted.posix_timers = posix_timers(destination.pid());
-    destination.restore(&wanted).unwrap();
-    assert_timers(&destination.capture().posix_timers, &wanted.posix_timers);
-}
-
-#[test]
-fn posix_timers_keep_their_ids_where_ids_only_count_up() {
-    let mut destination = Sleeper::new();
-    let wanted = posix_timers(destination.pid());
-    timers::make_by_counting(destination.captive(), &wanted).unwrap();
-    assert_timers(&destination.capture().posix_timers, &wanted);
-}
-
-#[test]
-fn timer_that_was_about_to_ring_rings() {
-    let mut destination = Sleeper::new();
-    let mut wanted = destination.capture();
-    wanted.interval_timers[0] = IntervalTimer { left_ns: 1, interval_ns: 0 };
-    destination.restore(&wanted).unwrap();
-    let status = destination.run_to_its_end();
-    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGALRM));
-}
-
 fn signal(number: i32, code: i32, value: u64) -> PendingSignal {
     let mut siginfo = vec![0; 128];
     siginfo[..4].copy_from_slice(&number.to_ne_bytes());
@@ -398,117 +346,6 @@ fn unblocked_pending_signal_is_delivered_when_the_thread_goes_on() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(libc::SIGTERM));
 }
 
-/// `BPF_RET | BPF_K` with `SECCOMP_RET_ALLOW`, after `padding` loads.
-fn allow_all(padding: usize) -> SeccompFilter {
-    let load = [0x20, 0, 0, 0, 0, 0, 0, 0];
-    let allow = [6, 0, 0, 0, 0, 0, 0xff, 0x7f];
-    let program = std::iter::repeat_n(load, padding).chain([allow]).flatten().collect();
-    SeccompFilter { flags: 0, program }
-}
-
-#[test]
-fn filters_that_are_missing_are_installed() {
-    let mut destination = Sleeper::new();
-    let mut wanted = destination.capture();
-    wanted.seccomp_filters = vec![allow_all(0), allow_all(4000)];
-    wanted.threads[0].seccomp = vec![0, 1];
-    destination.restore(&wanted).unwrap();
-    let mut found = destination.capture();
-    assert_eq!((&found.seccomp_filters, &found.threads[0].seccomp), (&wanted.seccomp_filters, &vec![0, 1]));
-    // A second restore finds them in place; a different beginning is refused.
-    destination.restore(&found).unwrap();
-    found.threads[0].seccomp = vec![1];
-    assert!(matches!(destination.restore(&found), Err(RestoreStateError::Unfit { .. })));
-}
-
-/// What a runtime gives a container, on the way to an unprivileged user with one capability of its own.
-fn few_capabilities() -> Capabilities {
-    const CHOWN: u64 = 1;
-    const NET_BIND: u64 = 1 << 10;
-    Capabilities {
-        inheritable: CHOWN,
-        permitted: CHOWN | NET_BIND,
-        effective: NET_BIND,
-        bounding: CHOWN | NET_BIND | 1 << 3,
-        ambient: CHOWN,
-    }
-}
-
-#[test]
-fn credentials_of_a_server_that_dropped_its_privileges_arrive() {
-    let mut destination = Sleeper::new();
-    let mut wanted = destination.capture();
-    let credentials = &mut wanted.threads[0].credentials;
-    credentials.uids = [33, 34, 35, 34];
-    credentials.gids = [43, 44, 45, 44];
-    credentials.groups = (100..300).collect();
-    credentials.capabilities = few_capabilities();
-    credentials.securebits = 1;
-    wanted.threads[0].parent_death_signal = libc::SIGHUP;
-    wanted.dumpable = 1;
-    destination.restore(&wanted).unwrap();
-    assert_same(&destination.capture(), &wanted);
-}
-
-#[test]
-fn privileged_process_that_only_changed_its_effective_ids_can_come_back() {
-    let mut destination = Sleeper::new();
-    let mut wanted = destination.capture();
-    let all = wanted.threads[0].credentials.capabilities.permitted;
-    wanted.threads[0].credentials.uids = [0, 33, 0, 33];
-    wanted.threads[0].credentials.capabilities.effective = 0;
-    destination.restore(&wanted).unwrap();
-    let found = destination.capture();
-    assert_eq!(found.threads[0].credentials, wanted.threads[0].credentials);
-    assert_eq!(found.threads[0].credentials.capabilities.permitted, all);
-}
-
-#[test]
-fn privilege_that_the_created_container_lacks_is_named() {
-    let privileged = Sleeper::new().capture();
-    let mut destination = Sleeper::after(
-        "exec setpriv --reuid 33 --regid 33 --clear-groups --inh-caps -all --bounding-set -all",
-    );
-    let wanted = destination.adapt(&privileged);
-    let error = destination.restore(&wanted).unwrap_err();
-    assert!(error.to_string().contains("bounding capabilities"), "{error}");
-
-    let mut wanted = destination.capture();
-    wanted.threads[0].credentials.uids = [0; 4];
-    let error = destination.restore(&wanted).unwrap_err();
-    assert!(matches!(error, RestoreStateError::Privilege { needs: "CAP_SETUID", .. }), "{error}");
-}
-
-#[test]
-fn limit_that_cannot_be_raised_is_named() {
-    let mut destination = Sleeper::after(
-        "ulimit -n 300; exec setpriv --reuid 33 --regid 33 --clear-groups --inh-caps -all --bounding-set -all",
-    );
-    let mut wanted = destination.capture();
-    wanted.rlimits[libc::RLIMIT_NOFILE as usize] = Rlimit { soft: 400, hard: 400 };
-    match destination.restore(&wanted) {
-        // An agent with CAP_SYS_RESOURCE does it from outside.
-        Ok(()) => assert_eq!(destination.capture().rlimits, wanted.rlimits),
-        Err(error) => assert!(error.to_string().contains("RLIMIT_NOFILE to 400"), "{error}"),
-    }
-}
-
-#[test]
-fn affinity_to_absent_cpus_is_cut_or_refused() {
-    let mut destination = Sleeper::new();
-    let mut wanted = destination.capture();
-    let mut mask = vec![0; 64];
-    mask[63] = 1;
-    wanted.threads[0].scheduling.affinity = mask.clone();
-    let error = destination.restore(&wanted).unwrap_err();
-    assert!(matches!(error, RestoreStateError::Unfit { .. }), "{error}");
-    mask[0] = 1;
-    wanted.threads[0].scheduling.affinity = mask;
-    let warnings = thread::restore(destination.captive(), &wanted, &wanted.threads[0]).unwrap();
-    assert_eq!(warnings.len(), 1);
-    assert_eq!(destination.capture().threads[0].scheduling.affinity, [1]);
-}
-
 #[test]
 fn state_that_no_kernel_reports_is_refused() {
     let mut destination = Sleeper::new();
@@ -533,4 +370,17 @@ fn state_that_no_kernel_reports_is_refused() {
     refuse(&|state| state.threads[0].comm = vec![b'x'; 16]);
     refuse(&|state| state.threads[0].seccomp = vec![5]);
     refuse(&|state| state.threads[0].scheduling.policy = 6);
+}
+
+#[test]
+fn lock_on_future_memory_is_found_whatever_was_locked_before() {
+    for flags in [0, libc::MCL_CURRENT, libc::MCL_FUTURE, libc::MCL_FUTURE | libc::MCL_ONFAULT] {
+        let mut program = Sleeper::new();
+        let lock = Call::new(libc::SYS_mlockall, &[flags as u64]);
+        let locked = if flags == 0 { 0 } else { program.captive().run(&[lock]).unwrap()[0] };
+        assert_eq!(locked, 0, "mlockall({flags})");
+        let future = flags & (libc::MCL_FUTURE | libc::MCL_ONFAULT);
+        assert_eq!(program.capture().lock_future, future as u32, "mlockall({flags})");
+        assert_eq!(program.capture().lock_future, future as u32, "asked twice");
+    }
 }
