@@ -116,11 +116,13 @@ pub struct Runtime {
 }
 
 /// How this host attaches containers that arrive.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Network {
     /// Bridge for interfaces that the runtime does not make; empty: the runtime makes them all.
     pub bridge: String,
+    /// Most that is kept, sent and injected of what reaches a container during its stop; 0: nothing.
+    pub capture_bytes: u64,
 }
 
 /// Limits and choices of migrations.
@@ -232,6 +234,12 @@ impl Default for Runtimes {
 impl Default for Runtime {
     fn default() -> Self {
         Self { binary: "runc".into(), root: "/run/runc".into() }
+    }
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self { bridge: String::new(), capture_bytes: 16 << 20 }
     }
 }
 

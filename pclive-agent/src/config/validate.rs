@@ -30,6 +30,9 @@ impl fmt::Display for Problem {
 /// Longest timeout that makes sense, milliseconds: an hour.
 const LONGEST_MS: u64 = 3_600_000;
 
+/// Most bytes of frames that may wait in the kernel for one migration.
+const MOST_CAPTURED: u64 = 256 << 20;
+
 struct Checker<'a> {
     places: &'a Places,
     problems: Vec<Problem>,
@@ -67,6 +70,7 @@ impl Checker<'_> {
         if bridge.len() > 15 || bridge.chars().any(|c| c == '/' || c.is_whitespace()) {
             self.complain("network.bridge", format!("{bridge:?} cannot be an interface's name"));
         }
+        self.range("network.capture_bytes", config.network.capture_bytes, 0..=MOST_CAPTURED);
         let congestion = &config.peer.congestion;
         if congestion.len() > 15 || !congestion.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_') {
             self.complain("peer.congestion", "at most 15 letters, digits and underscores".into());

@@ -56,6 +56,8 @@ pub enum Error {
     NoEgressHook { devices: String, source: io::Error },
     #[error("cannot announce the addresses of interface {interface}")]
     Announce { interface: String, source: Errno },
+    #[error("cannot listen at interface {interface}")]
+    Listen { interface: String, source: Errno },
     #[error("cannot use the peer's description of interface {interface:?}: {reason}")]
     Malformed { interface: String, reason: &'static str },
 }
@@ -101,6 +103,7 @@ impl Error {
             | Self::Neighbour { .. }
             | Self::Setting { .. }
             | Self::Announce { .. }
+            | Self::Listen { .. }
             | Self::Malformed { .. } => None,
         }
     }

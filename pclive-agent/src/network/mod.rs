@@ -4,10 +4,13 @@
 //!   source                                        destination
 //!   Namespace::of(pid), refuse_host, capture
 //!   Lock::prepare(.., Tenure::Agent)   -- wire --> apply: interfaces made or completed, lock engaged
-//!                                                  Announcer::prepare
-//!   freeze: Lock::engage
+//!   Tap::prepare                                   Announcer::prepare, Injector::prepare
+//!   freeze: Tap::listen, Lock::engage
 //!   before the commit: Lock::outlive_agent
-//!                         == commit ==>            Applied::open, Announcer::announce, resume,
+//!   Tap::take                 -- wire -->          Waiting::take
+//!                         == commit ==>            Applied::open, Announcer::announce, sockets wake,
+//!                                                  Injector::inject, resume
+//!   Tap::take                 -- wire -->          Injector::inject
 //!                                                  Announcer::repeat, Applied::keep
 //!   retire, Lock::abandon
 //! ```
@@ -20,11 +23,13 @@
 
 mod announce;
 mod apply;
+mod arrival;
 mod capture;
 mod changes;
 mod error;
 mod frames;
 mod host_end;
+mod injector;
 mod interface;
 mod links;
 mod lock;
@@ -33,15 +38,19 @@ mod netlink;
 mod nftables;
 mod retire;
 mod settings;
+mod tap;
 mod wire;
 
 pub use announce::Announcer;
 pub use apply::{Applied, NetworkConfig, apply};
+pub use arrival::{Arrival, Waiting};
 pub use capture::capture;
 pub use error::{Error, Result};
 pub use host_end::HOST_END_PREFIX;
+pub use injector::{Injector, Tally};
 pub use interface::{Address, Interface, Kind, Lifetime, Mac, Neighbour, Route};
 pub use lock::{Lock, Tenure, remove_stale_lock};
 pub use namespace::Namespace;
 pub use retire::{remove_host_ends, retire};
+pub use tap::Tap;
 pub use wire::{decode, encode};

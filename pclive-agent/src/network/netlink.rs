@@ -74,14 +74,26 @@ impl RouteSocket {
     /// Makes a change and waits for the kernel's verdict, which is the error. `flags` are added to NLM_F_REQUEST
     /// and NLM_F_ACK.
     pub(super) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.request(message, flags).map(drop)
+    }
+
+    /// Asks for one thing; what the kernel says before its verdict.
+    pub(super) fn ask(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.request(message, 0)
+    }
+
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<RouteNetlinkMessage>> {
         let sequence = self.send(message, NLM_F_ACK | flags)?;
+        let mut said = Vec::new();
         loop {
             for answer in self.answers()? {
                 if answer.header.sequence_number != sequence {
                     continue;
                 }
-                if let NetlinkPayload::Error(error) = answer.payload {
-                    return verdict(error.raw_code());
+                match answer.payload {
+                    NetlinkPayload::Error(error) => return verdict(error.raw_code()).map(|()| said),
+                    NetlinkPayload::InnerMessage(message) => said.push(message),
+                    _ => {}
                 }
             }
         }

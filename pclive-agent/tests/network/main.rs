@@ -5,6 +5,7 @@
 
 mod announce;
 mod apply;
+mod arrivals;
 mod capture;
 mod lock;
 mod retire;

@@ -121,10 +121,16 @@ impl Destination {
         &self.warnings
     }
 
-    /// Takes the sockets out of repair mode and lets every task go. The network must be open by now. There is no way
-    /// back from here: an error is told after everything that can run does.
-    pub fn resume(self) -> Result<(), RestoreError> {
-        let mut result = self.sockets.map_or(Ok(()), BuiltSockets::go).map_err(RestoreError::from);
+    /// Takes the sockets out of repair mode: from here on they take what arrives, and answer. The network must be open
+    /// by now. There is no way back from here: an error is told after every socket that can live does.
+    pub fn wake_sockets(&mut self) -> Result<(), RestoreError> {
+        self.sockets.take().map_or(Ok(()), BuiltSockets::go).map_err(RestoreError::from)
+    }
+
+    /// Lets every task go, and the sockets first if they still sleep. There is no way back from here: an error is told
+    /// after everything that can run does.
+    pub fn resume(mut self) -> Result<(), RestoreError> {
+        let mut result = self.wake_sockets();
         for restorer in self.skeleton.release() {
             let threads = restorer.threads.into_iter().map(|(_, captive)| captive);
             result = result.and(release(restorer.leader, threads).map_err(RestoreError::from));

@@ -8,4 +8,5 @@ pub mod redis;
 pub mod resp;
 pub mod states;
 pub mod torture;
+pub mod traffic;
 pub mod verifier;

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::migration::report::ns;
 use crate::migration::wire;
-use crate::network::{self, Announcer, Applied, Interface, Namespace, NetworkConfig};
+use crate::network::{self, Announcer, Applied, Injector, Interface, Namespace, NetworkConfig, Waiting};
 
 /// Commands that may wait; the bytes of pages have a bound of their own.
 const QUEUE: usize = 256;
@@ -33,6 +33,8 @@ pub(super) struct Plan {
     pub(super) options: DestinationOptions,
     pub(super) interfaces: Vec<Interface>,
     pub(super) network: NetworkConfig,
+    /// Most bytes of frames that arrive at the source during the stop; 0: none are wanted.
+    pub(super) capture_bytes: u64,
     /// One-shot: everything waits, in this many bytes at most, and is put in place after the final state has come.
     pub(super) staging_limit_bytes: Option<u64>,
 }
@@ -61,6 +63,8 @@ pub(super) struct Resumed {
     pub(super) elapsed: Duration,
     /// To announce the container's addresses a few times more.
     pub(super) announcer: Announcer,
+    /// For frames that arrive at the source.
+    pub(super) injector: Option<Injector>,
     /// What did not work and does not stop the container.
     pub(super) warnings: Vec<String>,
 }
@@ -70,7 +74,7 @@ enum Command {
     Pages(Pages),
     RoundEnd(oneshot::Sender<u64>),
     Restore { state: Bytes, received: Instant, reply: oneshot::Sender<Restored> },
-    Resume(oneshot::Sender<Resumed>),
+    Resume { waiting: Waiting, reply: oneshot::Sender<Resumed> },
 }
 
 /// How the thread ended, once it has: with what did not work and does not stop the container.
@@ -123,9 +127,9 @@ impl Engine {
         self.ask(|reply| Command::Restore { state, received, reply }).await
     }
 
-    /// Opens the network and lets the copy run: after the commit only.
-    pub(super) async fn resume(&self) -> Result<Resumed, MigrationError> {
-        self.ask(Command::Resume).await
+    /// Opens the network, delivers the frames that wait, and lets the copy run: after the commit only.
+    pub(super) async fn resume(&self, waiting: Waiting) -> Result<Resumed, MigrationError> {
+        self.ask(|reply| Command::Resume { waiting, reply }).await
     }
 
     /// Ends when the thread does, with its failure.
@@ -195,6 +199,8 @@ fn network_error(error: network::Error) -> MigrationError {
 struct Copy {
     network: Applied,
     announcer: Announcer,
+    /// None: not wanted, or it does not work here.
+    injector: Option<Injector>,
     destination: Destination,
     staged: Option<Staged>,
     /// Time that the last layout took.
@@ -221,7 +227,7 @@ fn run(
             Command::Pages(pages) => copy.fill(pages)?,
             Command::RoundEnd(reply) => drop(reply.send(copy.staged_bytes())),
             Command::Restore { state, received, reply } => drop(reply.send(copy.restore(&state, received)?)),
-            Command::Resume(reply) => return copy.resume(reply),
+            Command::Resume { waiting, reply } => return copy.resume(&waiting, reply),
         }
     }
     Ok(Vec::new())
@@ -233,8 +239,20 @@ fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
     let network =
         network::apply(namespace, &plan.container, &plan.interfaces, &plan.network).map_err(network_error)?;
     let announcer = Announcer::prepare(network.namespace(), &plan.interfaces).map_err(network_error)?;
+    let injector = injector(plan, network.namespace());
     let staged = plan.staging_limit_bytes.map(Staged::new).transpose()?;
-    Ok(Copy { network, announcer, destination, staged, reconcile: Duration::ZERO })
+    Ok(Copy { network, announcer, injector, destination, staged, reconcile: Duration::ZERO })
+}
+
+/// A courtesy to clients: without it they wait for TCP's retransmission.
+fn injector(plan: &Plan, namespace: &Namespace) -> Option<Injector> {
+    if plan.capture_bytes == 0 {
+        return None;
+    }
+    let prepared = Injector::prepare(namespace, &plan.interfaces, plan.capture_bytes);
+    let failed =
+        |error| tracing::warn!("clients that speak during the stop will wait longer: {}", chain(&error));
+    prepared.map_err(failed).ok()
 }
 
 impl Staged {
@@ -312,17 +330,27 @@ impl Copy {
 
     /// The network first: sockets that leave repair mode may speak at once. The answer comes as soon as the tasks run;
     /// what the source need not wait for comes after it.
-    fn resume(mut self, reply: oneshot::Sender<Resumed>) -> Result<Vec<String>, MigrationError> {
+    fn resume(
+        mut self,
+        waiting: &Waiting,
+        reply: oneshot::Sender<Resumed>,
+    ) -> Result<Vec<String>, MigrationError> {
         let began = Instant::now();
         let mut warnings = Vec::new();
         self.network.open().map_err(network_error)?;
         warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
+        // The connections live by now, whatever it says; what has waited goes ahead of what peers send next.
+        warnings.extend(self.destination.wake_sockets().err().map(|error| chain(&error)));
+        if let Some(injector) = &mut self.injector {
+            waiting.iter().for_each(|arrival| injector.inject(arrival));
+        }
         // The tasks run by now, whatever it says.
         warnings.extend(self.destination.resume().err().map(|error| chain(&error)));
         let at = Instant::now();
         warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
         // A driver that is gone does not stop the copy.
-        drop(reply.send(Resumed { at, elapsed: at - began, announcer: self.announcer, warnings }));
+        let (announcer, injector) = (self.announcer, self.injector);
+        drop(reply.send(Resumed { at, elapsed: at - began, announcer, injector, warnings }));
         Ok(self.network.keep().err().map(|error| chain(&error)).into_iter().collect())
     }
 }

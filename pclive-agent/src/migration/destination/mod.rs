@@ -6,6 +6,7 @@
 
 mod admission;
 mod engine;
+mod late;
 mod reaper;
 mod state;
 
@@ -32,6 +33,7 @@ use super::wire;
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::host::{self, UsageMeter};
+use crate::network::Waiting;
 use crate::registry::Entry;
 
 /// Where answers to the source go.
@@ -41,8 +43,6 @@ pub(super) type Answers = mpsc::Sender<Result<DestinationMessage, Status>>;
 const ROOM_KIB: usize = 48 << 10;
 /// How long the last word to the source may take.
 const LAST_WORD: Duration = Duration::from_secs(1);
-/// How long a source that has committed may take to end the stream.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Takes one migration, to whatever end, and records that end.
 pub(super) async fn run(agent: Arc<Agent>, mut incoming: Streaming<SourceMessage>, answers: Answers) {
@@ -102,6 +102,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
         options: DestinationOptions { stop_timeout: agent.config.migration.stop_timeout() },
         interfaces,
         network: (&agent.config.network).into(),
+        capture_bytes: agent.config.network.capture_bytes,
         staging_limit_bytes,
     };
     let outcome = match Engine::start(plan).await {
@@ -199,12 +200,12 @@ impl<'a> Receiver<'a> {
     }
 
     async fn receive(mut self, meter: &UsageMeter) -> Result<control::Report, Ended> {
-        let (restored, received_at) = match self.build().await {
+        let (restored, received_at, waiting) = match self.build().await {
             Ok(done) => done,
             Err(error) => return Err(self.give_up(error).await),
         };
         // ==> The source has committed: it runs here, whatever happens to the link.
-        match self.engine.resume().await {
+        match self.engine.resume(waiting).await {
             Ok(resumed) => Ok(self.running(resumed, restored, received_at, meter).await),
             Err(error) => Err(self.give_up(error).await),
         }
@@ -221,7 +222,7 @@ impl<'a> Receiver<'a> {
     }
 
     /// From `Accepted` to `Commit`.
-    async fn build(&mut self) -> Result<(Restored, Instant), MigrationError> {
+    async fn build(&mut self) -> Result<(Restored, Instant, Waiting), MigrationError> {
         self.accept().await?;
         let (restored, received_at) = loop {
             let message = self.next().await?;
@@ -234,11 +235,15 @@ impl<'a> Receiver<'a> {
         self.advance(Event::Offered)?;
         // From here on only the source may end it: it may have sent its commit already.
         self.entry.begin_commit()?;
-        match self.next().await? {
-            Received::Commit(_) => self.advance(Event::Commit)?,
-            other => return Err(out_of_turn(&other)),
+        let mut waiting = Waiting::new(self.agent.config.network.capture_bytes);
+        loop {
+            match self.next().await? {
+                Received::Frames(frames) => waiting.take(frames),
+                Received::Commit(_) => break self.advance(Event::Commit)?,
+                other => return Err(out_of_turn(&other)),
+            }
         }
-        Ok((restored, received_at))
+        Ok((restored, received_at, waiting))
     }
 
     async fn accept(&mut self) -> Result<(), MigrationError> {
@@ -255,7 +260,10 @@ impl<'a> Receiver<'a> {
             Received::PageBatch(batch) => self.pages(batch).await?,
             Received::RoundEnd(ended) => self.round_end(&ended).await?,
             Received::FinalState(state) => return self.final_state(state, at).await.map(Some),
-            other @ (Received::Prepare(_) | Received::Commit(_) | Received::Failure(_)) => {
+            other @ (Received::Prepare(_)
+            | Received::Commit(_)
+            | Received::Frames(_)
+            | Received::Failure(_)) => {
                 return Err(out_of_turn(&other));
             }
         }
@@ -369,6 +377,7 @@ impl<'a> Receiver<'a> {
         if self.say(Message::Running(running)).await.is_err() {
             self.entry.warn("the source could not be told that the container runs here");
         }
+        tokio::spawn(late::take(self.incoming, resumed.injector).instrument(Span::current()));
         let settled = self.engine.settled().await;
         resumed.warnings.into_iter().chain(settled).for_each(|warning| self.entry.warn(warning));
         tokio::spawn(async move {
@@ -376,7 +385,6 @@ impl<'a> Receiver<'a> {
                 tracing::warn!("cannot announce the container again: {}", chain(&error));
             }
         });
-        tokio::spawn(drain(self.incoming).instrument(Span::current()));
         report::received(self.rounds, &running, self.entry.began().elapsed())
     }
 
@@ -389,7 +397,7 @@ impl<'a> Receiver<'a> {
             message = self.incoming.message() => understood(message),
             error = self.engine.why() => Err(error),
             why = self.entry.cancelled(), if !offered => Err(why),
-            () = tokio::time::sleep(patience) => Err(late(patience)),
+            () = tokio::time::sleep(patience) => Err(silent(patience)),
         }
     }
 
@@ -409,15 +417,7 @@ impl<'a> Receiver<'a> {
     }
 }
 
-/// Lets the source end the stream in its own time, so that it sees `Running` before the end.
-async fn drain(mut incoming: Streaming<SourceMessage>) {
-    let ended = async { while let Ok(Some(_)) = incoming.message().await {} };
-    if tokio::time::timeout(FAREWELL, ended).await.is_err() {
-        tracing::debug!("the source keeps the stream open");
-    }
-}
-
-fn late(patience: Duration) -> MigrationError {
+fn silent(patience: Duration) -> MigrationError {
     MigrationError::new(ErrorCode::Timeout, format!("the source sent nothing for {patience:?}"))
 }
 
@@ -442,6 +442,7 @@ fn out_of_turn(message: &Received) -> MigrationError {
         Received::RoundEnd(_) => "RoundEnd",
         Received::FinalState(_) => "FinalState",
         Received::Commit(_) => "Commit",
+        Received::Frames(_) => "Frames",
         Received::Failure(_) => "Failure",
     };
     wire::bad(format!("{name} out of turn"))

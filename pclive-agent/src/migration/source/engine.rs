@@ -6,7 +6,7 @@
 //! [`Engine::committed`], from where on it never runs again here by itself.
 
 use std::io;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,7 @@ use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{FinalState, RoundEnd};
 use tokio::sync::oneshot;
 
+use super::relay::Relay;
 use super::sink::{Outlet, RoundSink};
 use crate::error::{ErrorCode, MigrationError};
 use crate::migration::wire;
@@ -32,6 +33,8 @@ pub(super) struct Plan {
     pub(super) container: String,
     pub(super) pid: i32,
     pub(super) options: SourceOptions,
+    /// Most bytes of frames that are kept while the container is stopped; 0: none.
+    pub(super) capture_bytes: u64,
     pub(super) outlet: Outlet,
 }
 
@@ -78,6 +81,7 @@ enum Step {
     Hold(Reply<()>),
     Committed,
     Destroy(Reply<()>),
+    Retire(Reply<()>),
 }
 
 /// The driver's handle of the thread.
@@ -129,9 +133,14 @@ impl Engine {
         let _ = self.steps.send(Step::Committed);
     }
 
-    /// Kills the container and takes its network away; it runs elsewhere.
+    /// Kills the container; it runs elsewhere. Its network stays, silent: frames still arrive there.
     pub(super) fn destroy(&self) -> Answer<()> {
         self.ask(Step::Destroy)
+    }
+
+    /// Takes the network of the destroyed container away once nothing arrives there any more.
+    pub(super) fn retire(&self) -> Answer<()> {
+        self.ask(Step::Retire)
     }
 
     /// Lets go and waits until the thread has put everything back.
@@ -215,7 +224,9 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
                 put_off.tell(plan)?;
             }
             Step::Dump(_, reply) => tell(reply, Err(out_of_step("dump")))?,
-            Step::Hold(reply) | Step::Destroy(reply) => tell(reply, Err(out_of_step("hold or destroy")))?,
+            Step::Hold(reply) | Step::Destroy(reply) | Step::Retire(reply) => {
+                tell(reply, Err(out_of_step("hold, destroy or retire")))?;
+            }
             Step::Committed => return None,
         }
     }
@@ -253,20 +264,30 @@ fn freeze(
         Ok(lock) => lock,
         Err(error) => return refused(reply, error),
     };
+    let mut relay = Relay::prepare(namespace, interfaces, plan.capture_bytes);
     let began = Instant::now();
     let mut frozen = match source.freeze() {
         Ok(frozen) => frozen,
         Err(error) => return refused(reply, capture_error(plan)(error)),
     };
+    relay.listen();
     let engaged = lock.engage().map_err(network_error);
     tell(reply, engaged.map(|()| Stopped { began, elapsed: began.elapsed() }))?;
-    let reached = stopped(plan, steps, &mut frozen, &mut lock);
+    let reached = stopped(plan, steps, &mut frozen, &mut lock, &mut relay);
     if let Some(Reached::Commit) = reached {
-        end(steps, frozen, lock, plan, namespace, interfaces);
+        if destroy(plan, steps, frozen, &mut relay).is_some() {
+            retire(plan, steps, relay, namespace, interfaces);
+        }
+        // The namespace ends with the container, or stays silent for an operator.
+        lock.abandon();
     } else {
         // First the network, then the tasks: the first thing that a task sends must pass.
+        let heard = relay.stop();
         drop(lock);
         drop(frozen);
+        if let Some(heard) = heard {
+            heard.give_back();
+        }
     }
     reached
 }
@@ -300,20 +321,36 @@ impl PutOff {
     }
 }
 
-fn stopped(plan: &Plan, steps: &Receiver<Step>, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Option<Reached> {
+fn stopped(
+    plan: &Plan,
+    steps: &Receiver<Step>,
+    frozen: &mut Frozen<'_>,
+    lock: &mut Lock,
+    relay: &mut Relay,
+) -> Option<Reached> {
     loop {
         match steps.recv().ok()? {
             Step::Dump(number, reply) => match dump(plan, frozen, number) {
                 Ok(dump) if !dump.obstacles.is_empty() => {
                     return Some(Reached::Rounds(PutOff { number, dump, reply }));
                 }
-                dumped => tell(reply, dumped)?,
+                dumped => {
+                    tell(reply, dumped)?;
+                    // The destination restores meanwhile.
+                    relay.send_ahead(&plan.outlet);
+                }
             },
-            Step::Hold(reply) => tell(reply, hold(plan, frozen, lock))?,
+            Step::Hold(reply) => {
+                let held = hold(plan, frozen, lock);
+                relay.send_ahead(&plan.outlet);
+                tell(reply, held)?;
+            }
             Step::Committed => return Some(Reached::Commit),
             Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
             Step::Freeze(reply) => tell(reply, Err(out_of_step("freeze")))?,
-            Step::Destroy(reply) => tell(reply, Err(out_of_step("destroy")))?,
+            Step::Destroy(reply) | Step::Retire(reply) => {
+                tell(reply, Err(out_of_step("destroy or retire")))?;
+            }
         }
     }
 }
@@ -338,24 +375,44 @@ fn hold(plan: &Plan, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), Mig
     lock.outlive_agent().map_err(network_error)
 }
 
-/// After the commit: destroy, or keep stopped for good.
-fn end(
-    steps: &Receiver<Step>,
-    frozen: Frozen<'_>,
-    lock: Lock,
+/// After the commit: destroy, or keep stopped for good, which is `None`.
+fn destroy(plan: &Plan, steps: &Receiver<Step>, frozen: Frozen<'_>, relay: &mut Relay) -> Option<()> {
+    let Some(Step::Destroy(reply)) = next(plan, steps, relay) else {
+        // The outcome is not known: neither the tasks nor the network may be let go by anything but an operator.
+        std::mem::forget(frozen);
+        return None;
+    };
+    // What cannot be killed is told; the network goes all the same.
+    let _ = tell(reply, frozen.destroy().map_err(capture_error(plan)));
+    Some(())
+}
+
+/// Frames are handed on while the driver has other things to do, and until nothing comes any more.
+fn retire(
     plan: &Plan,
+    steps: &Receiver<Step>,
+    mut relay: Relay,
     namespace: &Namespace,
     interfaces: &[Interface],
 ) {
-    let Ok(Step::Destroy(reply)) = steps.recv() else {
-        // The outcome is not known: neither the tasks nor the network may be let go by anything but an operator.
-        lock.abandon();
-        std::mem::forget(frozen);
-        return;
-    };
-    let destroyed = frozen.destroy().map_err(capture_error(plan));
+    let destroyed = Instant::now();
+    let step = next(plan, steps, &mut relay);
+    relay.linger(&plan.outlet, destroyed);
     let retired = network::retire(namespace, &plan.container, interfaces).map_err(network_error);
-    lock.abandon();
-    // A driver that is gone has nobody to tell.
-    let _ = tell(reply, destroyed.and(retired));
+    if let Some(Step::Retire(reply)) = step {
+        let _ = tell(reply, retired);
+    } else if let Err(error) = retired {
+        tracing::warn!("{error}");
+    }
+}
+
+/// The driver's next step; frames are handed on meanwhile. `None` when the driver is gone.
+fn next(plan: &Plan, steps: &Receiver<Step>, relay: &mut Relay) -> Option<Step> {
+    loop {
+        match steps.try_recv() {
+            Ok(step) => return Some(step),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => relay.forward(&plan.outlet),
+        }
+    }
 }

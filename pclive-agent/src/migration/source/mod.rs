@@ -6,6 +6,7 @@
 
 mod engine;
 mod outgoing;
+mod relay;
 mod session;
 mod sink;
 mod state;
@@ -124,6 +125,7 @@ async fn drive(
         container: order.located.id.as_str().into(),
         pid: order.located.container.pid,
         options: check::source_options(agent),
+        capture_bytes: agent.config.network.capture_bytes,
         outlet: outlet.clone(),
     };
     let began = Engine::start(plan);
@@ -404,19 +406,21 @@ impl Driver<'_> {
         Ok(running)
     }
 
-    /// The container runs at the destination: nothing of it stays here. What cannot be removed is told.
+    /// It runs at the destination: nothing of it stays here, or it is told. The network goes last: frames still arrive.
     async fn clean_up(&mut self) {
-        let destroyed = self.engine.destroy().await;
-        let gone =
-            || MigrationError::new(ErrorCode::Internal, "the source's engine thread ended unexpectedly");
-        if let Err(error) = destroyed.unwrap_or_else(|_| Err(gone())) {
-            self.session.entry.warn(format!("the container runs at the destination, but here: {error}"));
-        }
+        self.remove(self.engine.destroy()).await;
         let Located { id, runtime, .. } = &self.order.located;
         if let Err(error) = runtime.delete(id).await {
             let message =
                 format!("the container runs at the destination, but is still listed here: {}", chain(&error));
             self.session.entry.warn(message);
+        }
+        self.remove(self.engine.retire()).await;
+    }
+
+    async fn remove(&self, removed: engine::Answer<()>) {
+        if let Err(error) = removed.await.unwrap_or_else(|_| Err(session::thread_gone())) {
+            self.session.entry.warn(format!("the container runs at the destination, but here: {error}"));
         }
     }
 

@@ -234,7 +234,7 @@ fn late_here(patience: Duration) -> MigrationError {
     MigrationError::new(ErrorCode::Timeout, message)
 }
 
-fn thread_gone() -> MigrationError {
+pub(super) fn thread_gone() -> MigrationError {
     MigrationError::new(ErrorCode::Internal, "the source's engine thread ended unexpectedly")
 }
 

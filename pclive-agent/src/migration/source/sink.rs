@@ -47,6 +47,16 @@ impl Outlet {
         Ok(bytes)
     }
 
+    /// Whether the stream takes a message now. One that has ended takes everything, to no effect.
+    pub(super) fn has_room(&self) -> bool {
+        self.sender.is_closed() || self.sender.capacity() > 0
+    }
+
+    /// Hands a message to the stream that may be lost: when there is no room, or no stream.
+    pub(super) fn offer(&self, message: SourceMessage) {
+        let _ = self.sender.try_send(message);
+    }
+
     fn send_slowly(&self, message: SourceMessage) -> Result<(), SinkError> {
         let sent = self.runtime.block_on(async {
             tokio::select! {

@@ -30,6 +30,8 @@ const RESENT_SEGMENTS: usize = 8;
 const MAX_SEGMENT: u32 = 32_767;
 /// `TCP_MIN_MSS`.
 const MIN_SEGMENT: u32 = 88;
+/// The largest window (RFC 7323).
+const MAX_WINDOW: u32 = 1 << 30;
 /// How long a packet over the loopback interface may take.
 const LOOPBACK_MS: u16 = 500;
 
@@ -53,7 +55,7 @@ pub(super) fn build(
     }
     let (sent, to_send) = tcp.send_queue.split_at(sent_length(tcp));
     fill_sent(&fd, sent).of(file, "fill the send queue")?;
-    set_clocks(&fd, tcp).of(file, "set the windows")?;
+    set_clock(&fd, tcp).of(file, "set the timestamp clock")?;
     options::apply(file, &fd, &socket.options, Moment::Late)?;
     settle(&fd, socket, tcp).of(file, "settle the state")?;
     let own = fd.try_clone().map_err(|e| e.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw));
@@ -147,25 +149,30 @@ fn wait_for_fin(fd: &OwnedFd) -> Result<bool, Errno> {
     Ok(false)
 }
 
-fn set_clocks(fd: &OwnedFd, tcp: &TcpConnection) -> Result<(), Errno> {
-    if let Some(clock) = tcp.timestamp {
-        tcp::set_timestamp(fd.as_fd(), clock)?;
-    }
+fn set_clock(fd: &OwnedFd, tcp: &TcpConnection) -> Result<(), Errno> {
+    tcp.timestamp.map_or(Ok(()), |clock| tcp::set_timestamp(fd.as_fd(), clock))
+}
+
+fn set_windows(fd: &OwnedFd, tcp: &TcpConnection, receive: u32) -> Result<(), Errno> {
     let window = tcp.window;
-    let numbers = [window.snd_wl1, window.snd_wnd, window.max_window, window.rcv_wnd, window.rcv_wup];
+    let numbers = [window.snd_wl1, window.snd_wnd, window.max_window, receive, window.rcv_wup];
     tcp::set_repair_window(fd.as_fd(), numbers)
 }
 
-/// Receive buffer, window clamp, half-closed state; and sends at once what will be sent.
+/// Receive buffer, windows and their clamp, half-closed state; and sends at once what will be sent.
 fn settle(fd: &OwnedFd, socket: &Socket, tcp: &TcpConnection) -> Result<(), Errno> {
     let sending = !tcp.send_queue.is_empty();
     let sizes = options::Sizes { send: false, receive: !tcp.receive_queue.is_empty() };
     if !sending || sizes.receive {
         options::settle(fd.as_fd(), socket.buffers, sizes)?;
     }
-    // Growing the clamp makes the kernel believe in the receive window again, which shrinking had it forget.
+    // When the clamp grows, the kernel takes the receive window in force for the most that it may offer later. One
+    // that is closed at the moment, because the program reads slowly, would open by less than a segment, which the
+    // peer fills only after its probe timer. So it grows under a window as large as the clamp.
+    set_windows(fd, tcp, tcp.window_clamp.min(MAX_WINDOW))?;
     tcp::set_window_clamp(fd.as_fd(), 1)?;
     tcp::set_window_clamp(fd.as_fd(), tcp.window_clamp)?;
+    set_windows(fd, tcp, tcp.window.rcv_wnd)?;
     if tcp.receive_shut {
         shutdown(fd.as_raw_fd(), Shutdown::Read)?;
     }
