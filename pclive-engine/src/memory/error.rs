@@ -86,7 +86,10 @@ impl MemoryError {
         match self {
             Self::AddressSpaceGone { .. } => true,
             Self::Proc { source, .. } => matches!(*source, nix::Error::ESRCH | nix::Error::ENOENT),
-            _ => false,
+            Self::Register { source, .. } | Self::Scan { source, .. } | Self::Read { source, .. } => {
+                *source == nix::Error::ESRCH
+            }
+            Self::Handshake { .. } | Self::Object { .. } | Self::Sink(_) => false,
         }
     }
 }
@@ -94,4 +97,24 @@ impl MemoryError {
 /// The errno of an I/O error.
 pub(crate) fn errno(error: &std::io::Error) -> nix::Error {
     error.raw_os_error().map_or(nix::Error::EIO, nix::Error::from_raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn address_space_that_ends_at_any_step_is_gone() {
+        let (pid, start, end) = (Pid(1), 0x1000, 0x2000);
+        let at = |source| {
+            [
+                MemoryError::Proc { pid, name: "pagemap".into(), source },
+                MemoryError::Register { pid, start, end, source },
+                MemoryError::Scan { pid, start, end, source },
+                MemoryError::Read { pid, start, source },
+            ]
+        };
+        assert!(at(nix::Error::ESRCH).iter().all(MemoryError::is_gone));
+        assert!(!at(nix::Error::ENOMEM).iter().any(MemoryError::is_gone));
+    }
 }

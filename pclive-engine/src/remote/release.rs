@@ -11,8 +11,9 @@ use crate::model::{Deadline, Pid};
 use crate::proc::status;
 use crate::tracee::Pause;
 
-/// How long the leader gets; what it has not taken by then is any thread's.
-const PATIENCE: Duration = Duration::from_millis(10);
+/// How long the leader gets; what it has not taken by then is any thread's. It takes that long on a host without a free
+/// processor only.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Detaches the leader, then the other threads. On `Err` all that could be detached are.
 pub fn release(leader: Captive, others: impl IntoIterator<Item = Captive>) -> Result<(), RemoteError> {
