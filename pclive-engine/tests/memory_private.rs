@@ -6,7 +6,7 @@ use std::io::Write;
 
 use pclive_engine::capture::SinkError;
 use pclive_engine::memory::layout_diff::plan;
-use pclive_engine::memory::{AddressSpace, Filler, MemoryError, Objects};
+use pclive_engine::memory::{AddressSpace, Filler, MemoryError, Objects, SharedWrites};
 use pclive_engine::model::{Batch, ExtentKind, Mapping, Vma};
 use pclive_engine::remote::{Outcome, RemoteTask};
 use proptest::prelude::*;
@@ -92,6 +92,27 @@ fn first_round_sends_what_is_there_and_the_next_what_was_written() {
     pair.source.scribble(ARENA + 9 * PAGE, 1);
     assert_eq!(pages(&pair.complete_round(), ExtentKind::Data), [4, 9]);
     pair.assert_same(16);
+}
+
+#[test]
+fn pending_pages_are_counted_and_stay_dirty() {
+    let mut pair = Pair::start();
+    pair.source.map(ARENA, 64 * PAGE, READ_WRITE, libc::MAP_PRIVATE);
+    pair.source.scribble(ARENA, 8 * PAGE);
+    pair.complete_round();
+    let arena = [(ARENA, ARENA + 64 * PAGE)];
+    let pending = |pair: &Pair| {
+        pair.space.pending(&arena, &mut Objects::new(), &mut SharedWrites::new()).unwrap()
+    };
+    assert_eq!(pending(&pair), 0);
+    pair.source.scribble(ARENA + 3 * PAGE, PAGE + 1);
+    pair.source.scribble(ARENA + 20 * PAGE, 5 * PAGE);
+    assert_eq!((pending(&pair), pending(&pair)), (7, 7));
+    let (_, failed) = pair.round(0);
+    assert!(failed.is_err());
+    assert_eq!(pending(&pair), 7, "what was not handed over is still to be sent");
+    assert_eq!(pages(&pair.complete_round(), ExtentKind::Data), [3, 4, 20, 21, 22, 23, 24]);
+    assert_eq!(pending(&pair), 0);
 }
 
 #[test]

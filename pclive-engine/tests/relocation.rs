@@ -90,6 +90,37 @@ fn shell_counts_on_where_it_was() {
     assert_eq!(first, last + 1, "no number is lost and none comes twice");
 }
 
+/// Takes everything and keeps nothing.
+struct Nowhere;
+
+impl Sink for Nowhere {
+    fn layout(&mut self, _: &Layout) -> Result<(), SinkError> {
+        Ok(())
+    }
+
+    fn batch(&mut self, _: Batch) -> Result<(), SinkError> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_container_that_was_only_watched_is_as_before() {
+    let container = Created::new("watched", COUNTER);
+    container.start();
+    wait_until("counting", || last_number(&container.output()) > 100);
+    let before = std::fs::read_to_string(format!("/proc/{}/maps", container.init())).unwrap();
+    {
+        let mut source = Source::open(container.init(), SourceOptions::default()).unwrap();
+        let all = source.round(&mut Nowhere).unwrap();
+        wait_until("a written page", || source.pending_pages().unwrap() > 0);
+        assert!(source.pending_pages().unwrap() <= all.data_pages + all.zero_pages, "{all:?}");
+    }
+    let after = std::fs::read_to_string(format!("/proc/{}/maps", container.init())).unwrap();
+    assert_eq!(before, after, "nothing is left behind");
+    let last = last_number(&container.output());
+    wait_until("counting on", || last_number(&container.output()) > last + 100);
+}
+
 #[test]
 fn source_runs_on_after_a_dump_that_led_nowhere() {
     let (from, to) = (Created::new("back-a", COUNTER), Created::new("back-b", COUNTER));

@@ -17,6 +17,7 @@ pub(crate) mod limits;
 mod mapping_kind;
 mod mm;
 mod obstacles;
+mod pending;
 pub mod process;
 mod round;
 pub mod rseq;

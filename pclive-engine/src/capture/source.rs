@@ -215,7 +215,7 @@ fn is_loss(error: &CaptureError) -> bool {
     }
 }
 
-fn resident_bytes(pid: Pid) -> u64 {
+pub(super) fn resident_bytes(pid: Pid) -> u64 {
     let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
     pages.saturating_mul(crate::model::PAGE_SIZE)

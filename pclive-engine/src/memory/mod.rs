@@ -16,6 +16,7 @@ mod digest;
 mod error;
 mod fill_error;
 mod payload;
+mod pending;
 mod reader;
 mod tracker;
 
@@ -25,5 +26,6 @@ pub use fill::{Discards, Filler};
 pub use fill_error::FillError;
 pub use object::Objects;
 pub use object_store::ObjectStore;
+pub use pending::SharedWrites;
 pub use space::{AddressSpace, SpaceStats};
 pub use staging::{Staging, StagingError};

@@ -174,6 +174,16 @@ impl Objects {
         Ok(object.data(pid)?.within(shown.offset, end).collect())
     }
 
+    /// The parts of `start..end` of an object that hold data, as of this round.
+    pub(super) fn held(
+        &mut self,
+        pid: Pid,
+        (id, start, end): (u64, u64, u64),
+    ) -> Result<Vec<(u64, u64)>, MemoryError> {
+        let Some(object) = self.table.get_mut(&id) else { return Ok(Vec::new()) };
+        Ok(object.data(pid)?.within(start, end).collect())
+    }
+
     /// Pages of an object were written.
     pub(super) fn written(&mut self, id: u64, start: u64, end: u64) {
         if let Some(object) = self.table.get_mut(&id) {

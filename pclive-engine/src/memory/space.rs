@@ -48,23 +48,23 @@ pub struct AddressSpace {
     vpid: Vpid,
     pub(super) tracker: Tracker,
     /// The mappings of the last round, which the destination has made.
-    vmas: Vec<Vma>,
+    pub(super) vmas: Vec<Vma>,
     /// Pages that the destination may have contents of.
     sent: RangeSet,
     /// Guard pages that the destination was told of.
     guards: RangeSet,
     /// Pages to send although the tracker calls them clean: not handed over, not readable, or lost on the other side.
-    retry: RangeSet,
+    pub(super) retry: RangeSet,
     /// A scan failed half-way: any page may have been protected without a trace.
     tracking_lost: bool,
 }
 
 /// The private mappings of a process, by how they are scanned.
-struct Areas {
+pub(super) struct Areas {
     anonymous: RangeSet,
     anonymous_spans: Vec<(u64, u64)>,
-    files: RangeSet,
-    file_spans: Vec<(u64, u64)>,
+    pub(super) files: RangeSet,
+    pub(super) file_spans: Vec<(u64, u64)>,
 }
 
 impl AddressSpace {
@@ -253,7 +253,7 @@ impl AddressSpace {
 }
 
 /// The object that a mapping shows, and the offset of its first byte in it.
-fn shared_object(vma: &Vma) -> Option<(u64, u64)> {
+pub(super) fn shared_object(vma: &Vma) -> Option<(u64, u64)> {
     match &vma.mapping {
         Mapping::SharedAnonymous { object, offset } => Some((*object, *offset)),
         Mapping::SharedFile { file, object, .. } => object.map(|object| (object, file.offset)),
@@ -326,7 +326,7 @@ impl Discarded {
 }
 
 impl Areas {
-    fn of(vmas: &[Vma]) -> Self {
+    pub(super) fn of(vmas: &[Vma]) -> Self {
         let mut areas = Self {
             anonymous: RangeSet::new(),
             anonymous_spans: Vec::new(),

@@ -179,15 +179,17 @@ impl View<'_> {
     /// Populated pages that were written since they were last asked for here; they are protected again in the same
     /// step, so that a later write is seen. On an error some may have been protected and not been told.
     pub(super) fn take_writes(&mut self, spans: &[(u64, u64)], kind: Kind) -> Result<RangeSet, MemoryError> {
+        self.collect(spans, Query { protect: true, ..self.written_since(kind) })
+    }
+
+    /// What [`Self::take_writes`] would find; nothing is protected.
+    pub(super) fn peek_writes(&mut self, spans: &[(u64, u64)], kind: Kind) -> Result<RangeSet, MemoryError> {
+        self.collect(spans, self.written_since(kind))
+    }
+
+    fn written_since(&self, kind: Kind) -> Query {
         let without = self.tracker.guard | kind.not_ours();
-        let query = Query {
-            inverted: without,
-            all_of: is::WRITTEN | without,
-            any_of: POPULATED,
-            report: 0,
-            protect: true,
-        };
-        self.collect(spans, query)
+        Query { inverted: without, all_of: is::WRITTEN | without, any_of: POPULATED, ..Query::default() }
     }
 
     /// Shared memory: every page of the range that was written since it was last asked for here, or whose place in
@@ -195,6 +197,12 @@ impl View<'_> {
     /// behind). All are protected, the empty ones with a marker.
     pub(super) fn take_shared_writes(&mut self, start: u64, end: u64) -> Result<RangeSet, MemoryError> {
         let query = Query { all_of: is::WRITTEN, report: is::WRITTEN, protect: true, ..Query::default() };
+        self.collect(&[(start, end)], query)
+    }
+
+    /// What [`Self::take_shared_writes`] would find; nothing is protected.
+    pub(super) fn peek_shared_writes(&mut self, start: u64, end: u64) -> Result<RangeSet, MemoryError> {
+        let query = Query { all_of: is::WRITTEN, report: is::WRITTEN, ..Query::default() };
         self.collect(&[(start, end)], query)
     }
 
