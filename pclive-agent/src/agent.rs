@@ -1,15 +1,19 @@
 //! The state that all services and migrations of one agent share.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pclive_proto::control;
 
 use crate::config::{Config, Strategy};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::link::PeerAddress;
+use crate::migration::convergence::{Experience, Measured};
 use crate::registry::Registry;
 use crate::runtime::{self, Container, ContainerId, Runtime};
+
+/// Most peers whose migrations are remembered.
+const MOST_PEERS: usize = 1024;
 
 /// One agent.
 #[derive(Debug)]
@@ -22,6 +26,8 @@ pub struct Agent {
     pub runtimes: BTreeMap<String, Runtime>,
     /// All migrations, both roles.
     pub registry: Registry,
+    /// What migrations to each peer have cost, by its address.
+    experience: Mutex<BTreeMap<String, Experience>>,
 }
 
 /// A container and the runtime that knows it.
@@ -42,6 +48,7 @@ impl Agent {
             name: config.agent.display_name(),
             runtimes: runtime::configured(&config),
             registry: Registry::new(config.migration.max_concurrent, config.migration.history),
+            experience: Mutex::default(),
             config,
         })
     }
@@ -105,6 +112,22 @@ impl Agent {
         );
         Err(MigrationError::new(ErrorCode::InvalidRequest, message)
             .hint("add it to [peers] of the agent's configuration, or give host:port"))
+    }
+
+    /// What migrations to this peer have cost so far.
+    pub fn experience(&self, peer: &PeerAddress) -> Experience {
+        let known = self.experience.lock().unwrap_or_else(PoisonError::into_inner);
+        known.get(&peer.address).copied().unwrap_or_default()
+    }
+
+    /// Remembers what one more has cost. For as many peers as a fleet has; beyond that the old is forgotten.
+    pub fn learn(&self, peer: &PeerAddress, measured: Measured) {
+        let learned = self.experience(peer).with(measured);
+        let mut known = self.experience.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MOST_PEERS {
+            known.clear();
+        }
+        known.insert(peer.address.clone(), learned);
     }
 
     /// The strategy that a request means.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
-use pclive_proto::control::{StartMigrationRequest, Strategy as WireStrategy};
+use pclive_proto::control::{
+    PlanMigrationRequest, Policy as WirePolicy, StartMigrationRequest, Strategy as WireStrategy,
+};
 
 use crate::address::Address;
 
@@ -60,6 +62,8 @@ pub(crate) enum Command {
     Cancel(Id),
     /// List everything that stands in the way of migrating a container; exits with 1 if there is anything
     Check(Check),
+    /// Watch a container for some seconds and say how its migration would go; nothing is stopped
+    Plan(Plan),
     /// List the containers of this host
     Containers,
     /// Show the host: agent, kernel, runtimes, peers
@@ -82,12 +86,11 @@ pub(crate) struct Migrate {
     /// How memory reaches the destination [default: the agent's configuration]
     #[arg(long, value_enum)]
     pub(crate) strategy: Option<Strategy>,
-    /// Freeze once the predicted downtime is below this [default: the agent's configuration]
-    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
-    pub(crate) max_downtime: Option<Duration>,
-    /// Most rounds while the container runs [default: the agent's configuration]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) max_rounds: Option<u32>,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    /// Most bandwidth of the copy while the container runs: 500Mbit, 1Gbit, or bytes a second
+    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    pub(crate) bandwidth: Option<u64>,
     /// Runtime of the container [default: the one that knows it]
     #[arg(long, value_name = "NAME")]
     pub(crate) runtime: Option<String>,
@@ -97,6 +100,44 @@ pub(crate) struct Migrate {
     /// Print the migration's id and leave; follow it with watch
     #[arg(long)]
     pub(crate) detach: bool,
+}
+
+/// When copying ends, and what happens when the wanted downtime cannot be reached.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Limits {
+    /// Freeze once the predicted downtime is below this [default: the agent's configuration]
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    pub(crate) max_downtime: Option<Duration>,
+    /// Most rounds while the container runs [default: the agent's configuration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_rounds: Option<u32>,
+    /// Longest time until the rounds end [default: the agent's configuration]
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    pub(crate) max_time: Option<Duration>,
+    /// What to do when the predicted downtime stays too long [default: the agent's configuration]
+    #[arg(long, value_enum)]
+    pub(crate) policy: Option<Policy>,
+}
+
+/// `plan`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Plan {
+    /// Name of the container at its runtime
+    pub(crate) container: String,
+    /// Where to: a peer of the agent's configuration, or host:port
+    #[arg(long, value_name = "PEER|ADDRESS", required_unless_present = "bandwidth")]
+    pub(crate) to: Option<String>,
+    /// Bandwidth of the link, instead of measuring it: 500Mbit, 1Gbit, or bytes a second
+    #[arg(long, value_name = "RATE", value_parser = bandwidth)]
+    pub(crate) bandwidth: Option<u64>,
+    /// How long to watch the container
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = positive_duration)]
+    pub(crate) watch: Duration,
+    #[command(flatten)]
+    pub(crate) limits: Limits,
+    /// Runtime of the container [default: the one that knows it]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) runtime: Option<String>,
 }
 
 /// A command about one migration.
@@ -137,6 +178,58 @@ impl From<Strategy> for WireStrategy {
     }
 }
 
+/// What to do when the predicted downtime stays too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Policy {
+    /// Stop the container all the same
+    StopAnyway,
+    /// Take CPU time from the container, step by step, until it writes less
+    Throttle,
+    /// Give the migration up; the container runs on
+    Cancel,
+}
+
+impl From<Policy> for WirePolicy {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::StopAnyway => Self::StopAnyway,
+            Policy::Throttle => Self::Throttle,
+            Policy::Cancel => Self::Cancel,
+        }
+    }
+}
+
+impl Limits {
+    fn max_downtime_ms(&self) -> u64 {
+        self.max_downtime.map_or(0, whole_milliseconds)
+    }
+
+    fn max_time_ms(&self) -> u64 {
+        self.max_time.map_or(0, whole_milliseconds)
+    }
+
+    fn policy(&self) -> i32 {
+        self.policy.map_or(WirePolicy::Unspecified, WirePolicy::from).into()
+    }
+}
+
+impl Plan {
+    /// The request. What was not given is left to the agent's configuration.
+    pub(crate) fn request(&self) -> PlanMigrationRequest {
+        PlanMigrationRequest {
+            container: self.container.clone(),
+            runtime: self.runtime.clone().unwrap_or_default(),
+            destination: self.to.clone().unwrap_or_default(),
+            watch_ms: whole_milliseconds(self.watch),
+            bandwidth_bytes_per_second: self.bandwidth.unwrap_or(0),
+            max_downtime_ms: self.limits.max_downtime_ms(),
+            max_rounds: self.limits.max_rounds.unwrap_or(0),
+            max_time_ms: self.limits.max_time_ms(),
+            policy: self.limits.policy(),
+        }
+    }
+}
+
 impl Migrate {
     /// The request. What was not given is left to the agent's configuration.
     pub(crate) fn request(&self) -> StartMigrationRequest {
@@ -145,9 +238,12 @@ impl Migrate {
             destination: self.to.clone(),
             strategy: self.strategy.map_or(WireStrategy::Unspecified, WireStrategy::from).into(),
             runtime: self.runtime.clone().unwrap_or_default(),
-            max_downtime_ms: self.max_downtime.map_or(0, whole_milliseconds),
-            max_rounds: self.max_rounds.unwrap_or(0),
+            max_downtime_ms: self.limits.max_downtime_ms(),
+            max_rounds: self.limits.max_rounds.unwrap_or(0),
             allow_clock_step_back: self.allow_clock_step_back,
+            policy: self.limits.policy(),
+            max_time_ms: self.limits.max_time_ms(),
+            bandwidth_bytes_per_second: self.bandwidth.unwrap_or(0),
         }
     }
 }
@@ -160,6 +256,32 @@ fn whole_milliseconds(time: Duration) -> u64 {
 fn duration(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|error| format!("{error}; write a number and its unit, as in 300ms"))
+}
+
+/// `500Mbit`, `1Gbit`, `800kbit` (decimal, a second), or bytes a second: `62500000`, `60MiB`, `60MB`.
+fn bandwidth(text: &str) -> Result<u64, String> {
+    let wrong = || "write a rate like 500Mbit, 1Gbit, 60MiB or bytes a second".to_owned();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let unit_bytes = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "kib" => 1024.0,
+        "mib" => 1_048_576.0,
+        "gib" => 1_073_741_824.0,
+        "kbit" => 1e3 / 8.0,
+        "mbit" => 1e6 / 8.0,
+        "gbit" => 1e9 / 8.0,
+        _ => return Err(wrong()),
+    };
+    // A cast of a float saturates.
+    match (number * unit_bytes).round() as u64 {
+        0 => Err("must be more than nothing".to_owned()),
+        bytes => Ok(bytes),
+    }
 }
 
 fn positive_duration(text: &str) -> Result<Duration, String> {
@@ -207,6 +329,12 @@ mod tests {
             "300ms",
             "--max-rounds",
             "7",
+            "--max-time",
+            "2min",
+            "--policy",
+            "throttle",
+            "--bandwidth",
+            "500Mbit",
             "--runtime",
             "runc",
             "--allow-clock-step-back",
@@ -219,6 +347,9 @@ mod tests {
             max_downtime_ms: 300,
             max_rounds: 7,
             allow_clock_step_back: true,
+            policy: WirePolicy::Throttle.into(),
+            max_time_ms: 120_000,
+            bandwidth_bytes_per_second: 62_500_000,
         };
         assert_eq!(migrate(&arguments).unwrap(), expected);
     }
@@ -233,6 +364,46 @@ mod tests {
         for arguments in [["--max-downtime", "300"], ["--max-downtime", "0ms"], ["--max-rounds", "0"]] {
             assert_eq!(migrate(&arguments).unwrap_err().exit_code(), 2, "{arguments:?}");
         }
+    }
+
+    #[test]
+    fn rates_are_bits_by_name_and_bytes_otherwise() {
+        let cases = [
+            ("1Gbit", 125_000_000),
+            ("500Mbit", 62_500_000),
+            ("2.5gbit", 312_500_000),
+            ("800kbit", 100_000),
+            ("1000", 1000),
+            ("60MB", 60_000_000),
+            ("1MiB", 1 << 20),
+        ];
+        for (text, bytes) in cases {
+            assert_eq!(bandwidth(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "Mbit", "1Tbit", "0", "fast", "-1", "1.2.3", "1 Gbit"] {
+            assert!(bandwidth(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_plan_needs_a_destination_or_a_bandwidth() {
+        let parse = |arguments: &[&str]| {
+            Args::try_parse_from([&["pclivectl", "plan", "redis-1"], arguments].concat())
+        };
+        assert_eq!(parse(&[]).unwrap_err().exit_code(), 2);
+        assert!(parse(&["--to", "host-b"]).is_ok());
+        let Command::Plan(plan) = parse(&["--bandwidth", "1Gbit", "--max-downtime", "50ms"]).unwrap().command
+        else {
+            panic!("not a plan")
+        };
+        let expected = PlanMigrationRequest {
+            container: "redis-1".into(),
+            watch_ms: 3000,
+            bandwidth_bytes_per_second: 125_000_000,
+            max_downtime_ms: 50,
+            ..PlanMigrationRequest::default()
+        };
+        assert_eq!(plan.request(), expected);
     }
 
     /// The text of a command's chapter in docs/CLI.md; the options of every command stand before the first one.

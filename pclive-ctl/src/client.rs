@@ -10,7 +10,7 @@ use pclive_proto::control::control_client::ControlClient;
 use pclive_proto::control::{
     CancelMigrationRequest, CheckContainerRequest, CheckContainerResponse, Container, Event, GetHostRequest,
     GetMigrationRequest, Host, ListContainersRequest, ListMigrationsRequest, Migration, Phase,
-    StartMigrationRequest, WatchMigrationRequest,
+    PlanMigrationRequest, PlanMigrationResponse, StartMigrationRequest, WatchMigrationRequest,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -108,6 +108,18 @@ impl Client {
     ) -> Result<CheckContainerResponse, Failure> {
         let what = format!("check container {}", request.container);
         let answer = self.control.check_container(within(INSPECT_TIMEOUT, request)).await;
+        Ok(answer.map_err(|status| Failure::call(what, status))?.into_inner())
+    }
+
+    /// How a migration would go; the agent watches the container for `watch`.
+    pub(crate) async fn plan(
+        &mut self,
+        request: PlanMigrationRequest,
+        watch: Duration,
+    ) -> Result<PlanMigrationResponse, Failure> {
+        let what = format!("plan the migration of {}", request.container);
+        let patience = INSPECT_TIMEOUT.saturating_add(watch);
+        let answer = self.control.plan_migration(within(patience, request)).await;
         Ok(answer.map_err(|status| Failure::call(what, status))?.into_inner())
     }
 

@@ -101,9 +101,8 @@ fn pending_pages_are_counted_and_stay_dirty() {
     pair.source.scribble(ARENA, 8 * PAGE);
     pair.complete_round();
     let arena = [(ARENA, ARENA + 64 * PAGE)];
-    let pending = |pair: &Pair| {
-        pair.space.pending(&arena, &mut Objects::new(), &mut SharedWrites::new()).unwrap()
-    };
+    let pending =
+        |pair: &Pair| pair.space.pending(&arena, &mut Objects::new(), &mut SharedWrites::new()).unwrap();
     assert_eq!(pending(&pair), 0);
     pair.source.scribble(ARENA + 3 * PAGE, PAGE + 1);
     pair.source.scribble(ARENA + 20 * PAGE, 5 * PAGE);

@@ -144,6 +144,13 @@ impl Following {
         }
     }
 
+    /// Every line, until the last.
+    pub fn everything(mut self) -> Result<Vec<Value>> {
+        while self.line()?.is_some() {}
+        self.child.wait().context("cannot wait for pclivectl")?;
+        Ok(std::mem::take(&mut self.said))
+    }
+
     /// The end: the report, or why there is none.
     pub fn finish(mut self) -> Result<std::result::Result<Report, Refusal>> {
         while self.line()?.is_some() {}

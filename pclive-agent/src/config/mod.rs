@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::migration::convergence::Policy;
 use crate::network::NetworkConfig;
 
 pub use load::{ConfigError, load};
@@ -135,6 +136,12 @@ pub struct Migration {
     pub max_downtime_ms: u64,
     /// Most rounds while the container runs.
     pub max_rounds: u32,
+    /// Longest time from a migration's begin to the end of its rounds; 0: no limit.
+    pub max_time_ms: u64,
+    /// What is done when the predicted downtime stays above the limit.
+    pub policy: Policy,
+    /// Most bytes a second of the page stream while the container runs; 0: no limit.
+    pub bandwidth_bytes_per_second: u64,
     /// Contents in one message of the page stream.
     pub batch_bytes: u64,
     /// Most migrations at once, both roles together.
@@ -170,6 +177,11 @@ pub enum Strategy {
     Global,
     /// Everything waits at the destination and is restored after the stop.
     OneShot,
+}
+
+impl Strategy {
+    /// Every strategy.
+    pub const ALL: [Self; 2] = [Self::Global, Self::OneShot];
 }
 
 impl TryFrom<String> for LogFormat {
@@ -249,6 +261,9 @@ impl Default for Migration {
             strategy: Strategy::Global,
             max_downtime_ms: 300,
             max_rounds: 15,
+            max_time_ms: 0,
+            policy: Policy::StopAnyway,
+            bandwidth_bytes_per_second: 0,
             batch_bytes: 1 << 20,
             max_concurrent: 4,
             staging_limit_bytes: 0,

@@ -9,6 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::place::Places;
 use super::{Config, Migration};
+use crate::migration::LEAST_BANDWIDTH;
 
 /// One key that cannot be used as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,6 +102,11 @@ impl Checker<'_> {
     fn migration(&mut self, m: &Migration) {
         self.range("migration.max_downtime_ms", m.max_downtime_ms, 1..=LONGEST_MS);
         self.range("migration.max_rounds", m.max_rounds.into(), 1..=1000);
+        self.range("migration.max_time_ms", m.max_time_ms, 0..=LONGEST_MS * 24);
+        if m.bandwidth_bytes_per_second != 0 && m.bandwidth_bytes_per_second < LEAST_BANDWIDTH {
+            let what = format!("0 (no limit) or at least {LEAST_BANDWIDTH}");
+            self.complain("migration.bandwidth_bytes_per_second", what);
+        }
         self.range("migration.batch_bytes", m.batch_bytes, 64 << 10..=4 << 20);
         if !m.batch_bytes.is_multiple_of(4096) {
             self.complain("migration.batch_bytes", format!("{} is not a multiple of 4096", m.batch_bytes));

@@ -53,6 +53,8 @@ pub enum ErrorCode {
     NetworkFailed,
     /// Something took longer than it may.
     Timeout,
+    /// The predicted downtime stays above the limit, and the policy is to give up then.
+    NotConverging,
     /// A user asked for the end.
     Cancelled,
     /// The migration is past the point of no return.
@@ -66,7 +68,7 @@ pub enum ErrorCode {
 }
 
 /// Every code, for look-ups and tests.
-const ALL: [ErrorCode; 29] = [
+const ALL: [ErrorCode; 30] = [
     ErrorCode::ContainerNotFound,
     ErrorCode::ContainerNotRunning,
     ErrorCode::ContainerAmbiguous,
@@ -91,6 +93,7 @@ const ALL: [ErrorCode; 29] = [
     ErrorCode::RestoreFailed,
     ErrorCode::NetworkFailed,
     ErrorCode::Timeout,
+    ErrorCode::NotConverging,
     ErrorCode::Cancelled,
     ErrorCode::AlreadyCommitted,
     ErrorCode::CommitUnknown,
@@ -126,6 +129,7 @@ impl ErrorCode {
             Self::RestoreFailed => "restore-failed",
             Self::NetworkFailed => "network-failed",
             Self::Timeout => "timeout",
+            Self::NotConverging => "not-converging",
             Self::Cancelled => "cancelled",
             Self::AlreadyCommitted => "already-committed",
             Self::CommitUnknown => "commit-unknown",
@@ -150,6 +154,7 @@ impl ErrorCode {
             | Self::PeerLost
             | Self::NoMemory
             | Self::Timeout
+            | Self::NotConverging
             | Self::Cancelled => true,
             Self::ContainerNotFound
             | Self::ContainerNotRunning
@@ -201,6 +206,9 @@ impl ErrorCode {
             Self::ProtocolMismatch => "run the same version of pclive-agent on both hosts",
             Self::NoMemory => "free memory at the destination or choose another host",
             Self::Timeout => "the timeouts are in [migration] of the agent's configuration",
+            Self::NotConverging => {
+                "try again when the container writes less, allow a longer downtime, or choose policy throttle or stop-anyway"
+            }
             Self::CommitUnknown => {
                 "look at both hosts: exactly one copy may be let go; here it is still stopped"
             }
@@ -231,7 +239,7 @@ impl ErrorCode {
             | Self::ProtocolMismatch
             | Self::IncompatibleHost
             | Self::AlreadyCommitted => Code::FailedPrecondition,
-            Self::Busy | Self::NotNow | Self::Cancelled => Code::Aborted,
+            Self::Busy | Self::NotNow | Self::Cancelled | Self::NotConverging => Code::Aborted,
             Self::TooMany | Self::NoMemory => Code::ResourceExhausted,
             Self::ShuttingDown | Self::PeerUnreachable | Self::PeerLost => Code::Unavailable,
             Self::Timeout => Code::DeadlineExceeded,

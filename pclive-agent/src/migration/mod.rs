@@ -10,26 +10,29 @@
 mod check;
 pub mod convergence;
 mod destination;
+mod plan;
 mod report;
 mod source;
+mod throttle;
 mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use pclive_proto::control::{Role, StartMigrationRequest};
+use pclive_proto::control::{self, Role, StartMigrationRequest};
 use pclive_proto::peer::{DestinationMessage, SourceMessage};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 use uuid::Uuid;
 
-use self::convergence::Limits;
+use self::convergence::{Limits, Policy};
 use self::source::Order;
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError};
 use crate::registry::{Description, Entry};
 
 pub use check::{Checked, check};
+pub use plan::{plan, probed};
 
 /// Answers of a destination that may wait for the link; there is one a round.
 const ANSWERS: usize = 8;
@@ -39,7 +42,14 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
     let destination = agent.peer_address(&request.destination)?;
     let located = agent.locate_running(&request.container, &request.runtime).await?;
     let strategy = agent.strategy(request.strategy());
-    let limits = limits(agent, &request)?;
+    let wishes = Wishes {
+        max_downtime_ms: request.max_downtime_ms,
+        max_rounds: request.max_rounds,
+        max_time_ms: request.max_time_ms,
+        policy: request.policy(),
+        bandwidth: request.bandwidth_bytes_per_second,
+    };
+    let (limits, bandwidth) = wishes.or_configured(agent)?;
     let entry = agent.registry.begin(Description {
         id: Uuid::new_v4().to_string(),
         container: request.container.clone(),
@@ -49,23 +59,58 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         strategy: wire::control_strategy(strategy),
     })?;
     let allow_clock_step_back = request.allow_clock_step_back;
-    let order = Order { located, destination, strategy, limits, allow_clock_step_back };
+    let order = Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
     Ok(entry)
 }
 
-/// The request's limits, else the configured ones.
-fn limits(agent: &Agent, request: &StartMigrationRequest) -> Result<Limits, MigrationError> {
-    let migration = &agent.config.migration;
-    let downtime =
-        if request.max_downtime_ms == 0 { migration.max_downtime_ms } else { request.max_downtime_ms };
-    let max_rounds = if request.max_rounds == 0 { migration.max_rounds } else { request.max_rounds };
-    if downtime > 3_600_000 || max_rounds > 1000 {
-        let message = format!("cannot use a downtime of {downtime} ms and {max_rounds} rounds as limits");
-        return Err(MigrationError::new(ErrorCode::InvalidRequest, message)
-            .hint("at most 3600000 ms and 1000 rounds"));
+/// Least bandwidth that a stream can be limited to, bytes a second: below, one message takes longer than a
+/// destination waits for progress.
+pub const LEAST_BANDWIDTH: u64 = 125_000;
+
+/// What a user may ask for of the limits; 0 and unspecified: as configured.
+#[derive(Debug, Clone, Copy)]
+struct Wishes {
+    max_downtime_ms: u64,
+    max_rounds: u32,
+    max_time_ms: u64,
+    policy: control::Policy,
+    bandwidth: u64,
+}
+
+impl Wishes {
+    /// The limits, and the bandwidth if it is limited.
+    fn or_configured(self, agent: &Agent) -> Result<(Limits, Option<u64>), MigrationError> {
+        let migration = &agent.config.migration;
+        let or = |asked: u64, configured| if asked == 0 { configured } else { asked };
+        let downtime = or(self.max_downtime_ms, migration.max_downtime_ms);
+        let max_rounds = if self.max_rounds == 0 { migration.max_rounds } else { self.max_rounds };
+        let time = or(self.max_time_ms, migration.max_time_ms);
+        let bandwidth = or(self.bandwidth, migration.bandwidth_bytes_per_second);
+        if downtime > 3_600_000 || max_rounds > 1000 || time > 86_400_000 {
+            let message = format!(
+                "cannot use a downtime of {downtime} ms, {max_rounds} rounds and a time of {time} ms as limits"
+            );
+            return Err(MigrationError::new(ErrorCode::InvalidRequest, message)
+                .hint("at most 3600000 ms, 1000 rounds and 86400000 ms"));
+        }
+        if bandwidth != 0 && bandwidth < LEAST_BANDWIDTH {
+            let message = format!("cannot use a bandwidth of {bandwidth} bytes a second");
+            return Err(MigrationError::new(ErrorCode::InvalidRequest, message).hint("at least 1 Mbit/s"));
+        }
+        let limits = Limits {
+            max_downtime: Duration::from_millis(downtime),
+            max_rounds,
+            max_time: (time > 0).then(|| Duration::from_millis(time)),
+            policy: match self.policy {
+                control::Policy::Unspecified => migration.policy,
+                control::Policy::StopAnyway => Policy::StopAnyway,
+                control::Policy::Throttle => Policy::Throttle,
+                control::Policy::Cancel => Policy::Cancel,
+            },
+        };
+        Ok((limits, (bandwidth > 0).then_some(bandwidth)))
     }
-    Ok(Limits { max_downtime: Duration::from_millis(downtime), max_rounds })
 }
 
 /// Takes a migration from another agent; the answers to it come out of the receiver.

@@ -6,7 +6,7 @@ use pclive_engine::capture::RoundStats;
 use pclive_proto::control::{EndUsage, Ledger, Report, Round};
 use pclive_proto::peer::{DestinationLedger, Running};
 
-use super::convergence::{Estimate, Reason, Sample};
+use super::convergence::{Estimate, Reason};
 
 /// Nanoseconds of a duration, as messages carry them.
 pub(super) fn ns(duration: Duration) -> u64 {
@@ -18,21 +18,21 @@ pub(super) fn round(
     number: u32,
     is_final: bool,
     stats: &RoundStats,
-    sample: Sample,
+    (bytes, duration): (u64, Duration),
     known: &Estimate,
 ) -> Round {
-    let rate = u128::from(sample.bytes) * 1_000_000_000 / sample.duration.as_nanos().max(1);
+    let rate = u128::from(bytes) * 1_000_000_000 / duration.as_nanos().max(1);
     Round {
         number,
         r#final: is_final,
         data_pages: stats.data_pages,
         zero_pages: stats.zero_pages,
         hole_pages: stats.hole_pages,
-        bytes: sample.bytes,
-        duration_ns: ns(sample.duration),
-        dirty_pages: known.dirty_pages.unwrap_or(0),
+        bytes,
+        duration_ns: ns(duration),
+        dirty_pages: known.dirty_pages.filter(|_| !is_final).unwrap_or(0),
         bytes_per_second: u64::try_from(rate).unwrap_or(u64::MAX),
-        predicted_downtime_ns: known.downtime.map_or(0, ns),
+        predicted_downtime_ns: known.downtime.filter(|_| !is_final).map_or(0, ns),
     }
 }
 
@@ -55,6 +55,8 @@ pub(super) struct Handover {
     pub(super) commit: Duration,
     /// `Running` came.
     pub(super) running: Instant,
+    /// What the downtime was expected to be.
+    pub(super) predicted: Option<Duration>,
 }
 
 /// The source's report.
@@ -77,6 +79,7 @@ pub(super) fn report(
         destination: Some(EndUsage { cpu_ns: answer.cpu_ns, peak_memory_bytes: answer.peak_memory_bytes }),
         staging_peak_bytes: answer.staging_peak_bytes,
         verdict: reason.to_string(),
+        predicted_downtime_ns: handover.predicted.map_or(0, ns),
     }
 }
 

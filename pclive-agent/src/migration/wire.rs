@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::migration::convergence::Policy;
 
 /// Most contents of one batch, bytes: what the source's configuration allows.
 const MAX_PAYLOAD: usize = 4 << 20;
@@ -153,6 +154,15 @@ pub(super) fn control_strategy(strategy: Strategy) -> control::Strategy {
     match strategy {
         Strategy::Global => control::Strategy::Global,
         Strategy::OneShot => control::Strategy::OneShot,
+    }
+}
+
+/// Policy as users see it.
+pub(super) fn control_policy(policy: Policy) -> control::Policy {
+    match policy {
+        Policy::StopAnyway => control::Policy::StopAnyway,
+        Policy::Throttle => control::Policy::Throttle,
+        Policy::Cancel => control::Policy::Cancel,
     }
 }
 

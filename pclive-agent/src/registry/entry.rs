@@ -145,6 +145,12 @@ impl Entry {
         });
     }
 
+    /// It does not converge, and this is done about it. Bounded by the steps of the policies.
+    pub fn policy(&self, applied: control::PolicyApplied) {
+        tracing::warn!("{}", applied.message);
+        self.change(|_| Some(event::Event::PolicyApplied(applied)));
+    }
+
     /// How far the present round is. Only the newest is kept.
     pub fn progress(&self, progress: control::Progress) {
         let at_ms = self.at_ms();
@@ -342,6 +348,7 @@ mod tests {
                 event::Event::Round(_) => "round",
                 event::Event::Progress(_) => "progress",
                 event::Event::Warning(_) => "warning",
+                event::Event::PolicyApplied(_) => "policy",
                 event::Event::Done(_) => "done",
                 event::Event::Failed(_) => "failed",
             });

@@ -8,8 +8,8 @@ use pclive_proto::control::control_server::Control;
 use pclive_proto::control::{
     CancelMigrationRequest, CancelMigrationResponse, CheckContainerRequest, CheckContainerResponse, Event,
     GetHostRequest, GetMigrationRequest, Host, ListContainersRequest, ListContainersResponse,
-    ListMigrationsRequest, ListMigrationsResponse, Migration, Peer, StartMigrationRequest,
-    StartMigrationResponse, WatchMigrationRequest,
+    ListMigrationsRequest, ListMigrationsResponse, Migration, Peer, PlanMigrationRequest,
+    PlanMigrationResponse, StartMigrationRequest, StartMigrationResponse, WatchMigrationRequest,
 };
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
@@ -94,6 +94,13 @@ impl Control for ControlService {
             blockers: checked.blockers.iter().map(blocker_message).collect(),
             warnings: checked.warnings,
         }))
+    }
+
+    async fn plan_migration(
+        &self,
+        request: Request<PlanMigrationRequest>,
+    ) -> Result<Response<PlanMigrationResponse>, Status> {
+        Ok(Response::new(migration::plan(&self.agent, request.into_inner()).await?))
     }
 
     async fn list_containers(

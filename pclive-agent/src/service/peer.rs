@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use pclive_proto::PROTOCOL_VERSION;
 use pclive_proto::peer::peer_server::Peer;
-use pclive_proto::peer::{DestinationMessage, HelloRequest, HelloResponse, SourceMessage};
+use pclive_proto::peer::{
+    DestinationMessage, HelloRequest, HelloResponse, ProbeChunk, ProbeResponse, SourceMessage,
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -37,6 +39,13 @@ impl Peer for PeerService {
             agent_name: self.agent.name.clone(),
             host: Some(facts),
         }))
+    }
+
+    async fn probe(
+        &self,
+        request: Request<Streaming<ProbeChunk>>,
+    ) -> Result<Response<ProbeResponse>, Status> {
+        Ok(Response::new(migration::probed(request.into_inner()).await))
     }
 
     type MigrateStream = ReceiverStream<Result<DestinationMessage, Status>>;

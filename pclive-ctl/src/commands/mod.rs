@@ -7,6 +7,7 @@ mod containers;
 mod host;
 mod list;
 mod migrate;
+mod plan;
 mod status;
 mod watch;
 
@@ -31,6 +32,7 @@ pub(crate) async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure
         Command::Watch(id) => watch::run(client, &id.id, args.patience, output).await,
         Command::Cancel(id) => cancel::run(client, &id.id, output).await,
         Command::Check(check) => check::run(client, check, output).await,
+        Command::Plan(plan) => plan::run(client, &plan, output).await,
         Command::Containers => containers::run(client, output).await,
         Command::Host => host::run(client, output).await,
         Command::Completions { shell } => completions::run(shell, output),

@@ -44,7 +44,9 @@ pub(crate) fn last_word(event: &Event, phase: Phase) -> Option<Word> {
     match event.event.as_ref()? {
         Kind::Done(done) => Some(Word::Outcome(Outcome::Migrated(done.report.clone().map(Box::new)))),
         Kind::Failed(error) => Some(failure(error, phase)),
-        Kind::Phase(_) | Kind::Round(_) | Kind::Progress(_) | Kind::Warning(_) => None,
+        Kind::Phase(_) | Kind::Round(_) | Kind::Progress(_) | Kind::Warning(_) | Kind::PolicyApplied(_) => {
+            None
+        }
     }
 }
 
@@ -88,7 +90,12 @@ pub(crate) fn verdict(migration: &Migration, told: Option<Box<Error>>) -> Option
 pub(crate) fn phase_of(event: &Event) -> Option<Phase> {
     match event.event.as_ref()? {
         Kind::Phase(change) => Some(change.phase()),
-        Kind::Round(_) | Kind::Progress(_) | Kind::Warning(_) | Kind::Done(_) | Kind::Failed(_) => None,
+        Kind::Round(_)
+        | Kind::Progress(_)
+        | Kind::Warning(_)
+        | Kind::PolicyApplied(_)
+        | Kind::Done(_)
+        | Kind::Failed(_) => None,
     }
 }
 

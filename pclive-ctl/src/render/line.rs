@@ -13,6 +13,7 @@ pub(crate) fn line(event: &Event) -> Option<String> {
         Kind::Round(round) => self::round(round),
         Kind::Progress(progress) => self::progress(progress),
         Kind::Warning(warning) => format!("warning: {}", printable(&warning.message)),
+        Kind::PolicyApplied(applied) => format!("not converging: {}", printable(&applied.message)),
         Kind::Done(_) | Kind::Failed(_) => return None,
     };
     Some(format!("[{:>8.2} s] {text}", event.at_ms as f64 / 1e3))

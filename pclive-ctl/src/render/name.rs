@@ -1,6 +1,6 @@
 //! Names of the API's enumerations. The `..._json` names are part of the interface.
 
-use pclive_proto::control::{Phase, Role, Strategy};
+use pclive_proto::control::{Phase, Policy, Role, Strategy};
 
 /// A phase, for people.
 pub(crate) fn phase(phase: Phase) -> &'static str {
@@ -38,6 +38,16 @@ pub(crate) fn role(role: Role) -> Option<&'static str> {
         Role::Unspecified => None,
         Role::Source => Some("source"),
         Role::Destination => Some("destination"),
+    }
+}
+
+/// A policy, for programs.
+pub(crate) fn policy_json(policy: Policy) -> Option<&'static str> {
+    match policy {
+        Policy::Unspecified => None,
+        Policy::StopAnyway => Some("stop_anyway"),
+        Policy::Throttle => Some("throttle"),
+        Policy::Cancel => Some("cancel"),
     }
 }
 

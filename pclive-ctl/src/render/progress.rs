@@ -41,7 +41,7 @@ impl View {
                     self.predicted_downtime_ns = Some(round.predicted_downtime_ns);
                 }
             }
-            Some(Kind::Warning(_) | Kind::Done(_) | Kind::Failed(_)) | None => {}
+            Some(Kind::Warning(_) | Kind::PolicyApplied(_) | Kind::Done(_) | Kind::Failed(_)) | None => {}
         }
     }
 

@@ -10,7 +10,11 @@ use super::unit;
 
 /// The whole report, indented by two.
 pub(crate) fn report(report: &Report) -> String {
-    let mut text = format!("  downtime        {}\n", unit::duration(report.downtime_ns));
+    let predicted = match report.predicted_downtime_ns {
+        0 => String::new(),
+        predicted => format!("  (predicted {})", unit::duration(predicted)),
+    };
+    let mut text = format!("  downtime        {}{predicted}\n", unit::duration(report.downtime_ns));
     if let Some(ledger) = &report.ledger {
         text.push_str(&self::ledger(ledger));
     }
@@ -116,6 +120,7 @@ pub(crate) mod tests {
             destination: Some(EndUsage { cpu_ns: 1_220_000_000, peak_memory_bytes: 38 << 20 }),
             staging_peak_bytes: 0,
             verdict: "predicted downtime below 300 ms".into(),
+            predicted_downtime_ns: 38_000_000,
         }
     }
 
@@ -143,7 +148,7 @@ pub(crate) mod tests {
     #[test]
     fn a_report_tells_downtime_ledger_rounds_and_cost() {
         let expected = [
-            "  downtime        42.1 ms",
+            "  downtime        42.1 ms  (predicted 38.0 ms)",
             "    freeze         1.21 ms  source",
             "    final scan      812 µs  source",
             "    capture        3.14 ms  source",

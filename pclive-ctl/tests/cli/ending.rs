@@ -24,7 +24,7 @@ redis-1 to host-b, migration m-1
 [    1.56 s] committed: the container goes on at the destination
 [    1.60 s] done: it runs at the destination
 redis-1 now runs at host-b
-  downtime        7.50 ms
+  downtime        7.50 ms  (predicted 5.00 ms)
     freeze          400 µs  source
     final scan        0 ns  source
     capture           0 ns  source

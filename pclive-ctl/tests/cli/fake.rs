@@ -49,6 +49,8 @@ pub(crate) struct Script {
     pub(crate) migrations: Vec<Migration>,
     /// `check`.
     pub(crate) check: CheckContainerResponse,
+    /// `plan`.
+    pub(crate) plan: PlanMigrationResponse,
     /// `containers`.
     pub(crate) containers: Vec<Container>,
     /// `host`.
@@ -244,6 +246,13 @@ impl Control for Agent {
     ) -> Result<Response<CheckContainerResponse>, Status> {
         self.seen.checks.lock().unwrap().push(request.into_inner());
         Ok(Response::new(self.script.check.clone()))
+    }
+
+    async fn plan_migration(
+        &self,
+        _: Request<PlanMigrationRequest>,
+    ) -> Result<Response<PlanMigrationResponse>, Status> {
+        Ok(Response::new(self.script.plan.clone()))
     }
 
     async fn list_containers(

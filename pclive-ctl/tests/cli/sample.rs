@@ -52,6 +52,7 @@ pub(crate) fn report() -> Report {
         destination: Some(EndUsage { cpu_ns: 20_000_000, peak_memory_bytes: 2 << 20 }),
         staging_peak_bytes: 0,
         verdict: "predicted downtime below 300 ms".into(),
+        predicted_downtime_ns: 5_000_000,
     }
 }
 

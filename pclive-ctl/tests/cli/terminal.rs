@@ -68,7 +68,7 @@ fn a_terminal_shows_the_round_under_way_and_standard_output_the_report() {
     let ended = ctl.end();
     assert_eq!(ended.code, 0);
     assert!(
-        ended.out.starts_with("redis-1 now runs at host-b\n  downtime        7.50 ms\n"),
+        ended.out.starts_with("redis-1 now runs at host-b\n  downtime        7.50 ms  (predicted 5.00 ms)\n"),
         "{}",
         ended.out
     );

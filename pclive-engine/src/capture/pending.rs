@@ -60,7 +60,8 @@ mod tests {
         let maps = b"1000-2000 rw-p 0 00:00 0 [heap]\n2000-3000 r-xp 0 00:00 0 [vdso]\n\
                      3000-4000 r--p 0 00:00 0 [vvar]\n4000-5000 rw-p 0 08:01 7 /lib/x\n5000-6000 rw-s 0 00:00 0\n";
         let entries = parse_maps(maps).unwrap();
-        let kept: Vec<u64> = entries.iter().filter(|entry| is_memory(entry)).map(|entry| entry.start).collect();
+        let kept: Vec<u64> =
+            entries.iter().filter(|entry| is_memory(entry)).map(|entry| entry.start).collect();
         assert_eq!(kept, [0x1000]);
     }
 }

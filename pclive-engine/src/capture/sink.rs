@@ -36,6 +36,8 @@ pub struct RoundStats {
     pub processes: u32,
     /// Threads in the layout.
     pub threads: u32,
+    /// Open descriptors of all processes; not counted in the final dump, where time is dear.
+    pub descriptors: u32,
     /// Time spent scanning for written pages.
     pub scan: Duration,
     /// Time spent reading pages and handing them to the sink.

@@ -92,6 +92,7 @@ impl Source {
         sink.layout(&shape.layout)?;
         let mut stats = shape.stats();
         for (pid, vmas) in shape.vmas() {
+            stats.descriptors = stats.descriptors.saturating_add(descriptors(pid));
             let Some(tracked) = self.tracked.get_mut(&pid) else { continue };
             let mut counted = CountedSink::new(sink);
             let private =
@@ -213,6 +214,11 @@ fn is_loss(error: &CaptureError) -> bool {
         CaptureError::Memory(error) => error.is_gone(),
         _ => false,
     }
+}
+
+fn descriptors(pid: Pid) -> u32 {
+    std::fs::read_dir(format!("/proc/{pid}/fd"))
+        .map_or(0, |open| u32::try_from(open.count()).unwrap_or(u32::MAX))
 }
 
 pub(super) fn resident_bytes(pid: Pid) -> u64 {

@@ -32,7 +32,8 @@ impl AddressSpace {
             let Some((object, offset)) = shared_object(vma) else { continue };
             let end = offset.saturating_add(vma.end - vma.start);
             for (start, end) in objects.held(self.pid(), (object, offset, end))? {
-                let written = view.peek_shared_writes(start - offset + vma.start, end - offset + vma.start)?;
+                let written =
+                    view.peek_shared_writes(start - offset + vma.start, end - offset + vma.start)?;
                 let of_object = shared.entry(object).or_default();
                 for (start, end) in written.within(vma.start, vma.end) {
                     of_object.insert(start - vma.start + offset, end - vma.start + offset);

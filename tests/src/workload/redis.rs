@@ -128,10 +128,50 @@ impl<'a> Redis<'a> {
         })
     }
 
+    /// Clients that overwrite keys of the data set of `keys` keys, as fast as they can.
+    pub fn overwriting(&self, count: usize, keys: u64) -> Result<Clients> {
+        let address = self.address;
+        Clients::start(self.client, count, Duration::ZERO, move |index| {
+            Ok(Overwriting { connection: Connection::new(connect(address)?), keys, state: index as u64 })
+        })
+    }
+
     /// Clients that write increasing numbers and read them back, each on one connection.
     pub fn clients(&self, count: usize, pause: Duration) -> Result<Clients> {
         let address = self.address;
         Clients::start(self.client, count, pause, move |index| Sequence::start(address, index))
+    }
+}
+
+/// Overwrites keys of the data set, all over it, with values of the same size.
+#[derive(Debug)]
+struct Overwriting {
+    connection: Connection,
+    keys: u64,
+    state: u64,
+}
+
+/// Writes of one request: enough to keep the server busy.
+const OVERWRITES: usize = 50;
+
+impl Session for Overwriting {
+    fn ask(&mut self) -> Result<(), Failure> {
+        let value = "v".repeat(VALUE_BYTES as usize);
+        let mut words = vec!["MSET".to_owned()];
+        for _ in 0..OVERWRITES {
+            self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            words.push(format!("key:{}", (self.state >> 33) % self.keys));
+            words.push(value.clone());
+        }
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        match self.connection.ask(&words)? {
+            Reply::Simple(text) if text == "OK" => Ok(()),
+            other => Err(Failure::Wrong(format!("MSET: {other:?}"))),
+        }
+    }
+
+    fn audit(&mut self) -> Result<u64> {
+        Ok(0)
     }
 }
 

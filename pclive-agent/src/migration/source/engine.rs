@@ -18,7 +18,8 @@ use tokio::sync::oneshot;
 
 use super::relay::Relay;
 use super::sink::{Outlet, RoundSink};
-use crate::error::{ErrorCode, MigrationError};
+use crate::error::{ErrorCode, MigrationError, chain};
+use crate::migration::throttle::Throttle;
 use crate::migration::wire;
 use crate::network::{self, Interface, Lock, Namespace, Tenure};
 
@@ -36,6 +37,8 @@ pub(super) struct Plan {
     /// Most bytes of frames that are kept while the container is stopped; 0: none.
     pub(super) capture_bytes: u64,
     pub(super) outlet: Outlet,
+    /// Most bytes a second while the container runs.
+    pub(super) bandwidth: Option<u64>,
 }
 
 /// What it found when it opened the container.
@@ -54,6 +57,8 @@ pub(super) struct Moved {
     pub(super) bytes: u64,
     /// From the first scan to the last message handed to the stream.
     pub(super) elapsed: Duration,
+    /// When it began.
+    pub(super) began: Instant,
 }
 
 /// What a final dump came to.
@@ -76,7 +81,8 @@ pub(super) struct Stopped {
 #[derive(Debug)]
 enum Step {
     Round(u32, Reply<Moved>),
-    Freeze(Reply<Stopped>),
+    Pending(Reply<Option<u64>>),
+    Freeze(Option<Throttle>, Reply<Stopped>),
     Dump(u32, Reply<Dump>),
     Hold(Reply<()>),
     Committed,
@@ -111,9 +117,15 @@ impl Engine {
         self.ask(|reply| Step::Round(number, reply))
     }
 
-    /// Stops the container and silences its network.
-    pub(super) fn freeze(&self) -> Answer<Stopped> {
-        self.ask(Step::Freeze)
+    /// Counts the pages written since the last round began; `None` when that could not be done.
+    pub(super) fn pending(&self) -> Answer<Option<u64>> {
+        self.ask(Step::Pending)
+    }
+
+    /// Stops the container and silences its network. A throttle is lifted just before: tasks without CPU time would
+    /// not come to their stop.
+    pub(super) fn freeze(&self, throttle: Option<Throttle>) -> Answer<Stopped> {
+        self.ask(|reply| Step::Freeze(throttle, reply))
     }
 
     /// The final dump: layout, last pages, `FinalState`. With obstacles the container has been let go again, the round
@@ -218,8 +230,14 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
     loop {
         match steps.recv().ok()? {
             Step::Round(number, reply) => tell(reply, round(plan, &mut source, number))?,
-            Step::Freeze(reply) => {
-                let reached = freeze(plan, steps, &mut source, &namespace, &interfaces, reply)?;
+            Step::Pending(reply) => {
+                // Not worth ending a migration for: without it the rounds' own figures are used.
+                let counted = source.pending_pages();
+                let counted = counted.inspect_err(|error| tracing::debug!("cannot count: {}", chain(error)));
+                tell(reply, Ok(counted.ok()))?;
+            }
+            Step::Freeze(throttle, reply) => {
+                let reached = freeze(plan, steps, &mut source, (&namespace, &interfaces), throttle, reply)?;
                 let Reached::Rounds(put_off) = reached else { return None };
                 put_off.tell(plan)?;
             }
@@ -234,10 +252,10 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
 
 fn round(plan: &Plan, source: &mut Source, number: u32) -> Result<Moved, MigrationError> {
     let began = Instant::now();
-    let mut sink = RoundSink::new(&plan.outlet, number, false);
+    let mut sink = RoundSink::new(&plan.outlet, number, plan.bandwidth);
     let stats = source.round(&mut sink).map_err(capture_error(plan))?;
     let bytes = sink.bytes + end_round(plan, number, &stats)?;
-    Ok(Moved { stats, bytes, elapsed: began.elapsed() })
+    Ok(Moved { stats, bytes, elapsed: began.elapsed(), began })
 }
 
 fn end_round(plan: &Plan, round: u32, stats: &RoundStats) -> Result<u64, MigrationError> {
@@ -253,8 +271,8 @@ fn freeze(
     plan: &Plan,
     steps: &Receiver<Step>,
     source: &mut Source,
-    namespace: &Namespace,
-    interfaces: &[Interface],
+    (namespace, interfaces): (&Namespace, &[Interface]),
+    throttle: Option<Throttle>,
     reply: Reply<Stopped>,
 ) -> Option<Reached> {
     // What can fail or is slow comes before the stop.
@@ -265,6 +283,7 @@ fn freeze(
         Err(error) => return refused(reply, error),
     };
     let mut relay = Relay::prepare(namespace, interfaces, plan.capture_bytes);
+    drop(throttle);
     let began = Instant::now();
     let mut frozen = match source.freeze() {
         Ok(frozen) => frozen,
@@ -347,7 +366,8 @@ fn stopped(
             }
             Step::Committed => return Some(Reached::Commit),
             Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
-            Step::Freeze(reply) => tell(reply, Err(out_of_step("freeze")))?,
+            Step::Pending(reply) => tell(reply, Err(out_of_step("pending")))?,
+            Step::Freeze(_, reply) => tell(reply, Err(out_of_step("freeze")))?,
             Step::Destroy(reply) | Step::Retire(reply) => {
                 tell(reply, Err(out_of_step("destroy or retire")))?;
             }
@@ -357,7 +377,7 @@ fn stopped(
 
 fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Dump, MigrationError> {
     let began = Instant::now();
-    let mut sink = RoundSink::new(&plan.outlet, number, true);
+    let mut sink = RoundSink::last(&plan.outlet, number);
     let (stats, dumped) = frozen.dump(&mut sink).map_err(capture_error(plan))?;
     let (bytes, obstacles) = match dumped {
         Dumped::State(state) => {
@@ -367,7 +387,8 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Dump, Migra
         }
         Dumped::NotNow(obstacles) => (0, obstacles),
     };
-    Ok(Dump { moved: Moved { stats, bytes: sink.bytes + bytes, elapsed: began.elapsed() }, obstacles })
+    let moved = Moved { stats, bytes: sink.bytes + bytes, elapsed: began.elapsed(), began };
+    Ok(Dump { moved, obstacles })
 }
 
 fn hold(plan: &Plan, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), MigrationError> {

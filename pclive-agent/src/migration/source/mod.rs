@@ -6,7 +6,9 @@
 
 mod engine;
 mod outgoing;
+mod pace;
 mod relay;
+mod rounds;
 mod session;
 mod sink;
 mod state;
@@ -24,11 +26,12 @@ use tracing::{Instrument, info, info_span};
 
 use self::engine::{Dump, Engine, Moved, Opened, Plan, Stopped};
 use self::outgoing::Outgoing;
+use self::rounds::{Done, Rounds};
 use self::session::{Expectation, Session, name_of};
 use self::sink::Outlet;
 use self::state::{Event, State};
 use super::check;
-use super::convergence::{Decision, Estimate, Limits, Reason, Sample, decide, estimate};
+use super::convergence::{Estimate, Limits, Obstacle, Pending, Policy, Reason};
 use super::report::{self, Handover};
 use super::wire;
 use crate::agent::{Agent, Located};
@@ -55,6 +58,8 @@ pub(super) struct Order {
     pub(super) destination: PeerAddress,
     pub(super) strategy: Strategy,
     pub(super) limits: Limits,
+    /// Most bytes a second while the container runs.
+    pub(super) bandwidth: Option<u64>,
     pub(super) allow_clock_step_back: bool,
 }
 
@@ -105,9 +110,7 @@ struct Driver<'a> {
     session: Session,
     engine: Engine,
     outlet: Outlet,
-    /// Finished rounds: for decisions, and for the report.
-    samples: Vec<Sample>,
-    rounds: Vec<control::Round>,
+    rounds: Rounds,
 }
 
 async fn drive(
@@ -127,6 +130,7 @@ async fn drive(
         options: check::source_options(agent),
         capture_bytes: agent.config.network.capture_bytes,
         outlet: outlet.clone(),
+        bandwidth: order.bandwidth,
     };
     let began = Engine::start(plan);
     let (engine, opened) =
@@ -139,7 +143,7 @@ async fn drive(
         Ok(opened) => connect(agent, order, stream).await.map(|incoming| (opened, incoming)),
         Err(error) => Err(error),
     };
-    let (opened, incoming) = match connected {
+    let (opened, (incoming, round_trip)) = match connected {
         Ok(connected) => connected,
         Err(error) => {
             engine.release().await;
@@ -147,7 +151,10 @@ async fn drive(
         }
     };
     let session = Session::new(Arc::clone(entry), sender, last_word, incoming);
-    let driver = Driver { agent, order, session, engine, outlet, samples: Vec::new(), rounds: Vec::new() };
+    let experience = agent.experience(&order.destination);
+    let mut rounds = Rounds::new(order.limits, order.bandwidth, order.located.container.pid, experience);
+    rounds.set_round_trip(round_trip);
+    let driver = Driver { agent, order, session, engine, outlet, rounds };
     driver.migrate(&opened, meter, &abort).await
 }
 
@@ -175,13 +182,15 @@ async fn connect(
     agent: &Agent,
     order: &Order,
     stream: Outgoing,
-) -> Result<tonic::Streaming<peer::DestinationMessage>, MigrationError> {
+) -> Result<(tonic::Streaming<peer::DestinationMessage>, Duration), MigrationError> {
     let mut client = link::connect(&order.destination, &agent.config.peer, &agent.config.migration).await?;
+    let asked = Instant::now();
     let answer = check::hello(agent, &mut client).await?;
+    let round_trip = asked.elapsed();
     info!(agent = answer.agent_name, "connected");
     let patience = agent.config.migration.connect_timeout();
     match tokio::time::timeout(patience, client.migrate(stream)).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Ok(response)) => Ok((response.into_inner(), round_trip)),
         Ok(Err(status)) => Err(wire::status_error(&status)),
         Err(_) => Err(MigrationError::new(ErrorCode::Timeout, "the other agent does not take the migration")),
     }
@@ -199,7 +208,11 @@ impl Driver<'_> {
         match handed_over {
             Ok((handover, reason, running)) => {
                 self.clean_up().await;
-                let report = report::report(&handover, self.rounds, reason, &running, meter.used());
+                let told = std::mem::take(&mut self.rounds.told);
+                let report = report::report(&handover, told, reason, &running, meter.used());
+                if let Some(measured) = self.rounds.measured(&report) {
+                    self.agent.learn(&self.order.destination, measured);
+                }
                 self.session.farewell().await;
                 Ok(report)
             }
@@ -222,8 +235,8 @@ impl Driver<'_> {
 
     async fn hand_over(&mut self, opened: &Opened) -> Result<(Handover, Reason, Running), MigrationError> {
         self.negotiate(opened).instrument(info_span!("phase", name = "negotiating")).await?;
-        let reason =
-            self.pre_copy(opened.memory_bytes).instrument(info_span!("phase", name = "pre-copy")).await?;
+        let reason = self.rounds_in_time(opened.memory_bytes);
+        let reason = reason.instrument(info_span!("phase", name = "pre-copy")).await?;
         info!(%reason, "rounds end");
         let (handover, running) =
             self.stop_and_commit().instrument(info_span!("phase", name = "handover")).await?;
@@ -270,13 +283,25 @@ impl Driver<'_> {
         self.session.advance(Event::Accepted)
     }
 
-    /// Rounds until stopping is worth it.
+    /// The rounds; a migration that is to be given up when it takes too long is, in the middle of one.
+    async fn rounds_in_time(&mut self, memory_bytes: u64) -> Result<Reason, MigrationError> {
+        self.rounds.prepare()?;
+        let Limits { policy, max_time, .. } = self.order.limits;
+        let Some(max_time) = max_time.filter(|_| policy == Policy::Cancel) else {
+            return self.pre_copy(memory_bytes).await;
+        };
+        let left = max_time.saturating_sub(self.session.entry.began().elapsed());
+        let ended = tokio::time::timeout(left, self.pre_copy(memory_bytes)).await;
+        ended.unwrap_or_else(|_| Err(self.rounds.given_up(Obstacle::MaxTime)))
+    }
+
+    /// Rounds until stopping is worth it, or the policy ends them.
     async fn pre_copy(&mut self, memory_bytes: u64) -> Result<Reason, MigrationError> {
         let mut expected = memory_bytes;
         loop {
-            let number = u32::try_from(self.samples.len()).unwrap_or(u32::MAX);
+            let number = self.rounds.next();
             let known = self.round(number, expected).instrument(info_span!("round", n = number)).await?;
-            if let Decision::Stop(reason) = decide(&self.samples, self.order.limits) {
+            if let Some(reason) = self.rounds.end(&self.session.entry)? {
                 return Ok(reason);
             }
             expected = known.dirty_pages.map_or(memory_bytes, |pages| pages.saturating_mul(4096));
@@ -289,23 +314,36 @@ impl Driver<'_> {
         let patience = self.agent.config.migration.progress_timeout();
         let expected = Expectation { round: number, total_bytes, counter: self.outlet.counter(), patience };
         let moved = self.session.moving(self.engine.round(number), &expected).await?;
-        self.applied(number).await?;
-        Ok(self.record(number, false, &moved, began.elapsed()))
+        let staged_bytes = self.applied(number).await?;
+        self.ended(number, &moved, began.elapsed(), staged_bytes).await
     }
 
-    async fn applied(&mut self, number: u32) -> Result<(), MigrationError> {
+    /// Waits until a round is in place; what waits at the destination, bytes.
+    async fn applied(&mut self, number: u32) -> Result<u64, MigrationError> {
         let patience = self.agent.config.migration.progress_timeout();
         match self.session.answer("put a round in place", patience).await? {
-            Answered::RoundApplied(applied) if applied.round == number => Ok(()),
+            Answered::RoundApplied(applied) if applied.round == number => Ok(applied.staged_bytes),
             other => Err(out_of_turn(&other)),
         }
     }
 
-    fn record(&mut self, number: u32, is_final: bool, moved: &Moved, duration: Duration) -> Estimate {
-        let sample = Sample { data_pages: moved.stats.data_pages, bytes: moved.bytes, duration };
-        self.samples.push(sample);
-        let known = estimate(&self.samples);
-        let round = report::round(number, is_final, &moved.stats, sample, &known);
+    /// A round has ended, and the container runs: counts what it has written meanwhile.
+    async fn ended(
+        &mut self,
+        number: u32,
+        moved: &Moved,
+        duration: Duration,
+        staged_bytes: u64,
+    ) -> Result<Estimate, MigrationError> {
+        let patience = self.agent.config.migration.progress_timeout();
+        let counted = self.session.step(self.engine.pending(), patience).await?;
+        let pending = counted.map(|pages| Pending { pages, age: moved.began.elapsed() });
+        Ok(self.record(number, false, moved, Done { duration, staged_bytes, pending }))
+    }
+
+    fn record(&mut self, number: u32, is_final: bool, moved: &Moved, done: Done) -> Estimate {
+        let known = self.rounds.add(moved, done, self.session.entry.began());
+        let round = report::round(number, is_final, &moved.stats, (moved.bytes, done.duration), &known);
         info!(
             round = number,
             last = is_final,
@@ -317,11 +355,13 @@ impl Driver<'_> {
             threads = moved.stats.threads,
             ms = round.duration_ns / 1_000_000,
             bytes_per_second = round.bytes_per_second,
+            dirty_pages = round.dirty_pages,
+            dirty_pages_per_second = known.dirty_rate,
             predicted_downtime_ms = round.predicted_downtime_ns / 1_000_000,
             "round"
         );
         self.session.entry.round(round);
-        self.rounds.push(round);
+        self.rounds.told.push(round);
         known
     }
 
@@ -333,9 +373,10 @@ impl Driver<'_> {
         let mut stops = 0;
         loop {
             stops += 1;
-            let stopped = self.session.step(self.engine.freeze(), patience).await?;
+            let throttle = self.rounds.take_throttle();
+            let stopped = self.session.step(self.engine.freeze(throttle), patience).await?;
             self.session.advance(Event::Stopped)?;
-            let number = u32::try_from(self.samples.len()).unwrap_or(u32::MAX);
+            let number = self.rounds.next();
             let Dump { moved, obstacles } = self.session.step(self.engine.dump(number), patience).await?;
             if obstacles.is_empty() {
                 self.session.advance(Event::FinalHandedOver)?;
@@ -354,20 +395,21 @@ impl Driver<'_> {
     /// The container runs again: what was dumped is a round like any other.
     async fn put_off(&mut self, number: u32, moved: &Moved) -> Result<(), MigrationError> {
         self.session.advance(Event::PutOff(number))?;
-        self.applied(number).await?;
-        self.record(number, false, moved, moved.elapsed);
-        Ok(())
+        let staged_bytes = self.applied(number).await?;
+        self.ended(number, moved, moved.elapsed, staged_bytes).await.map(drop)
     }
 
     /// Stop, final dump, and the two-phase handover.
     async fn stop_and_commit(&mut self) -> Result<(Handover, Running), MigrationError> {
         let (number, Stopped { began: stopped, elapsed: freeze }, moved) = self.stop().await?;
+        let predicted = self.rounds.known().downtime;
         let dumped = Instant::now();
         self.ready().await?;
         let ready = Instant::now();
         let running = self.commit().await?;
         let now = Instant::now();
-        self.record(number, true, &moved, now - stopped);
+        let done = Done { duration: now - stopped, staged_bytes: 0, pending: Some(Pending::default()) };
+        self.record(number, true, &moved, done);
         let handover = Handover {
             began: self.session.entry.began(),
             stopped,
@@ -377,6 +419,7 @@ impl Driver<'_> {
             until_ready: ready - dumped,
             commit: now - ready,
             running: now,
+            predicted,
         };
         Ok((handover, running))
     }

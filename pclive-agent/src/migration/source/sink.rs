@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use pclive_engine::capture::{Sink, SinkError};
 use pclive_engine::model::{Batch, Layout, codec};
@@ -12,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::pace::Pace;
 use crate::error::chain;
 use crate::migration::wire;
 
@@ -57,6 +59,17 @@ impl Outlet {
         let _ = self.sender.try_send(message);
     }
 
+    /// Waits, unless the migration ends. False: it has.
+    fn wait(&self, time: Duration) -> bool {
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.abort.cancelled() => false,
+                () = tokio::time::sleep(time) => true,
+            }
+        })
+    }
+
     fn send_slowly(&self, message: SourceMessage) -> Result<(), SinkError> {
         let sent = self.runtime.block_on(async {
             tokio::select! {
@@ -79,13 +92,21 @@ pub(super) struct RoundSink<'a> {
     outlet: &'a Outlet,
     round: u32,
     is_final: bool,
+    /// The bandwidth limit; none while the container stands still.
+    pace: Option<Pace>,
     /// Bytes on the wire so far.
     pub(super) bytes: u64,
 }
 
 impl<'a> RoundSink<'a> {
-    pub(super) fn new(outlet: &'a Outlet, round: u32, is_final: bool) -> Self {
-        Self { outlet, round, is_final, bytes: 0 }
+    /// A round while the container runs.
+    pub(super) fn new(outlet: &'a Outlet, round: u32, bandwidth: Option<u64>) -> Self {
+        Self { outlet, round, is_final: false, pace: bandwidth.map(Pace::new), bytes: 0 }
+    }
+
+    /// The final dump.
+    pub(super) fn last(outlet: &'a Outlet, round: u32) -> Self {
+        Self { outlet, round, is_final: true, pace: None, bytes: 0 }
     }
 }
 
@@ -98,6 +119,12 @@ impl Sink for RoundSink<'_> {
     }
 
     fn batch(&mut self, batch: Batch) -> Result<(), SinkError> {
+        if let Some(pace) = &mut self.pace {
+            let wait = pace.delay(batch.payload.len() as u64, Instant::now());
+            if !wait.is_zero() && !self.outlet.wait(wait) {
+                return Err(SinkError { reason: "the migration has ended".into() });
+            }
+        }
         self.bytes += self.outlet.send(wire::page_batch(batch))?;
         Ok(())
     }

@@ -45,6 +45,14 @@ enum Fields<'a> {
         at_ms: u64,
         message: &'a str,
     },
+    Policy {
+        at_ms: u64,
+        policy: Option<&'static str>,
+        message: &'a str,
+        predicted_downtime_ns: u64,
+        max_downtime_ns: u64,
+        cpu_percent: u32,
+    },
     Note {
         message: &'a str,
     },
@@ -88,6 +96,17 @@ impl<'a> Line<'a> {
                 },
             ),
             Kind::Warning(warning) => ("warning", Fields::Warning { at_ms, message: &warning.message }),
+            Kind::PolicyApplied(applied) => (
+                "policy",
+                Fields::Policy {
+                    at_ms,
+                    policy: name::policy_json(applied.policy()),
+                    message: &applied.message,
+                    predicted_downtime_ns: applied.predicted_downtime_ns,
+                    max_downtime_ns: applied.max_downtime_ns,
+                    cpu_percent: applied.cpu_percent,
+                },
+            ),
             Kind::Done(_) | Kind::Failed(_) => return None,
         };
         Some(Self { event, migration_id: &subject.id, fields })
@@ -109,7 +128,7 @@ impl<'a> Line<'a> {
 
 #[cfg(test)]
 mod tests {
-    use pclive_proto::control::{Phase, PhaseChanged, Progress, Role, Warning};
+    use pclive_proto::control::{Phase, PhaseChanged, Policy, PolicyApplied, Progress, Role, Warning};
 
     use super::*;
     use crate::render::report::tests::rounds_sample;
@@ -135,6 +154,17 @@ mod tests {
         assert_eq!(
             json(Kind::Round(rounds_sample()[2])),
             r#"{"event":"round","migration_id":"3f","at_ms":7,"number":2,"final":true,"data_pages":1068,"zero_pages":0,"hole_pages":0,"bytes":4374528,"duration_ns":21900000,"dirty_pages":0,"bytes_per_second":199747000,"predicted_downtime_ns":0}"#
+        );
+        let applied = PolicyApplied {
+            policy: Policy::Throttle.into(),
+            message: "m".into(),
+            predicted_downtime_ns: 2,
+            max_downtime_ns: 1,
+            cpu_percent: 50,
+        };
+        assert_eq!(
+            json(Kind::PolicyApplied(applied)),
+            r#"{"event":"policy","migration_id":"3f","at_ms":7,"policy":"throttle","message":"m","predicted_downtime_ns":2,"max_downtime_ns":1,"cpu_percent":50}"#
         );
         assert_eq!(
             json(Kind::Warning(Warning { message: "a\nb".into() })),

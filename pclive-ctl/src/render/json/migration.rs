@@ -105,6 +105,8 @@ pub(crate) struct Report<'a> {
     destination: Option<Usage>,
     staging_peak_bytes: u64,
     verdict: &'a str,
+    /// What the downtime was expected to be; `None` when that was not known.
+    predicted_downtime_ns: Option<u64>,
 }
 
 impl<'a> From<&'a WireReport> for Report<'a> {
@@ -120,6 +122,7 @@ impl<'a> From<&'a WireReport> for Report<'a> {
             destination: report.destination.as_ref().map(Usage::from),
             staging_peak_bytes: report.staging_peak_bytes,
             verdict: &report.verdict,
+            predicted_downtime_ns: (report.predicted_downtime_ns > 0).then_some(report.predicted_downtime_ns),
         }
     }
 }
@@ -179,7 +182,7 @@ mod tests {
             r#""bytes_per_second":624640000,"predicted_downtime_ns":38000000}],"total_ns":2730000000,"#,
             r#""bytes":1103101952,"source":{"cpu_ns":700000000,"peak_memory_bytes":12582912},"#,
             r#""destination":{"cpu_ns":1220000000,"peak_memory_bytes":39845888},"staging_peak_bytes":0,"#,
-            r#""verdict":"predicted downtime below 300 ms"}"#
+            r#""verdict":"predicted downtime below 300 ms","predicted_downtime_ns":38000000}"#
         );
         assert_eq!(serde_json::to_string(&Report::from(&report)).unwrap(), expected);
     }

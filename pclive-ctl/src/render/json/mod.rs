@@ -7,6 +7,7 @@
 mod event;
 mod inventory;
 mod migration;
+mod plan;
 
 use pclive_proto::control::{Blocker as WireBlocker, Error as WireError};
 use serde::Serialize;
@@ -16,6 +17,7 @@ use super::name;
 pub(crate) use event::Line;
 pub(crate) use inventory::{Cancelling, Check, Containers, Host};
 pub(crate) use migration::{Migration, Migrations};
+pub(crate) use plan::Plan;
 
 /// An error of the API.
 #[derive(Debug, Serialize)]
@@ -94,7 +96,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::render::report;
+    use crate::render::{plan, report};
 
     /// Every field name in a document.
     fn names(value: &Value, found: &mut Vec<String>) {
@@ -131,6 +133,7 @@ mod tests {
             serde_json::to_value(Containers::from([Container::default()].as_slice())),
             serde_json::to_value(Host::from(&host)),
             serde_json::to_value(Cancelling::new("m", Phase::Frozen)),
+            serde_json::to_value(Plan::new("c", None, &plan::tests::sample())),
         ];
         let mut found = Vec::new();
         documents.into_iter().for_each(|document| names(&document.unwrap(), &mut found));

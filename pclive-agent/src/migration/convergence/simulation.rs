@@ -1,0 +1,320 @@
+//! Rounds that have not been run: the same estimate and the same decision over a container's observed writing.
+
+use std::time::Duration;
+
+use super::PAGE;
+use super::decision::{Limits, Reason, Verdict, decide};
+use super::estimate::{Estimate, History, Pending, Sample, Tasks, estimate, nanoseconds, time_for};
+use super::experience::Experience;
+use super::policy::{Action, Step};
+
+/// A container and the way to its destination.
+pub struct Scenario<'a> {
+    /// Pages that the first round sends.
+    pub memory_pages: u64,
+    /// Distinct pages that the container writes from a point in time on, for so long.
+    pub written: &'a dyn Fn(Duration, Duration) -> u64,
+    /// Bytes a second, both ends and the link together; the bandwidth limit in it.
+    pub throughput: u64,
+    /// What a round takes beside its pages: the scan, mostly.
+    pub round_cost: Duration,
+    /// A question to the destination and its answer.
+    pub round_trip: Duration,
+    /// Whether pages wait at the destination and are put in place in the stop.
+    pub staged: bool,
+    /// What the container is made of.
+    pub tasks: Tasks,
+    /// What earlier migrations to this destination have shown.
+    pub experience: Experience,
+}
+
+/// How a migration would go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Course {
+    /// Rounds while the container runs.
+    pub rounds: u32,
+    /// On the wire, the stop included.
+    pub bytes: u64,
+    /// From the first round to the end of the stop.
+    pub time: Duration,
+    /// The stop.
+    pub downtime: Duration,
+    /// Most memory that waits at the destination, bytes.
+    pub staged_bytes: u64,
+    /// What was left of the container's CPU time, in percent; 100: it was not slowed down.
+    pub cpu_percent: u32,
+    /// Why the rounds end; `None` when the policy gives the migration up.
+    pub reason: Option<Reason>,
+}
+
+/// Runs the rounds on paper. They end, because the limit of rounds ends them.
+pub fn simulate(scenario: &Scenario<'_>, limits: &Limits) -> Course {
+    let mut run = Run { rounds: Vec::new(), elapsed: Duration::ZERO, step: None, outdated: 0 };
+    let mut pages = scenario.memory_pages;
+    loop {
+        run.round(scenario, pages);
+        let history = run.history(scenario);
+        let known = estimate(&history);
+        let reason = match decide(&history, &known, limits) {
+            Verdict::Continue => None,
+            Verdict::Stop => Some(Some(Reason::ShortEnough)),
+            Verdict::Ask(obstacle) => match limits.policy.answer(obstacle, run.step) {
+                Action::Stop => Some(Some(Reason::InSpiteOf(obstacle, limits.policy))),
+                Action::Cancel => Some(None),
+                Action::Throttle(step) => {
+                    (run.step, run.outdated) = (Some(step), run.rounds.len());
+                    None
+                }
+            },
+        };
+        pages = known.dirty_pages.unwrap_or(0);
+        if let Some(reason) = reason {
+            return run.end(scenario, &known, reason);
+        }
+    }
+}
+
+/// Distinct pages written within `span`, by counts at growing spans (milliseconds, pages): straight lines between
+/// them, and the last one's slope behind them.
+pub fn interpolate(curve: &[(u64, u64)], span: Duration) -> u64 {
+    let span_ns = span.as_nanos();
+    let ns = |milliseconds: u64| u128::from(milliseconds) * 1_000_000;
+    let mut from = (0, 0);
+    for (index, &(ms, pages)) in curve.iter().enumerate() {
+        if ns(ms) >= span_ns || index + 1 == curve.len() {
+            let (width, gain) =
+                (ns(ms).saturating_sub(ns(from.0)).max(1), u128::from(pages.saturating_sub(from.1)));
+            let more = gain.saturating_mul(span_ns - ns(from.0)) / width;
+            return u64::try_from(u128::from(from.1).saturating_add(more)).unwrap_or(u64::MAX);
+        }
+        from = (ms, pages);
+    }
+    0
+}
+
+struct Run {
+    rounds: Vec<Sample>,
+    elapsed: Duration,
+    step: Option<Step>,
+    outdated: usize,
+}
+
+impl Run {
+    fn round(&mut self, scenario: &Scenario<'_>, data_pages: u64) {
+        let bytes = data_pages.saturating_mul(PAGE);
+        let duration = scenario.round_cost.saturating_add(time_for(bytes, scenario.throughput));
+        let written = (scenario.written)(self.elapsed, duration);
+        let share = u128::from(self.step.map_or(100, Step::percent));
+        let pages = u64::try_from(u128::from(written) * share / 100).unwrap_or(u64::MAX);
+        let staged_before = self.rounds.last().map_or(0, |round| round.staged_bytes);
+        self.rounds.push(Sample {
+            data_pages,
+            bytes,
+            duration,
+            scan: scenario.round_cost,
+            // A page that is sent again takes the place of the one that waits.
+            staged_bytes: if scenario.staged { staged_before.max(bytes) } else { 0 },
+            pending: Some(Pending { pages, age: duration }),
+            tasks: scenario.tasks,
+        });
+        self.elapsed = self.elapsed.saturating_add(duration);
+    }
+
+    fn history(&self, scenario: &Scenario<'_>) -> History<'_> {
+        History {
+            rounds: &self.rounds,
+            elapsed: self.elapsed,
+            round_trip: scenario.round_trip,
+            outdated: self.outdated,
+            experience: scenario.experience,
+        }
+    }
+
+    fn end(self, scenario: &Scenario<'_>, known: &Estimate, reason: Option<Reason>) -> Course {
+        let downtime = known.downtime.unwrap_or_else(|| nanoseconds(u128::MAX));
+        let last = known.dirty_pages.unwrap_or(0).saturating_mul(PAGE);
+        let sent = self.rounds.iter().fold(0u64, |sum, round| sum.saturating_add(round.bytes));
+        let staged = self.rounds.last().map_or(0, |round| round.staged_bytes);
+        Course {
+            rounds: u32::try_from(self.rounds.len()).unwrap_or(u32::MAX),
+            bytes: sent.saturating_add(last),
+            time: self.elapsed.saturating_add(downtime),
+            downtime,
+            staged_bytes: if scenario.staged { staged } else { 0 },
+            cpu_percent: self.step.map_or(100, Step::percent),
+            reason,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::migration::convergence::{Obstacle, Policy};
+
+    const GIB_PAGES: u64 = 262_144;
+    const LIMITS: Limits = Limits {
+        max_downtime: Duration::from_millis(300),
+        max_rounds: 15,
+        max_time: None,
+        policy: Policy::StopAnyway,
+    };
+
+    /// A container of 1 GiB over a link with 1 GiB/s.
+    fn run(written: &dyn Fn(Duration, Duration) -> u64, limits: &Limits) -> Course {
+        simulate(&scenario(written), limits)
+    }
+
+    fn scenario(written: &dyn Fn(Duration, Duration) -> u64) -> Scenario<'_> {
+        Scenario {
+            memory_pages: GIB_PAGES,
+            written,
+            throughput: 1 << 30,
+            round_cost: Duration::from_millis(3),
+            round_trip: Duration::from_micros(500),
+            staged: false,
+            tasks: Tasks { processes: 1, threads: 5, descriptors: 20 },
+            experience: Experience::default(),
+        }
+    }
+
+    /// So many MiB a second, all of them different pages.
+    fn constant(mib: u64) -> impl Fn(Duration, Duration) -> u64 {
+        move |_, span| {
+            u64::try_from(u128::from(mib * 256) * span.as_nanos() / 1_000_000_000).unwrap().min(GIB_PAGES)
+        }
+    }
+
+    /// Writing that comes and goes: the rate at `phase` of a period, MiB a second.
+    fn periodic(period: Duration, rate: impl Fn(f64) -> f64) -> impl Fn(Duration, Duration) -> u64 {
+        move |from, span| {
+            let at = |step: u32| (from + span * step / 100).as_secs_f64() / period.as_secs_f64();
+            let mean = (0..100).map(|step| rate(at(step).fract())).sum::<f64>() / 100.0;
+            ((mean * span.as_secs_f64() * 256.0) as u64).min(GIB_PAGES)
+        }
+    }
+
+    #[test]
+    fn constant_writing_below_the_links_speed_converges() {
+        let course = run(&constant(200), &LIMITS);
+        assert_eq!((course.reason, course.rounds), (Some(Reason::ShortEnough), 1));
+        let course = run(&constant(700), &LIMITS);
+        assert_eq!(course.reason, Some(Reason::ShortEnough), "{course:?}");
+        assert!(course.downtime <= LIMITS.max_downtime && course.rounds > 2, "{course:?}");
+    }
+
+    #[test]
+    fn constant_writing_above_the_links_speed_is_noticed_in_three_rounds() {
+        let course = run(&constant(1100), &LIMITS);
+        let stalled = Reason::InSpiteOf(Obstacle::NotShrinking, Policy::StopAnyway);
+        assert_eq!((course.reason, course.rounds), (Some(stalled), 3), "{course:?}");
+        let given_up = run(&constant(1100), &Limits { policy: Policy::Cancel, ..LIMITS });
+        assert_eq!(given_up.reason, None);
+    }
+
+    #[test]
+    fn bursts_are_waited_for() {
+        // A tenth of the time at four times the link's speed, quiet in between.
+        let bursts = periodic(Duration::from_secs(3), |phase| if phase < 0.1 { 4000.0 } else { 20.0 });
+        let course = run(&bursts, &LIMITS);
+        assert_eq!(course.reason, Some(Reason::ShortEnough), "{course:?}");
+    }
+
+    #[test]
+    fn a_sawtooth_ends_within_the_limits() {
+        for period_ms in [200, 700, 3000, 20_000] {
+            let teeth = periodic(Duration::from_millis(period_ms), |phase| phase * 1600.0);
+            let course = run(&teeth, &LIMITS);
+            assert!(course.rounds <= 15 && course.reason.is_some(), "{period_ms}: {course:?}");
+        }
+    }
+
+    #[test]
+    fn throttling_makes_converge_what_would_not() {
+        let limits = Limits { policy: Policy::Throttle, ..LIMITS };
+        let course = run(&constant(1500), &limits);
+        assert_eq!(course.reason, Some(Reason::ShortEnough), "{course:?}");
+        assert!(course.cpu_percent < 100 && course.downtime <= limits.max_downtime, "{course:?}");
+        let slow = run(&constant(200), &limits);
+        assert_eq!(slow.cpu_percent, 100, "nobody is slowed down without need");
+    }
+
+    #[test]
+    fn what_waits_at_the_destination_is_part_of_the_stop() {
+        let idle = constant(0);
+        let direct = simulate(&scenario(&idle), &LIMITS);
+        let staged = simulate(&Scenario { staged: true, ..scenario(&idle) }, &LIMITS);
+        assert_eq!(staged.staged_bytes, 1 << 30);
+        assert!(staged.downtime > direct.downtime + Duration::from_millis(500), "{staged:?}");
+    }
+
+    /// Distinct pages over time as they were counted in a real container (`pclivectl plan --json`): milliseconds and
+    /// pages a line.
+    fn recorded(text: &str) -> Vec<(u64, u64)> {
+        let lines = text.lines().filter(|line| !line.starts_with('#') && !line.is_empty());
+        let number = |word: Option<&str>| word.and_then(|word| word.parse().ok()).expect("a number");
+        lines
+            .map(|line| line.split(' '))
+            .map(|mut words| (number(words.next()), number(words.next())))
+            .collect()
+    }
+
+    #[test]
+    fn recorded_containers_reach_downtimes_that_are_possible_for_them() {
+        let [idle, sequences, overwrite, torture] = [
+            include_str!("traces/redis-idle.txt"),
+            include_str!("traces/redis-sequences.txt"),
+            include_str!("traces/redis-overwrite.txt"),
+            include_str!("traces/torture.txt"),
+        ];
+        let table = [
+            (idle, 1024, 50, true),
+            (sequences, 1024, 50, true),
+            (overwrite, 1024, 50, true),
+            (overwrite, 256, 50, false),
+            (overwrite, 256, 300, false),
+            (overwrite, 256, 2000, true),
+            (torture, 1024, 300, true),
+        ];
+        for (trace, mib_per_second, max_downtime_ms, reached) in table {
+            let curve = recorded(trace);
+            let written = |_: Duration, span: Duration| interpolate(&curve, span).min(GIB_PAGES);
+            let max_downtime = Duration::from_millis(max_downtime_ms);
+            let scenario = Scenario { throughput: mib_per_second << 20, ..scenario(&written) };
+            let course = simulate(&scenario, &Limits { max_downtime, ..LIMITS });
+            let title = trace.lines().next().unwrap_or_default();
+            assert_eq!(course.downtime <= max_downtime, reached, "{title}, {max_downtime_ms} ms: {course:?}");
+            assert_eq!(course.reason == Some(Reason::ShortEnough), reached, "{title}: {course:?}");
+        }
+    }
+
+    #[test]
+    fn a_curve_is_read_between_its_points_and_goes_on_behind_them() {
+        let curve = [(100, 1000), (200, 1500), (400, 1700)];
+        let at = |ms| interpolate(&curve, Duration::from_millis(ms));
+        assert_eq!([0, 50, 100, 150, 400, 800].map(at), [0, 500, 1000, 1250, 1700, 2100]);
+        assert_eq!(interpolate(&[], Duration::from_secs(1)), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn every_migration_ends(
+            rate in 0u64..100_000, memory in 0u64..1 << 34, throughput in 0u64..1 << 36, max_rounds in 1u32..50,
+            policy in 0usize..3, staged in any::<bool>(), downtime_ms in 1u64..100_000,
+        ) {
+            let written = constant(rate);
+            let limits = Limits {
+                max_downtime: Duration::from_millis(downtime_ms),
+                max_rounds,
+                max_time: None,
+                policy: Policy::ALL[policy],
+            };
+            let scenario = Scenario { memory_pages: memory, throughput, staged, ..scenario(&written) };
+            let course = simulate(&scenario, &limits);
+            prop_assert!(course.rounds <= max_rounds);
+            prop_assert_eq!(course.reason == Some(Reason::ShortEnough), course.downtime <= limits.max_downtime);
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! A migration's rounds: what they have shown, what follows from it, and what the policy does about it.
+//!
+//! The decisions are [`convergence`]'s. What is done to the container for a policy is a guard that this keeps: the
+//! throttle ends when this is dropped, or just before the stop ([`Rounds::take_throttle`]).
+
+use std::time::{Duration, Instant};
+
+use pclive_proto::control::{self, Ledger, PolicyApplied, Report};
+
+use super::engine::Moved;
+use crate::error::{ErrorCode, MigrationError, chain};
+use crate::migration::convergence::{
+    self, Action, Estimate, Experience, History, Limits, Measured, Obstacle, Pending, Policy, Reason, Sample,
+    Step, Tasks, Verdict,
+};
+use crate::migration::report::ns;
+use crate::migration::throttle::Throttle;
+use crate::migration::wire;
+use crate::registry::Entry;
+
+/// Bytes in a page.
+const PAGE: u64 = 4096;
+
+/// The rounds of one migration.
+#[derive(Debug)]
+pub(super) struct Rounds {
+    limits: Limits,
+    /// Init of the container, for its CPU limit.
+    pid: i32,
+    round_trip: Duration,
+    experience: Experience,
+    /// The stream is slower than the link: the rounds do not show what the stop will see.
+    limited: bool,
+    pub(super) samples: Vec<Sample>,
+    /// As users see them.
+    pub(super) told: Vec<control::Round>,
+    throttle: Option<Throttle>,
+    step: Option<Step>,
+    outdated: usize,
+    /// What the last round said.
+    known: Estimate,
+}
+
+impl Rounds {
+    /// No rounds yet. `experience` is what earlier migrations to the destination have shown.
+    pub(super) fn new(limits: Limits, bandwidth: Option<u64>, pid: i32, experience: Experience) -> Self {
+        let limited = bandwidth.is_some();
+        let experience = if limited { experience } else { experience.without_link() };
+        Self {
+            limits,
+            pid,
+            round_trip: Duration::ZERO,
+            experience,
+            limited,
+            samples: Vec::new(),
+            told: Vec::new(),
+            throttle: None,
+            step: None,
+            outdated: 0,
+            known: Estimate::default(),
+        }
+    }
+
+    /// How long a question to the destination and its answer take.
+    pub(super) fn set_round_trip(&mut self, round_trip: Duration) {
+        self.round_trip = round_trip;
+    }
+
+    /// Looks for what a throttle will need, before the rounds begin: the container's use of CPU time is measured from
+    /// here on. A policy that cannot be kept is refused while there is time to choose another.
+    pub(super) fn prepare(&mut self) -> Result<(), MigrationError> {
+        if self.limits.policy == Policy::Throttle {
+            let found = Throttle::find(self.pid);
+            let found = found.map_err(|error| {
+                MigrationError::caused(ErrorCode::InvalidRequest, &error).hint("choose another policy")
+            })?;
+            self.throttle = Some(found);
+        }
+        Ok(())
+    }
+
+    /// Number of the next round.
+    pub(super) fn next(&self) -> u32 {
+        u32::try_from(self.samples.len()).unwrap_or(u32::MAX)
+    }
+
+    /// A round has ended; what is known now.
+    pub(super) fn add(&mut self, moved: &Moved, done: Done, began: Instant) -> Estimate {
+        let stats = &moved.stats;
+        let tasks = Tasks {
+            processes: stats.processes.into(),
+            threads: stats.threads.into(),
+            descriptors: stats.descriptors.into(),
+        };
+        self.samples.push(Sample {
+            data_pages: stats.data_pages,
+            bytes: moved.bytes,
+            duration: done.duration,
+            scan: stats.scan,
+            staged_bytes: done.staged_bytes,
+            pending: done.pending,
+            tasks,
+        });
+        self.known = convergence::estimate(&self.history(began));
+        self.known
+    }
+
+    fn history(&self, began: Instant) -> History<'_> {
+        History {
+            rounds: &self.samples,
+            elapsed: began.elapsed(),
+            round_trip: self.round_trip,
+            outdated: self.outdated,
+            experience: self.experience,
+        }
+    }
+
+    /// Why the rounds end, if they do. A policy is told to users before it is applied.
+    pub(super) fn end(&mut self, entry: &Entry) -> Result<Option<Reason>, MigrationError> {
+        let obstacle = match convergence::decide(&self.history(entry.began()), &self.known, &self.limits) {
+            Verdict::Continue => return Ok(None),
+            Verdict::Stop => return Ok(Some(Reason::ShortEnough)),
+            Verdict::Ask(obstacle) => obstacle,
+        };
+        match self.limits.policy.answer(obstacle, self.step) {
+            Action::Stop => {
+                self.tell(entry, obstacle, "the container is stopped all the same");
+                Ok(Some(Reason::InSpiteOf(obstacle, self.limits.policy)))
+            }
+            Action::Cancel => {
+                self.tell(entry, obstacle, "the migration is given up");
+                Err(self.given_up(obstacle))
+            }
+            Action::Throttle(step) => {
+                self.slow_down(entry, obstacle, step);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Why a migration is given up that did not converge in time.
+    pub(super) fn given_up(&self, obstacle: Obstacle) -> MigrationError {
+        let message = format!("the migration does not converge: {}", self.figures(obstacle));
+        MigrationError::new(ErrorCode::NotConverging, message)
+    }
+
+    fn slow_down(&mut self, entry: &Entry, obstacle: Obstacle, step: Step) {
+        self.step = Some(step);
+        self.outdated = self.samples.len();
+        self.tell(entry, obstacle, &format!("the container keeps {} % of its CPU time", step.percent()));
+        let Some(throttle) = &mut self.throttle else { return };
+        match throttle.limit(step) {
+            Ok(cpus) => tracing::info!(cpus, percent = step.percent(), "container slowed down"),
+            Err(error) => entry.warn(format!("the container could not be slowed down: {}", chain(&error))),
+        }
+    }
+
+    fn tell(&self, entry: &Entry, obstacle: Obstacle, what: &str) {
+        entry.policy(PolicyApplied {
+            policy: wire::control_policy(self.limits.policy).into(),
+            message: format!("policy {}: {what}, because {}", self.limits.policy, self.figures(obstacle)),
+            predicted_downtime_ns: self.known.downtime.map_or(0, ns),
+            max_downtime_ns: ns(self.limits.max_downtime),
+            cpu_percent: self.step.map_or(100, Step::percent),
+        });
+    }
+
+    /// The state of the rounds in figures.
+    fn figures(&self, obstacle: Obstacle) -> String {
+        let mib_per_second = |bytes: u64| bytes >> 20;
+        let rounds = self.samples.len();
+        let downtime =
+            self.known.downtime.map_or("unknown".into(), |time| format!("{} ms", time.as_millis()));
+        format!(
+            "{obstacle} after {rounds} round{}: predicted downtime {downtime}, limit {} ms, the container writes {} MiB/s \
+             and {} MiB/s are sent",
+            if rounds == 1 { "" } else { "s" },
+            self.limits.max_downtime.as_millis(),
+            mib_per_second(self.known.dirty_rate.saturating_mul(PAGE)),
+            mib_per_second(self.known.throughput),
+        )
+    }
+
+    /// What slows the container down: to be ended just before the stop.
+    pub(super) fn take_throttle(&mut self) -> Option<Throttle> {
+        self.throttle.take()
+    }
+
+    /// What the last round said.
+    pub(super) fn known(&self) -> Estimate {
+        self.known
+    }
+
+    /// What the migration has shown, for later ones. `report` is the finished one's.
+    pub(super) fn measured(&self, report: &Report) -> Option<Measured> {
+        // The last one is the stop's own.
+        let (_, running) = self.samples.split_last()?;
+        let last = running.last()?;
+        let Ledger { final_scan_ns, transfer_ns, fill_ns, .. } = report.ledger.unwrap_or_default();
+        let pages_ns = final_scan_ns.saturating_add(transfer_ns).saturating_add(fill_ns);
+        let rest =
+            report.downtime_ns.saturating_sub(pages_ns).saturating_sub(ns(self.round_trip.saturating_mul(2)));
+        let history = self.history(Instant::now());
+        let plain = History { rounds: running, experience: Experience::default(), ..history };
+        let throughput = convergence::estimate(&plain).throughput;
+        let staged_pages = report.staging_peak_bytes / PAGE;
+        Some(Measured {
+            tasks: last.tasks,
+            small_state: Duration::from_nanos(rest),
+            throughput: (!self.limited && throughput > 0).then_some(throughput),
+            filled: (staged_pages > 0).then_some((staged_pages, Duration::from_nanos(fill_ns))),
+        })
+    }
+}
+
+/// How a round ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Done {
+    /// From its begin to the destination's word.
+    pub(super) duration: Duration,
+    /// What waits at the destination.
+    pub(super) staged_bytes: u64,
+    /// What was written meanwhile.
+    pub(super) pending: Option<Pending>,
+}

@@ -1,0 +1,357 @@
+//! CPU time taken from a container, so that it writes less.
+//!
+//! Guard: the limit that was there before is put back, to the letter, when this is dropped or lifted, unless somebody
+//! else has changed it meanwhile. Nothing is limited before [`Throttle::limit`]. A cgroup that holds anything but the
+//! container's processes is never touched. Only the quota is changed, never its period.
+//! Kernel: cgroup v2 `cpu.max`, or `cpu.cfs_quota_us` of the v1 controller (CONFIG_CFS_BANDWIDTH).
+//! Fails: an agent that is killed leaves the limit behind; so does one that cannot write the file any more, and says it.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::convergence::Step;
+
+/// What a container keeps in any case, of one CPU: less, and the engine's own calls in it take too long.
+const LEAST_CPU: f64 = 0.05;
+/// Clock ticks a second of `/proc/PID/stat` (USER_HZ, the same on every x86-64 kernel).
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// A container's CPU time cannot be limited.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ThrottleError {
+    /// No cgroup with a CPU controller that is the container's alone.
+    #[error("cannot find a CPU cgroup that belongs to the container of pid {pid} alone")]
+    NoCgroup {
+        /// Its init.
+        pid: i32,
+    },
+    /// A file of `/proc` or the cgroup.
+    #[error("cannot access {path}")]
+    Access {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file says something else than the kernel's documentation.
+    #[error("cannot understand the CPU limit {text:?} in {path}")]
+    Unknown {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        text: String,
+    },
+}
+
+/// The limit of one container's CPU time.
+#[derive(Debug)]
+pub(super) struct Throttle {
+    directory: PathBuf,
+    file: PathBuf,
+    /// v2 writes the period beside the quota.
+    unified: bool,
+    period_us: u64,
+    /// What was there before, without its line feed.
+    before: String,
+    /// What is there now, by this guard.
+    written: Option<String>,
+    /// When its use was first looked at, and the clock ticks used until then.
+    since: (Instant, u64),
+    /// CPUs that it used before it was limited.
+    used: Option<f64>,
+}
+
+impl Throttle {
+    /// Finds what limits the container of this init. Nothing is changed.
+    pub(super) fn find(pid: i32) -> Result<Self, ThrottleError> {
+        let cgroups = read(Path::new(&format!("/proc/{pid}/cgroup")))?;
+        let mounts = read(Path::new("/proc/self/mounts"))?;
+        let candidates = [("cgroup2", "", "cpu.max"), ("cgroup", "cpu", "cpu.cfs_quota_us")];
+        for (kind, controller, name) in candidates {
+            let Some(path) = cgroup_of(&cgroups, controller).filter(|path| *path != "/") else { continue };
+            for mount in mounted(&mounts, kind, controller) {
+                let directory = mount.join(path.trim_start_matches('/'));
+                if directory.join(name).exists() && belongs_to(&directory, pid) {
+                    return Self::of(directory, kind == "cgroup2");
+                }
+            }
+        }
+        Err(ThrottleError::NoCgroup { pid })
+    }
+
+    /// The limit of a cgroup.
+    fn of(directory: PathBuf, unified: bool) -> Result<Self, ThrottleError> {
+        let file = directory.join(if unified { "cpu.max" } else { "cpu.cfs_quota_us" });
+        let before = read(&file)?.trim_end().to_owned();
+        let period = if unified {
+            before.split(' ').nth(1).unwrap_or_default().to_owned()
+        } else {
+            read(&directory.join("cpu.cfs_period_us"))?.trim_end().to_owned()
+        };
+        let unknown = || ThrottleError::Unknown { path: file.clone(), text: before.clone() };
+        let period_us = period.parse().ok().filter(|period| *period > 0).ok_or_else(unknown)?;
+        let since = (Instant::now(), ticks(&directory));
+        Ok(Self { directory, file, unified, period_us, before, written: None, since, used: None })
+    }
+
+    /// Leaves the container this part of the CPU time that it has used so far. Returns the CPUs that it may use.
+    pub(super) fn limit(&mut self, step: Step) -> Result<f64, ThrottleError> {
+        let used = match self.used {
+            Some(used) => used,
+            None => *self.used.insert(self.measure()),
+        };
+        let cpus = (used * f64::from(step.percent()) / 100.0).max(LEAST_CPU).min(self.allowed());
+        let quota_us = (cpus * self.period_us as f64) as u64;
+        let text = if self.unified { format!("{quota_us} {}", self.period_us) } else { quota_us.to_string() };
+        self.write(&text)?;
+        // In the kernel's own words, to know them again.
+        self.written = Some(read(&self.file).map_or(text, |now| now.trim_end().to_owned()));
+        Ok(cpus)
+    }
+
+    /// Puts the old limit back. On `Err` it is tried again when this is dropped.
+    pub(super) fn lift(&mut self) -> Result<(), ThrottleError> {
+        let Some(written) = &self.written else { return Ok(()) };
+        match read(&self.file) {
+            Ok(now) if now.trim_end() == written => self.write(&self.before.clone())?,
+            Ok(now) => tracing::warn!(
+                "somebody has changed the container's CPU limit to {:?}: it stays",
+                now.trim_end()
+            ),
+            // The container has gone, and its limit with it.
+            Err(ThrottleError::Access { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        self.written = None;
+        Ok(())
+    }
+
+    /// CPUs that the old limit allows.
+    fn allowed(&self) -> f64 {
+        let quota = self.before.split(' ').next().and_then(|quota| quota.parse::<u64>().ok());
+        quota.map_or(f64::INFINITY, |quota| quota as f64 / self.period_us as f64)
+    }
+
+    fn measure(&self) -> f64 {
+        let (since, before) = self.since;
+        let used = ticks(&self.directory).saturating_sub(before) as f64 / TICKS_PER_SECOND;
+        used / since.elapsed().as_secs_f64().max(0.01)
+    }
+
+    fn write(&self, text: &str) -> Result<(), ThrottleError> {
+        fs::write(&self.file, text)
+            .map_err(|source| ThrottleError::Access { path: self.file.clone(), source })
+    }
+}
+
+impl Drop for Throttle {
+    fn drop(&mut self) {
+        if let Err(error) = self.lift() {
+            let (file, before) = (self.file.display(), &self.before);
+            tracing::error!(%error, "the container stays slowed down: write {before:?} to {file}");
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, ThrottleError> {
+    fs::read_to_string(path).map_err(|source| ThrottleError::Access { path: path.into(), source })
+}
+
+/// The path in the hierarchy with this controller, "" for cgroup v2 (cgroups(7): `id:controllers:path`).
+fn cgroup_of<'a>(text: &'a str, controller: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    })
+}
+
+fn mounted(text: &str, kind: &str, controller: &str) -> Vec<PathBuf> {
+    let place = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        let (place, found, options) = (words.get(1)?, words.get(2)?, words.get(3)?);
+        let fits =
+            *found == kind && (kind == "cgroup2" || options.split(',').any(|option| option == controller));
+        fits.then(|| PathBuf::from(place))
+    };
+    text.lines().filter_map(place).collect()
+}
+
+/// True if every process of the cgroup is in the PID namespace of the container's init, which is not this agent's.
+fn belongs_to(directory: &Path, init: i32) -> bool {
+    let namespace = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let own = namespace(&init.to_string());
+    let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    own.is_some()
+        && own != namespace("self")
+        && pids.lines().count() > 0
+        && pids.lines().all(|pid| namespace(pid) == own)
+}
+
+/// CPU time of the cgroup's processes so far.
+fn ticks(directory: &Path) -> u64 {
+    let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    let used = |pid: &str| {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
+        // utime and stime: fields 14 and 15, the twelfth and thirteenth after the name (proc_pid_stat(5)).
+        after_name.split(' ').skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum::<u64>()
+    };
+    pids.lines().map(used).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// A v1 cgroup of the test's own with a process that spins; both end with the value.
+    struct Spinning {
+        directory: PathBuf,
+        child: Child,
+    }
+
+    impl Spinning {
+        /// `None`, said aloud, where there is no v1 CPU controller to use.
+        fn start(name: &str) -> Option<Self> {
+            let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+            let mount = mounted(&mounts, "cgroup", "cpu").pop();
+            let directory = mount.map(|mount| mount.join(format!("pclive-{name}-{}", std::process::id())));
+            let made = directory.filter(|directory| fs::create_dir(directory).is_ok());
+            let Some(directory) = made else {
+                assert!(std::env::var_os("CI").is_none(), "no v1 CPU cgroup can be made here");
+                eprintln!("not tested: no v1 CPU cgroup can be made here");
+                return None;
+            };
+            let child = Command::new("unshare")
+                .args(["--pid", "--fork", "--kill-child=SIGKILL", "sh", "-c", "while :; do :; done"])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let spinning = Self { directory, child };
+            fs::write(spinning.directory.join("cgroup.procs"), spinning.init().to_string()).unwrap();
+            Some(spinning)
+        }
+
+        /// The spinning process itself.
+        fn init(&self) -> i32 {
+            let path = format!("/proc/{0}/task/{0}/children", self.child.id());
+            let deadline = Instant::now() + std::time::Duration::from_secs(10);
+            loop {
+                let children = fs::read_to_string(&path).unwrap_or_default();
+                if let Some(pid) = children.split_whitespace().next() {
+                    return pid.parse().unwrap();
+                }
+                assert!(Instant::now() < deadline, "unshare has no child");
+                std::thread::yield_now();
+            }
+        }
+
+        fn quota(&self) -> String {
+            fs::read_to_string(self.directory.join("cpu.cfs_quota_us")).unwrap().trim_end().to_owned()
+        }
+
+        fn set_quota(&self, quota: &str) {
+            fs::write(self.directory.join("cpu.cfs_quota_us"), quota).unwrap();
+        }
+    }
+
+    impl Drop for Spinning {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+            let deadline = Instant::now() + std::time::Duration::from_secs(10);
+            while fs::remove_dir(&self.directory).is_err() && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    fn first() -> Step {
+        Step::after(None).unwrap()
+    }
+
+    #[test]
+    fn a_container_is_slowed_down_and_its_old_limit_put_back() {
+        for before in ["-1", "80000"] {
+            let Some(spinning) = Spinning::start("lift") else { return };
+            spinning.set_quota(before);
+            let mut throttle = Throttle::find(spinning.init()).unwrap();
+            assert_eq!(spinning.quota(), before, "finding changes nothing");
+            throttle.used = Some(1.0);
+            assert!((throttle.limit(first()).unwrap() - 0.5).abs() < 1e-9);
+            assert_eq!(spinning.quota(), "50000");
+            throttle.limit(Step::after(Some(first())).unwrap()).unwrap();
+            assert_eq!(spinning.quota(), "25000");
+            throttle.lift().unwrap();
+            assert_eq!(spinning.quota(), before);
+        }
+    }
+
+    #[test]
+    fn a_throttle_that_is_dropped_puts_the_old_limit_back() {
+        let Some(spinning) = Spinning::start("drop") else { return };
+        spinning.set_quota("120000");
+        let mut throttle = Throttle::find(spinning.init()).unwrap();
+        throttle.used = Some(2.0);
+        // Never more than it was allowed before.
+        assert!((throttle.limit(first()).unwrap() - 1.0).abs() < 1e-9);
+        drop(throttle);
+        assert_eq!(spinning.quota(), "120000");
+    }
+
+    #[test]
+    fn a_limit_that_somebody_else_has_set_meanwhile_stays() {
+        let Some(spinning) = Spinning::start("else") else { return };
+        let mut throttle = Throttle::find(spinning.init()).unwrap();
+        throttle.limit(first()).unwrap();
+        spinning.set_quota("33000");
+        drop(throttle);
+        assert_eq!(spinning.quota(), "33000");
+    }
+
+    #[test]
+    fn the_use_of_a_spinning_process_is_measured() {
+        let Some(spinning) = Spinning::start("measure") else { return };
+        let throttle = Throttle::find(spinning.init()).unwrap();
+        let deadline = Instant::now() + std::time::Duration::from_secs(20);
+        while ticks(&throttle.directory) < throttle.since.1 + 10 {
+            assert!(Instant::now() < deadline, "the process does not run");
+            std::thread::yield_now();
+        }
+        assert!(throttle.measure() > 0.01);
+    }
+
+    #[test]
+    fn a_cgroup_that_is_not_the_containers_alone_is_not_touched() {
+        let Some(spinning) = Spinning::start("alone") else { return };
+        fs::write(spinning.directory.join("cgroup.procs"), spinning.child.id().to_string()).unwrap();
+        let error = Throttle::find(spinning.init()).unwrap_err();
+        assert!(matches!(error, ThrottleError::NoCgroup { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_unified_limit_is_written_with_its_period() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("cpu.max");
+        fs::write(&file, "max 50000\n").unwrap();
+        let mut throttle = Throttle::of(directory.path().into(), true).unwrap();
+        throttle.used = Some(1.0);
+        throttle.limit(first()).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), "25000 50000");
+        drop(throttle);
+        assert_eq!(fs::read_to_string(&file).unwrap(), "max 50000");
+    }
+
+    #[test]
+    fn hierarchies_are_found_by_controller() {
+        let text = "3:cpu,cpuacct:/a:b\n1:name=systemd:/s\n0::/u\n";
+        assert_eq!(
+            [cgroup_of(text, "cpu"), cgroup_of(text, ""), cgroup_of(text, "pids")],
+            [Some("/a:b"), Some("/u"), None]
+        );
+    }
+}
