@@ -155,6 +155,7 @@ pub(crate) mod tests {
             "    transfer       21.9 ms  source",
             "    fill           2.04 ms  destination",
             "    restore        7.42 ms  destination",
+            "    commit         2.31 ms  source",
             "    resume         1.09 ms  destination",
             "  restore time    8.51 ms",
             "",

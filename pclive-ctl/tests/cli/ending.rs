@@ -31,6 +31,7 @@ redis-1 now runs at host-b
     transfer          0 ns  source
     fill              0 ns  destination
     restore           0 ns  destination
+    commit            0 ns  source
     resume            0 ns  destination
   restore time    3.00 ms
 
