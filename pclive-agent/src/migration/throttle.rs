@@ -205,12 +205,17 @@ fn ticks(directory: &Path) -> u64 {
 mod tests {
     use std::process::{Child, Command, Stdio};
 
+    use nix::sys::signal::{Signal, kill};
+    use nix::unistd::Pid;
+
     use super::*;
 
     /// A v1 cgroup of the test's own with a process that spins; both end with the value.
     struct Spinning {
         directory: PathBuf,
         child: Child,
+        /// Process 1 of the namespace, as this process sees it.
+        init: i32,
     }
 
     impl Spinning {
@@ -231,23 +236,10 @@ mod tests {
                 .stderr(Stdio::null())
                 .spawn()
                 .unwrap();
-            let spinning = Self { directory, child };
-            fs::write(spinning.directory.join("cgroup.procs"), spinning.init().to_string()).unwrap();
+            let init = only_child(&child);
+            let spinning = Self { directory, child, init };
+            fs::write(spinning.directory.join("cgroup.procs"), init.to_string()).unwrap();
             Some(spinning)
-        }
-
-        /// The spinning process itself.
-        fn init(&self) -> i32 {
-            let path = format!("/proc/{0}/task/{0}/children", self.child.id());
-            let deadline = Instant::now() + std::time::Duration::from_secs(10);
-            loop {
-                let children = fs::read_to_string(&path).unwrap_or_default();
-                if let Some(pid) = children.split_whitespace().next() {
-                    return pid.parse().unwrap();
-                }
-                assert!(Instant::now() < deadline, "unshare has no child");
-                std::thread::yield_now();
-            }
         }
 
         fn quota(&self) -> String {
@@ -261,12 +253,28 @@ mod tests {
 
     impl Drop for Spinning {
         fn drop(&mut self) {
+            // `unshare` may not have tied its child's life to its own yet.
+            let _ = kill(Pid::from_raw(self.init), Signal::SIGKILL);
             let _ = self.child.kill();
             let _ = self.child.wait();
             let deadline = Instant::now() + std::time::Duration::from_secs(10);
             while fs::remove_dir(&self.directory).is_err() && Instant::now() < deadline {
                 std::thread::yield_now();
             }
+        }
+    }
+
+    /// The child of `unshare`, once it is there.
+    fn only_child(unshare: &Child) -> i32 {
+        let path = format!("/proc/{0}/task/{0}/children", unshare.id());
+        let deadline = Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let children = fs::read_to_string(&path).unwrap_or_default();
+            if let Some(pid) = children.split_whitespace().next() {
+                return pid.parse().unwrap();
+            }
+            assert!(Instant::now() < deadline, "unshare has no child");
+            std::thread::yield_now();
         }
     }
 
@@ -279,7 +287,7 @@ mod tests {
         for before in ["-1", "80000"] {
             let Some(spinning) = Spinning::start("lift") else { return };
             spinning.set_quota(before);
-            let mut throttle = Throttle::find(spinning.init()).unwrap();
+            let mut throttle = Throttle::find(spinning.init).unwrap();
             assert_eq!(spinning.quota(), before, "finding changes nothing");
             throttle.used = Some(1.0);
             assert!((throttle.limit(first()).unwrap() - 0.5).abs() < 1e-9);
@@ -295,7 +303,7 @@ mod tests {
     fn a_throttle_that_is_dropped_puts_the_old_limit_back() {
         let Some(spinning) = Spinning::start("drop") else { return };
         spinning.set_quota("120000");
-        let mut throttle = Throttle::find(spinning.init()).unwrap();
+        let mut throttle = Throttle::find(spinning.init).unwrap();
         throttle.used = Some(2.0);
         // Never more than it was allowed before.
         assert!((throttle.limit(first()).unwrap() - 1.0).abs() < 1e-9);
@@ -306,7 +314,7 @@ mod tests {
     #[test]
     fn a_limit_that_somebody_else_has_set_meanwhile_stays() {
         let Some(spinning) = Spinning::start("else") else { return };
-        let mut throttle = Throttle::find(spinning.init()).unwrap();
+        let mut throttle = Throttle::find(spinning.init).unwrap();
         throttle.limit(first()).unwrap();
         spinning.set_quota("33000");
         drop(throttle);
@@ -316,7 +324,7 @@ mod tests {
     #[test]
     fn the_use_of_a_spinning_process_is_measured() {
         let Some(spinning) = Spinning::start("measure") else { return };
-        let throttle = Throttle::find(spinning.init()).unwrap();
+        let throttle = Throttle::find(spinning.init).unwrap();
         let deadline = Instant::now() + std::time::Duration::from_secs(20);
         while ticks(&throttle.directory) < throttle.since.1 + 10 {
             assert!(Instant::now() < deadline, "the process does not run");
@@ -329,7 +337,7 @@ mod tests {
     fn a_cgroup_that_is_not_the_containers_alone_is_not_touched() {
         let Some(spinning) = Spinning::start("alone") else { return };
         fs::write(spinning.directory.join("cgroup.procs"), spinning.child.id().to_string()).unwrap();
-        let error = Throttle::find(spinning.init()).unwrap_err();
+        let error = Throttle::find(spinning.init).unwrap_err();
         assert!(matches!(error, ThrottleError::NoCgroup { .. }), "{error}");
     }
 

@@ -5,6 +5,7 @@
 //! destination, or stands still because that is not known.
 
 mod engine;
+mod opening;
 mod outgoing;
 mod pace;
 mod relay;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 
 use self::engine::{Dump, Engine, Moved, Opened, Plan, Stopped};
+use self::opening::{connect, open};
 use self::outgoing::Outgoing;
 use self::rounds::{Done, Rounds};
 use self::session::{Expectation, Session, name_of};
@@ -39,7 +41,7 @@ use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::host::compatibility::{self, Demand};
 use crate::host::{self, UsageMeter};
-use crate::link::{self, PeerAddress};
+use crate::link::PeerAddress;
 use crate::network;
 use crate::registry::Entry;
 
@@ -156,44 +158,6 @@ async fn drive(
     rounds.set_round_trip(round_trip);
     let driver = Driver { agent, order, session, engine, outlet, rounds };
     driver.migrate(&opened, meter, &abort).await
-}
-
-async fn open(
-    agent: &Agent,
-    order: &Order,
-    opened: engine::Answer<Opened>,
-) -> Result<Opened, MigrationError> {
-    let name = order.located.id.as_str();
-    let patience = agent.config.migration.prepare_timeout();
-    let opened = tokio::time::timeout(patience, opened).await;
-    let late = || {
-        MigrationError::new(
-            ErrorCode::Timeout,
-            format!("container {name} could not be checked within {patience:?}"),
-        )
-    };
-    let gone = || MigrationError::new(ErrorCode::Internal, "the source's engine thread ended unexpectedly");
-    let mut opened = opened.map_err(|_| late())?.map_err(|_| gone())??;
-    opened.blockers.extend(check::configuration(&order.located)?);
-    if opened.blockers.is_empty() { Ok(opened) } else { Err(MigrationError::blocked(name, opened.blockers)) }
-}
-
-async fn connect(
-    agent: &Agent,
-    order: &Order,
-    stream: Outgoing,
-) -> Result<(tonic::Streaming<peer::DestinationMessage>, Duration), MigrationError> {
-    let mut client = link::connect(&order.destination, &agent.config.peer, &agent.config.migration).await?;
-    let asked = Instant::now();
-    let answer = check::hello(agent, &mut client).await?;
-    let round_trip = asked.elapsed();
-    info!(agent = answer.agent_name, "connected");
-    let patience = agent.config.migration.connect_timeout();
-    match tokio::time::timeout(patience, client.migrate(stream)).await {
-        Ok(Ok(response)) => Ok((response.into_inner(), round_trip)),
-        Ok(Err(status)) => Err(wire::status_error(&status)),
-        Err(_) => Err(MigrationError::new(ErrorCode::Timeout, "the other agent does not take the migration")),
-    }
 }
 
 impl Driver<'_> {

@@ -1,0 +1,56 @@
+//! Before the first message: the container is checked, the destination found.
+//!
+//! Nothing has been changed at either end; whatever fails here, the container runs on untouched.
+
+use std::time::{Duration, Instant};
+
+use pclive_proto::peer;
+use tracing::info;
+
+use super::Order;
+use super::engine::{Answer, Opened};
+use super::outgoing::Outgoing;
+use crate::agent::Agent;
+use crate::error::{ErrorCode, MigrationError};
+use crate::link;
+use crate::migration::{check, wire};
+
+/// Waits for the engine's check of the container; what stands in the way is an error.
+pub(super) async fn open(
+    agent: &Agent,
+    order: &Order,
+    opened: Answer<Opened>,
+) -> Result<Opened, MigrationError> {
+    let name = order.located.id.as_str();
+    let patience = agent.config.migration.prepare_timeout();
+    let opened = tokio::time::timeout(patience, opened).await;
+    let late = || {
+        MigrationError::new(
+            ErrorCode::Timeout,
+            format!("container {name} could not be checked within {patience:?}"),
+        )
+    };
+    let gone = || MigrationError::new(ErrorCode::Internal, "the source's engine thread ended unexpectedly");
+    let mut opened = opened.map_err(|_| late())?.map_err(|_| gone())??;
+    opened.blockers.extend(check::configuration(&order.located)?);
+    if opened.blockers.is_empty() { Ok(opened) } else { Err(MigrationError::blocked(name, opened.blockers)) }
+}
+
+/// Opens the stream to the destination; also says how long a question to it and the answer take.
+pub(super) async fn connect(
+    agent: &Agent,
+    order: &Order,
+    stream: Outgoing,
+) -> Result<(tonic::Streaming<peer::DestinationMessage>, Duration), MigrationError> {
+    let mut client = link::connect(&order.destination, &agent.config.peer, &agent.config.migration).await?;
+    let asked = Instant::now();
+    let answer = check::hello(agent, &mut client).await?;
+    let round_trip = asked.elapsed();
+    info!(agent = answer.agent_name, "connected");
+    let patience = agent.config.migration.connect_timeout();
+    match tokio::time::timeout(patience, client.migrate(stream)).await {
+        Ok(Ok(response)) => Ok((response.into_inner(), round_trip)),
+        Ok(Err(status)) => Err(wire::status_error(&status)),
+        Err(_) => Err(MigrationError::new(ErrorCode::Timeout, "the other agent does not take the migration")),
+    }
+}
