@@ -24,6 +24,7 @@ fn process(vpid: i32, parent: i32, session: i32, threads: &[i32]) -> ProcessLayo
         parent: Vpid(parent),
         pgid: Vpid(session),
         sid: Vpid(session),
+        terminal: None,
         zombie: None,
         generation: 0,
         exe: b"/bin/busybox".to_vec(),

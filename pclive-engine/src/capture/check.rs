@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use super::files::Table;
 use super::tree::{self, TreeProcess};
 use super::vmas::{self, MappingBlocker, ProcessVmas};
-use super::{CaptureError, obstacles};
+use super::{CaptureError, obstacles, terminals};
 use crate::memory::Objects;
 use crate::model::{Blocker, Pid, Place, Vpid};
 use crate::sys::kcmp;
@@ -32,11 +32,12 @@ pub(super) fn container(init: Pid, files: &Table) -> Result<Vec<Blocker>, Captur
         found.extend(shared_memory(again.iter()).filter(|second| *second == shared));
     }
     found.extend(files.check(|| Ok::<_, CaptureError>(live_ids(&tree::read(init)?)))?);
+    found.extend(terminals::check(init, files)?);
     found.extend(strangers(init, &tree));
     Ok(found)
 }
 
-fn live_ids(tree: &[TreeProcess]) -> Vec<(Pid, Vpid)> {
+pub(super) fn live_ids(tree: &[TreeProcess]) -> Vec<(Pid, Vpid)> {
     let live = tree.iter().filter(|process| process.zombie.is_none());
     live.map(|process| (process.pid, process.vpid)).collect()
 }

@@ -8,6 +8,8 @@ use super::scheduling::CpuSet;
 use super::sink::{RoundStats, Sink};
 use super::source::Source;
 use super::stop::{self, StoppedProcess};
+use super::terminals;
+
 use super::thread::Frame;
 use super::tracked::Tracked;
 use super::tree::TreeProcess;
@@ -130,6 +132,8 @@ impl<'a> Frozen<'a> {
         let ids: Vec<(Pid, Vpid)> =
             self.processes.iter().filter(live).map(|process| (process.tree.pid, process.tree.vpid)).collect();
         let mut files = self.source.files.collect(&ids, Mode::Dump)?;
+        let tree = self.processes.iter().map(|process| &process.tree);
+        files.blockers.extend(terminals::not_carried(tree, &files.files));
         if !files.blockers.is_empty() {
             return Err(CaptureError::Blocked(files.blockers));
         }

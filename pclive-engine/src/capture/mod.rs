@@ -28,6 +28,7 @@ mod sink;
 pub mod sockets;
 mod source;
 mod stop;
+mod terminals;
 pub mod thread;
 mod timers;
 mod tracked;

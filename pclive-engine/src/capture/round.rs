@@ -10,6 +10,7 @@ use super::source::Source;
 use super::tree::TreeProcess;
 use super::vmas::{self, ProcessVmas};
 use crate::memory::{Objects, SpaceStats};
+use crate::model::terminal::number_of_device;
 use crate::model::{Blocker, Layout, Pid, ProcessLayout, Vma, Vpid};
 use crate::sys::kcmp;
 
@@ -39,6 +40,7 @@ impl Shape {
             parent: process.parent,
             pgid: process.pgid,
             sid: process.sid,
+            terminal: number_of_device(process.terminal.into()),
             zombie: process.zombie,
             generation,
             exe,

@@ -24,6 +24,8 @@ pub struct TreeProcess {
     pub pgid: Vpid,
     /// Session.
     pub sid: Vpid,
+    /// Device number of its controlling terminal, 0 for none.
+    pub terminal: u32,
     /// Wait status of a zombie.
     pub zombie: Option<i32>,
     /// PID namespaces that see it.
@@ -142,6 +144,7 @@ fn process(pid: Pid, known: &HashMap<Pid, Vpid>) -> Result<Option<(TreeProcess, 
         parent: known.get(&Pid(ids.parent)).copied().unwrap_or(Vpid(0)),
         pgid: Vpid(ids.group),
         sid: Vpid(ids.session),
+        terminal: stat.terminal,
         zombie,
         depth: ids.depth,
         tracer: ids.tracer,

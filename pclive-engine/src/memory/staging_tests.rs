@@ -95,6 +95,7 @@ fn layout(generation: u32, vmas: &[(u64, u64)]) -> Layout {
         parent: Vpid(0),
         pgid: Vpid(1),
         sid: Vpid(1),
+        terminal: None,
         zombie: None,
         generation,
         exe: Vec::new(),

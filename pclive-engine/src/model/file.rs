@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ids::Vpid;
 use super::socket::Socket;
+use super::terminal::Terminal;
 
 /// Names an [`OpenFile`] within one [`super::FinalState`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -106,6 +107,17 @@ pub enum FileKind {
     },
     /// A socket.
     Socket(Box<Socket>),
+    /// The master of a pseudo-terminal: one description a terminal.
+    Master(Box<Terminal>),
+    /// A slave of a pseudo-terminal whose master is one of the files.
+    Slave {
+        /// N of `/dev/pts/N`.
+        terminal: u32,
+        /// Path inside the container by which it was opened: `/dev/pts/N`, or `/dev/tty`.
+        path: Vec<u8>,
+        /// The slave is in exclusive mode (`TIOCEXCL`); all slaves of a terminal agree.
+        exclusive: bool,
+    },
 }
 
 /// An entry of an epoll instance.

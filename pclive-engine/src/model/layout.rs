@@ -26,6 +26,8 @@ pub struct ProcessLayout {
     pub pgid: Vpid,
     /// Session.
     pub sid: Vpid,
+    /// Its controlling terminal, N of `/dev/pts/N`.
+    pub terminal: Option<u32>,
     /// `Some` for a zombie that its parent has not reaped: the wait status (as `wait(2)` stores it). A zombie
     /// has neither threads nor memory.
     pub zombie: Option<i32>,

@@ -15,6 +15,7 @@ pub mod signal;
 pub mod socket;
 pub mod socket_options;
 pub mod state;
+pub mod terminal;
 pub mod timer;
 
 pub use blocker::{Blocker, Place};

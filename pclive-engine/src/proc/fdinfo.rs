@@ -54,6 +54,8 @@ pub enum Detail {
     Signal(u64),
     /// epoll(7), in the kernel's order.
     Epoll(Vec<EpollEntry>),
+    /// The master of a pseudo-terminal: N of `/dev/pts/N` (Linux 4.14).
+    Terminal(u32),
 }
 
 /// A timerfd.
@@ -132,6 +134,7 @@ fn parse_line(info: &mut FdInfo, line: &str) -> Option<()> {
             timer.interval_ns = seconds_and_nanoseconds(value)?;
             Some(())
         })?,
+        "tty-index" => info.detail = Detail::Terminal(value.parse().ok()?),
         "tfd" => push_watch(&mut info.detail, epoll_entry(value)?),
         _ => {}
     }
@@ -154,14 +157,16 @@ fn mark_semaphore(detail: &mut Detail, value: &str) {
 fn timer(info: &mut FdInfo, change: impl FnOnce(&mut TimerInfo) -> Option<()>) -> Option<()> {
     match &mut info.detail {
         Detail::Timer(timer) => change(timer),
-        Detail::Plain | Detail::Event { .. } | Detail::Signal(_) | Detail::Epoll(_) => Some(()),
+        Detail::Plain | Detail::Event { .. } | Detail::Signal(_) | Detail::Epoll(_) | Detail::Terminal(_) => {
+            Some(())
+        }
     }
 }
 
 fn push_watch(detail: &mut Detail, entry: EpollEntry) {
     match detail {
         Detail::Epoll(entries) => entries.push(entry),
-        Detail::Plain | Detail::Event { .. } | Detail::Timer(_) | Detail::Signal(_) => {
+        Detail::Plain | Detail::Event { .. } | Detail::Timer(_) | Detail::Signal(_) | Detail::Terminal(_) => {
             *detail = Detail::Epoll(vec![entry]);
         }
     }

@@ -42,11 +42,13 @@ pub fn parse_status(text: &[u8]) -> Option<TaskIds> {
     })
 }
 
-/// State letter, start time (clock ticks since boot) and exit status of a task, from `/proc/PID/stat`.
+/// State letter, terminal, start time (clock ticks since boot) and exit status of a task, from `/proc/PID/stat`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskStat {
     /// `R`, `S`, `D`, `Z`, `T`, `t`, `X` ...
     pub state: u8,
+    /// Field 7: device number of the controlling terminal, 0 for none.
+    pub terminal: u32,
     /// Field 22.
     pub start_time: u64,
     /// Field 52: as wait(2) gives it, for a zombie.
@@ -60,9 +62,10 @@ pub fn parse_stat(text: &[u8]) -> Option<TaskStat> {
     let mut fields = text.split_ascii_whitespace();
     let state = *fields.next()?.as_bytes().first()?;
     // The state is field 3.
-    let start_time = fields.nth(22 - 4)?.parse().ok()?;
+    let terminal = fields.nth(7 - 4)?.parse::<i32>().ok()? as u32;
+    let start_time = fields.nth(22 - 8)?.parse().ok()?;
     let exit_status = fields.nth(52 - 23)?.parse().ok()?;
-    Some(TaskStat { state, start_time, exit_status })
+    Some(TaskStat { state, terminal, start_time, exit_status })
 }
 
 struct Fields<'a> {

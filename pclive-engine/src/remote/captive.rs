@@ -259,11 +259,12 @@ impl Captive {
         self.owed = signal;
     }
 
-    /// The context that the thread will have when it is let go.
+    /// The context that the thread will have when it is let go: another's, which no signal that came here concerns.
     pub fn set_context(&mut self, registers: Registers, mask: u64) {
         self.original = registers;
         self.original_mask = mask;
         self.mask_changed = true;
+        self.owed = 0;
     }
 
     /// Changes where the application goes on when it is let go: the abort handler of a restartable sequence.

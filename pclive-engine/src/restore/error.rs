@@ -145,6 +145,17 @@ pub enum RestoreError {
     /// Descriptors could not be put in place.
     #[error(transparent)]
     Files(#[from] super::files::FilesError),
+    /// Terminals could not be made.
+    #[error(transparent)]
+    Terminals(#[from] super::terminals::TerminalError),
+    /// A controlling terminal that no process can have.
+    #[error(
+        "cannot give process {vpid} its controlling terminal: the process that it is born of has another"
+    )]
+    Terminal {
+        /// The process.
+        vpid: Vpid,
+    },
     /// Sockets could not be built.
     #[error(transparent)]
     Sockets(#[from] super::sockets::SocketsError),

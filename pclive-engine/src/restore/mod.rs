@@ -18,12 +18,14 @@ pub mod restart;
 mod restorer;
 mod scheduling;
 mod seccomp;
+mod sessions;
 mod signals;
 mod skeleton;
 #[cfg(test)]
 mod small_state_tests;
 pub mod sockets;
 mod spans;
+pub mod terminals;
 pub mod thread;
 mod timers;
 mod validate;
@@ -107,6 +109,7 @@ impl Destination {
             process::early(&mut self.skeleton.restorer_mut(process.vpid)?.leader, process)?;
         }
         let files_begun = Instant::now();
+        self.skeleton.set_foregrounds(&state.files)?;
         self.restore_files(state)?;
         let files = files_begun.elapsed();
         for process in &state.processes {
@@ -144,7 +147,10 @@ impl Destination {
         let mut builder = Builder::new(self.init)?;
         let wanted: Vec<(Vpid, Vec<Descriptor>)> =
             state.processes.iter().map(|process| (process.vpid, process.descriptors.clone())).collect();
-        let restored = files::restore(&state.files, &wanted, &root, &mut builder, &mut self.skeleton)?;
+        // Kept until every process has its descriptors: a session loses a terminal that nobody has open.
+        let mut terminals = std::mem::take(&mut self.skeleton.terminals);
+        let restored =
+            files::restore(&state.files, &wanted, &root, &mut builder, &mut terminals, &mut self.skeleton)?;
         self.warnings.extend(restored.warnings);
         self.sockets = Some(restored.sockets);
         Ok(())

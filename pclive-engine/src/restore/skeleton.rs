@@ -13,6 +13,7 @@ use super::RestoreError;
 use super::channel::need;
 use super::mappings::Mappings;
 use super::restorer::Restorer;
+use super::terminals::Terminals;
 use super::validate;
 use crate::model::layout::Layout;
 use crate::model::{Pid, ProcessLayout, Vpid};
@@ -26,8 +27,9 @@ const HELPER_IDS: i32 = 200;
 /// A stopped process tree.
 #[derive(Debug)]
 pub(super) struct Skeleton {
-    restorers: Vec<Restorer>,
+    pub(super) restorers: Vec<Restorer>,
     chooser: Option<PidChooser>,
+    pub(super) terminals: Terminals,
     timeout: Duration,
 }
 
@@ -35,7 +37,8 @@ impl Skeleton {
     /// A tree of one: the created container's init.
     pub(super) fn adopt(init: Pid, timeout: Duration) -> Result<Self, RestoreError> {
         let restorer = Restorer::adopt(init, Vpid(1), timeout)?;
-        let mut skeleton = Self { restorers: vec![restorer], chooser: None, timeout };
+        let mut skeleton =
+            Self { restorers: vec![restorer], chooser: None, terminals: Terminals::default(), timeout };
         skeleton.chooser = Some(start_chooser(init)?);
         Ok(skeleton)
     }
@@ -52,10 +55,12 @@ impl Skeleton {
         }
         self.end_gone(&live)?;
         self.set_programs(&live)?;
+        self.change_terminals(&live)?;
         for process in &live {
             self.bear_with_siblings(process, &live)?;
         }
         self.set_groups(&live)?;
+        self.drop_terminals(&live)?;
         self.set_programs(&live)?;
         for process in &live {
             self.restorer_mut(process.vpid)?.make_way(process)?;
@@ -129,6 +134,7 @@ impl Skeleton {
         let stays = |r: &Restorer| live.iter().any(|p| p.vpid == r.vpid && p.start_time == r.start_time);
         let (kept, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.restorers).into_iter().partition(stays);
         self.restorers = kept;
+        gone.iter().for_each(|restorer| self.forget_terminal_of(restorer.vpid));
         if self.restorers.first().is_none_or(|init| init.vpid != Vpid(1)) {
             self.restorers.extend(gone);
             return Err(RestoreError::Layout { vpid: Vpid(1), why: "its start time changed" });
@@ -173,7 +179,8 @@ impl Skeleton {
                     self.bear(sibling)?;
                 }
             }
-            self.lead_session(parent)?;
+            let leader = live.iter().find(|leader| leader.vpid == process.parent);
+            self.lead_session(parent, leader.and_then(|leader| leader.terminal))?;
         }
         self.bear(process)
     }
@@ -190,7 +197,7 @@ impl Skeleton {
         born.generation = process.generation;
         self.restorers.push(born);
         if leads {
-            self.lead_session(self.restorers.len() - 1)?;
+            self.lead_session(self.restorers.len() - 1, process.terminal)?;
         }
         Ok(())
     }
@@ -255,12 +262,14 @@ impl Skeleton {
         chooser.set_last(vpid.0 - 1).map_err(failed)
     }
 
-    fn lead_session(&mut self, at: usize) -> Result<(), RestoreError> {
+    /// Makes a process lead a session, which has a terminal before it has children: they inherit it.
+    fn lead_session(&mut self, at: usize, terminal: Option<u32>) -> Result<(), RestoreError> {
         let restorer = &mut self.restorers[at];
         let result = restorer.leader.run(&[Call::new(libc::SYS_setsid, &[])])?[0];
         need(restorer.vpid, result, "lead a session")?;
         (restorer.sid, restorer.pgid) = (restorer.vpid, restorer.vpid);
-        Ok(())
+        restorer.terminal = None;
+        self.take_terminal(at, terminal)
     }
 
     /// Sessions of processes that were there already, then groups: leaders first.
@@ -268,7 +277,7 @@ impl Skeleton {
         for process in live {
             let at = self.index(process.vpid)?;
             if process.sid == process.vpid && self.restorers[at].sid != process.vpid {
-                self.lead_session(at)?;
+                self.lead_session(at, process.terminal)?;
             }
             if process.pgid == process.vpid {
                 self.join_group(at, process.pgid)?;
@@ -328,7 +337,7 @@ impl Skeleton {
         id.map(Vpid).ok_or(RestoreError::NotBorn { vpid: Vpid(0) })
     }
 
-    fn index(&self, vpid: Vpid) -> Result<usize, RestoreError> {
+    pub(super) fn index(&self, vpid: Vpid) -> Result<usize, RestoreError> {
         let found = self.restorers.iter().position(|restorer| restorer.vpid == vpid);
         found.ok_or(RestoreError::NoProcess { vpid })
     }

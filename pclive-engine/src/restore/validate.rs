@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use super::RestoreError;
 use super::spans::HIGHEST;
 use crate::model::layout::{Layout, ObjectKind, ProcessLayout};
+use crate::model::terminal::MOST_TERMINALS;
 use crate::model::{FinalState, Mapping, PAGE_SIZE, Vma, Vpid};
 
 /// Most tasks (threads of all processes): what a PID namespace can hold.
@@ -70,6 +71,9 @@ pub(super) fn state(state: &FinalState, layout: &Layout) -> Result<(), RestoreEr
 fn process(process: &ProcessLayout) -> Result<(), &'static str> {
     if ![process.vpid, process.pgid, process.sid].into_iter().all(id_in_range) {
         return Err("an id is out of range");
+    }
+    if process.terminal.is_some_and(|number| number >= MOST_TERMINALS) {
+        return Err("its controlling terminal's number is out of range");
     }
     if process.zombie.is_some() {
         return Ok(());

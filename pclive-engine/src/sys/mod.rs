@@ -23,6 +23,7 @@ pub mod scm;
 pub mod signalfd;
 pub mod socket;
 pub mod tcp;
+pub mod terminal;
 pub mod timerfd;
 pub mod userfaultfd;
 pub mod wait;

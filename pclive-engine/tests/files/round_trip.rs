@@ -51,8 +51,12 @@ fn normal(files: &Files) -> (Vec<OpenFile>, Vec<(Vpid, Vec<Descriptor>)>) {
                     }
                 }
             }
-            FileKind::Path { .. } | FileKind::Stdio(_) | FileKind::Event { .. } | FileKind::Signal { .. } => {
-            }
+            FileKind::Path { .. }
+            | FileKind::Stdio(_)
+            | FileKind::Event { .. }
+            | FileKind::Signal { .. }
+            | FileKind::Master(_)
+            | FileKind::Slave { .. } => {}
         }
     }
     (normal, descriptors)

@@ -10,6 +10,7 @@ use pclive_engine::proc::root::ContainerRoot;
 use pclive_engine::remote::{Captive, ProcessMemory, Processes, RemoteTask, Spot};
 use pclive_engine::restore::files::{FilesError, RestoredFiles, restore};
 use pclive_engine::restore::sockets::Builder;
+use pclive_engine::restore::terminals::Terminals;
 use pclive_engine::sys::pidfd;
 use pclive_engine::tracee::Running;
 
@@ -50,7 +51,8 @@ impl Skeleton {
         let init = self.pid_of(1);
         let root = ContainerRoot::open(init).unwrap();
         let mut builder = Builder::new(init).unwrap();
-        restore(files, wanted, &root, &mut builder, self)
+        let mut terminals = Terminals::default();
+        restore(files, wanted, &root, &mut builder, &mut terminals, self)
     }
 
     /// What the processes have now.

@@ -9,7 +9,7 @@ use super::owner::Owners;
 use super::refusal::{Refusal, printable, special_file};
 use super::scene::{Finding, Sample, Scene};
 use super::stdio::Stdio;
-use super::{Files, FilesError, Mode, event, path, pipe, signal, socket, timer};
+use super::{Files, FilesError, Mode, event, path, pipe, signal, socket, terminal, timer};
 use crate::capture::sockets::UnixDiag;
 use crate::model::{Blocker, FileId, FileKind, OpenFile, Place};
 
@@ -38,6 +38,7 @@ impl Collection<'_> {
             }
         }
         self.judge_peers(descriptions)?;
+        self.judge_terminals(descriptions)?;
         Ok(self.found)
     }
 
@@ -71,6 +72,9 @@ impl Collection<'_> {
     fn classify(&self, description: &Description, sample: &Sample<'_>) -> Result<Finding, FilesError> {
         let detail = &sample.info.detail;
         let kind = match sample.target {
+            target if target.starts_with(b"/") && terminal::is_terminal(sample) => {
+                return terminal::capture(self.scene, &self.owners, sample);
+            }
             target if target.starts_with(b"/") => return path::capture(self.scene, description, sample),
             target if target.starts_with(b"pipe:[") => return pipe::capture(self.scene, sample, None),
             b"anon_inode:[eventfd]" => event::capture(detail),
@@ -120,6 +124,33 @@ impl Collection<'_> {
                 }
                 (_, None) => {}
             }
+        }
+        Ok(())
+    }
+
+    /// Slaves without their masters are refused; in a dump, terminals in which something waits are passing.
+    fn judge_terminals(&mut self, descriptions: &[Description]) -> Result<(), FilesError> {
+        for (id, refusal) in terminal::without_master(&self.found.files) {
+            self.found.files.retain(|file| file.id != id);
+            let blocker = self.blocker(&descriptions[id.0 as usize], refusal);
+            self.found.blockers.push(blocker);
+        }
+        if self.scene.mode == Mode::Check {
+            return Ok(());
+        }
+        let sample =
+            |id: FileId| Sample::take(self.scene.holders, id.0 as usize, &descriptions[id.0 as usize]);
+        let mut waiting = Vec::new();
+        for file in &self.found.files {
+            let FileKind::Master(told) = &file.kind else { continue };
+            let is_slave = |file: &&OpenFile| matches!(&file.kind, FileKind::Slave { terminal, .. } if *terminal == told.number);
+            let slave = self.found.files.iter().find(is_slave).map(|file| sample(file.id)).transpose()?;
+            let refusal = terminal::waiting(told, &sample(file.id)?, slave.as_ref())?;
+            waiting.extend(refusal.map(|refusal| (file.id, refusal)));
+        }
+        for (id, refusal) in waiting {
+            let blocker = self.blocker(&descriptions[id.0 as usize], refusal);
+            self.found.transient.push(blocker);
         }
         Ok(())
     }

@@ -44,7 +44,9 @@ impl<'a> Key<'a> {
             if is_socket(&entry.target) { (0, 0) } else { (entry.info.pos, entry.info.status()) };
         let event = match entry.info.detail {
             Detail::Event { id, .. } => id,
-            Detail::Plain | Detail::Timer(_) | Detail::Signal(_) | Detail::Epoll(_) => 0,
+            Detail::Plain | Detail::Timer(_) | Detail::Signal(_) | Detail::Epoll(_) | Detail::Terminal(_) => {
+                0
+            }
         };
         Self { target: &entry.target, inode: entry.info.inode, mount: entry.info.mount, pos, status, event }
     }

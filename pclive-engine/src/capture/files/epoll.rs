@@ -61,7 +61,11 @@ impl<'a> Resolver<'a> {
         let (holder, entry) = description.first(self.holders);
         let entries: &[EpollEntry] = match &entry.info.detail {
             Detail::Epoll(entries) => entries,
-            Detail::Plain | Detail::Event { .. } | Detail::Timer(_) | Detail::Signal(_) => &[],
+            Detail::Plain
+            | Detail::Event { .. }
+            | Detail::Timer(_)
+            | Detail::Signal(_)
+            | Detail::Terminal(_) => &[],
         };
         let instance = Instance { held: self.numbers(description), asked: (holder.pid, entry.fd) };
         let mut offsets: HashMap<RawFd, u32> = HashMap::new();

@@ -84,6 +84,16 @@ pub enum FilesError {
         /// Why.
         source: Errno,
     },
+    /// An operation on a terminal.
+    #[error("cannot {verb} terminal {name}")]
+    Terminal {
+        /// "read the settings of" ...
+        verb: &'static str,
+        /// Its path, made printable.
+        name: String,
+        /// Why.
+        source: Errno,
+    },
     /// The network namespace's list of unix sockets.
     #[error("cannot list the unix sockets of the container")]
     Unix(#[from] DiagFailure),
@@ -114,6 +124,7 @@ impl FilesError {
             Self::Read { source, .. } => {
                 source.raw_os_error().is_some_and(|errno| lost(Errno::from_raw(errno)))
             }
+            Self::Terminal { source, .. } => lost(*source) || *source == Errno::EIO,
             Self::Info { .. } | Self::Mounts { .. } | Self::Unix(_) | Self::Thread => false,
         }
     }

@@ -7,6 +7,6 @@ use crate::proc::fdinfo::Detail;
 pub(super) fn capture(detail: &Detail) -> Option<FileKind> {
     match *detail {
         Detail::Event { count, semaphore, .. } => Some(FileKind::Event { count, semaphore }),
-        Detail::Plain | Detail::Timer(_) | Detail::Signal(_) | Detail::Epoll(_) => None,
+        Detail::Plain | Detail::Timer(_) | Detail::Signal(_) | Detail::Epoll(_) | Detail::Terminal(_) => None,
     }
 }

@@ -26,6 +26,7 @@ mod scene;
 mod signal;
 mod socket;
 mod stdio;
+mod terminal;
 mod threads;
 mod timer;
 

@@ -49,6 +49,11 @@ impl Owners {
         }
     }
 
+    /// The process of an id of the agent's.
+    pub(super) fn process(&self, pid: Pid) -> Option<Vpid> {
+        self.processes.get(&pid).copied()
+    }
+
     fn thread(&self, id: Pid) -> Vpid {
         match inner_id(id, "Tgid:") {
             Some(leader) if self.processes.contains_key(&Pid(leader.0)) => {
@@ -59,7 +64,7 @@ impl Owners {
     }
 
     /// A process group whose leader is gone: any member knows its number.
-    fn group(&self, group: Pid) -> Vpid {
+    pub(super) fn group(&self, group: Pid) -> Vpid {
         let member = |pid: &&Pid| nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(pid.0)));
         self.processes
             .keys()

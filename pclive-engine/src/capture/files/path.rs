@@ -21,12 +21,6 @@ const DEVICES: [(u64, u64, &str); 5] = [
     (1, 9, "/dev/urandom"),
 ];
 
-/// What a path leads to inside the container.
-enum Found {
-    Same,
-    Other,
-}
-
 /// Captures a description whose link is a path.
 pub(super) fn capture(
     scene: &Scene<'_>,
@@ -41,8 +35,7 @@ pub(super) fn capture(
     if !opaque && let Some(refusal) = unsupported(file_type, &sample.stat, sample.target) {
         return Ok(refusal);
     }
-    let inside = scene.mounts.contains(sample.info.mount)
-        && matches!(look(scene, sample.target, &sample.stat)?, Found::Same);
+    let inside = scene.mounts.contains(sample.info.mount) && leads_to(scene, sample.target, &sample.stat)?;
     if !inside {
         return outside(scene, sample);
     }
@@ -61,11 +54,11 @@ fn carried(sample: &Sample<'_>, path: &[u8]) -> FileKind {
     FileKind::Path { path: path.to_vec(), offset: sample.info.pos, file_type }
 }
 
-fn file_type(stat: &FileStat) -> SFlag {
+pub(super) fn file_type(stat: &FileStat) -> SFlag {
     SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits())
 }
 
-/// Types that are refused wherever they are; terminals may still be the container's own stdio.
+/// Types that are refused wherever they are.
 fn unsupported(file_type: SFlag, stat: &FileStat, target: &[u8]) -> Option<Finding> {
     let name = printable(target);
     if file_type == SFlag::S_IFBLK {
@@ -75,16 +68,8 @@ fn unsupported(file_type: SFlag, stat: &FileStat, target: &[u8]) -> Option<Findi
     if file_type != SFlag::S_IFCHR || device_name(stat).is_some() {
         return None;
     }
-    let refusal = match (major(stat.st_rdev), minor(stat.st_rdev)) {
-        (4 | 5 | 136..=143, _) => Refusal::new(
-            format!("terminal {name}"),
-            "create the container without a terminal (process.terminal: false, no -t)",
-        ),
-        _ => Refusal::new(
-            format!("device {name}"),
-            "devices stay with their host; stop the program that uses it",
-        ),
-    };
+    let refusal =
+        Refusal::new(format!("device {name}"), "devices stay with their host; stop the program that uses it");
     Some(Finding::Refused(refusal))
 }
 
@@ -127,15 +112,16 @@ fn substitute(scene: &Scene<'_>, sample: &Sample<'_>, path: &str) -> Result<Opti
     Ok(same.then(|| carried(sample, path.as_bytes())))
 }
 
-fn look(scene: &Scene<'_>, path: &[u8], stat: &FileStat) -> Result<Found, FilesError> {
+/// Whether a path leads to this very file.
+pub(super) fn leads_to(scene: &Scene<'_>, path: &[u8], stat: &FileStat) -> Result<bool, FilesError> {
     match resolve(scene, path)? {
-        Some(found) if (found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino) => Ok(Found::Same),
-        Some(_) | None => Ok(Found::Other),
+        Some(found) => Ok((found.st_dev, found.st_ino) == (stat.st_dev, stat.st_ino)),
+        None => Ok(false),
     }
 }
 
 /// `None` if the path leads nowhere.
-fn resolve(scene: &Scene<'_>, path: &[u8]) -> Result<Option<FileStat>, FilesError> {
+pub(super) fn resolve(scene: &Scene<'_>, path: &[u8]) -> Result<Option<FileStat>, FilesError> {
     let failed = |source| FilesError::Resolve { path: printable(path), source };
     match scene.root.resolve(path) {
         Ok(file) => fstat(&file).map(Some).map_err(failed),

@@ -7,6 +7,8 @@ use crate::proc::fdinfo::Detail;
 pub(super) fn capture(detail: &Detail) -> Option<FileKind> {
     match *detail {
         Detail::Signal(mask) => Some(FileKind::Signal { mask }),
-        Detail::Plain | Detail::Event { .. } | Detail::Timer(_) | Detail::Epoll(_) => None,
+        Detail::Plain | Detail::Event { .. } | Detail::Timer(_) | Detail::Epoll(_) | Detail::Terminal(_) => {
+            None
+        }
     }
 }

@@ -31,7 +31,9 @@ pub(super) fn capture(scene: &Scene<'_>, sample: &Sample<'_>) -> Result<Option<F
 fn timer(detail: &Detail) -> Option<TimerInfo> {
     match *detail {
         Detail::Timer(timer) => Some(timer),
-        Detail::Plain | Detail::Event { .. } | Detail::Signal(_) | Detail::Epoll(_) => None,
+        Detail::Plain | Detail::Event { .. } | Detail::Signal(_) | Detail::Epoll(_) | Detail::Terminal(_) => {
+            None
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use nix::errno::Errno;
 use crate::model::{FileId, Vpid};
 use crate::remote::RemoteError;
 use crate::restore::sockets::SocketsError;
+use crate::restore::terminals::TerminalError;
 
 /// A descriptor of the copy cannot be made. Nothing of the copy has run.
 #[derive(Debug, thiserror::Error)]
@@ -124,6 +125,9 @@ pub enum FilesError {
         /// How many were sent.
         received: usize,
     },
+    /// The terminals.
+    #[error(transparent)]
+    Terminals(#[from] TerminalError),
     /// The sockets.
     #[error("cannot build the sockets")]
     Sockets(#[from] SocketsError),

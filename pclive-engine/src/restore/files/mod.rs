@@ -16,6 +16,7 @@ mod path;
 mod pipe;
 mod stdio;
 mod table;
+mod terminal;
 mod timer;
 mod validate;
 
@@ -27,8 +28,10 @@ use nix::errno::Errno;
 pub use error::FilesError;
 
 use self::stdio::Streams;
+use self::terminal::Workshop;
 use self::timer::Timer;
 use super::sockets::{Builder, BuiltSockets};
+use super::terminals::Terminals;
 use crate::model::socket::Socket;
 use crate::model::{Descriptor, FileId, FileKind, OpenFile, Vpid};
 use crate::proc::root::ContainerRoot;
@@ -48,7 +51,8 @@ pub struct RestoredFiles {
 }
 
 /// Opens `files` and gives every process of `wanted` its descriptors, and nothing else. `root` is the root
-/// directory of the created container, `sockets` builds in its network namespace.
+/// directory of the created container, `sockets` builds in its network namespace, `terminals` has those that sessions
+/// have already.
 ///
 /// On Ok every descriptor is in its place and TCP connections are still in repair mode.
 pub fn restore(
@@ -56,11 +60,14 @@ pub fn restore(
     wanted: &[(Vpid, Vec<Descriptor>)],
     root: &ContainerRoot,
     sockets: &mut Builder,
+    terminals: &mut Terminals,
     processes: &mut dyn Processes,
 ) -> Result<RestoredFiles, FilesError> {
     validate::all(files, wanted)?;
     let sockets = sockets.build(&sockets_of(files))?;
     let mut opening = Opening { root, opened: HashMap::new(), warnings: Vec::new() };
+    let mut workshop = Workshop { root, terminals, processes: &mut *processes };
+    terminal::make_all(files, &mut workshop, &mut opening.opened)?;
     opening.open_all(files, wanted, processes)?;
     let Opening { opened, warnings, .. } = opening;
     give(&opened, &sockets, wanted, processes)?;
@@ -122,7 +129,7 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// `None` for what is made elsewhere: pipes and sockets.
+    /// `None` for what is made elsewhere: pipes, terminals and sockets.
     fn open(&self, file: &OpenFile, streams: &mut Streams) -> Result<Option<OwnedFd>, FilesError> {
         match &file.kind {
             FileKind::Path { path, offset, file_type } => {
@@ -144,7 +151,9 @@ impl Opening<'_> {
             }
             FileKind::Signal { mask } => with_flags(file, "make a signalfd", signalfd::create(*mask, 0)),
             FileKind::Epoll { .. } => with_flags(file, "make an epoll instance", crate::sys::epoll::create()),
-            FileKind::Pipe { .. } | FileKind::Socket(_) => Ok(None),
+            FileKind::Pipe { .. } | FileKind::Socket(_) | FileKind::Master(_) | FileKind::Slave { .. } => {
+                Ok(None)
+            }
         }
     }
 }

@@ -60,7 +60,9 @@ pub(super) fn own_first<'a>(files: &'a [OpenFile], init: &[Descriptor]) -> Vec<&
         | FileKind::Timer { .. }
         | FileKind::Signal { .. }
         | FileKind::Epoll { .. }
-        | FileKind::Socket(_) => false,
+        | FileKind::Socket(_)
+        | FileKind::Master(_)
+        | FileKind::Slave { .. } => false,
     };
     let (mut own, others): (Vec<_>, Vec<_>) = files.iter().partition(is_own);
     own.extend(others);

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::error::FilesError;
 use crate::model::file::{EpollWatch, Owner};
+use crate::model::terminal::MOST_TERMINALS;
 use crate::model::{Descriptor, FileId, FileKind, OpenFile, Vpid};
 
 /// Descriptor numbers end here (`fs.nr_open` by default).
@@ -31,6 +32,7 @@ fn check(files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)]) -> Check {
     }
     let table = tables(&known, wanted)?;
     pipes(files)?;
+    terminals(files)?;
     for file in files {
         if let FileKind::Epoll { watches } = &file.kind {
             for watch in watches {
@@ -107,6 +109,13 @@ fn one(file: &OpenFile) -> Check {
             require(clocks.contains(clock), || format!("a timer of clock {clock}"))?;
             require(*left_ns <= TIME_NS && *interval_ns <= TIME_NS, || "a timer beyond all time".into())
         }
+        FileKind::Master(told) => {
+            require(told.number < MOST_TERMINALS, || format!("terminal {}", told.number))?;
+            require(told.mode <= 0o7777, || "impossible permissions".into())?;
+            let valid = told.session.is_none_or(|session| session.leader.0 > 0 && session.foreground.0 > 0);
+            require(valid, || "an impossible session".into())
+        }
+        FileKind::Slave { path: name, .. } => path(name),
         // Sockets are checked where they are built.
         FileKind::Signal { .. } | FileKind::Epoll { .. } | FileKind::Socket(_) => Ok(()),
     }
@@ -128,6 +137,23 @@ fn pipes(files: &[OpenFile]) -> Check {
         })?;
         require(!*filled || contents.is_empty(), || format!("contents of pipe {pipe} twice"))?;
         *filled |= !contents.is_empty();
+    }
+    Ok(())
+}
+
+/// Every terminal has one master.
+fn terminals(files: &[OpenFile]) -> Check {
+    let mut masters = HashSet::new();
+    for file in files {
+        if let FileKind::Master(told) = &file.kind {
+            let number = told.number;
+            require(masters.insert(number), || format!("two masters of terminal {number}"))?;
+        }
+    }
+    for file in files {
+        if let FileKind::Slave { terminal, .. } = &file.kind {
+            require(masters.contains(terminal), || format!("a slave of terminal {terminal} alone"))?;
+        }
     }
     Ok(())
 }
