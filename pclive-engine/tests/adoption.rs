@@ -6,6 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use pclive_engine::model::layout::VdsoLayout;
+use pclive_engine::model::terminal::number_of_device;
 use pclive_engine::model::{
     Layout, Mapping, Pid, ProcessLayout, Protection, ThreadLayout, Vma, VmaFlags, Vpid,
 };
@@ -96,6 +97,52 @@ fn skeleton_follows_tasks_born_and_gone() {
         !Path::new(&format!("/proc/{init}/exe")).exists()
             || fs::read_link(format!("/proc/{init}/exe")).is_err()
     );
+}
+
+/// (vpid, number of the controlling terminal) of every process of the container, by `/proc`.
+fn controlling_terminals(init: Pid) -> Vec<(i32, Option<u32>)> {
+    let tree = pclive_engine::capture::tree::read(init).unwrap();
+    let terminal = |p: &pclive_engine::capture::tree::TreeProcess| number_of_device(p.terminal.into());
+    let mut found: Vec<_> = tree.iter().map(|p| (p.vpid.0, terminal(p))).collect();
+    found.sort_unstable();
+    found
+}
+
+#[test]
+fn sessions_have_their_terminals_and_processes_without_one_drop_it() {
+    let container = Created::new("terminals", &["sh"]);
+    let init = container.init();
+    let mut destination = Destination::adopt(init, DestinationOptions::default()).unwrap();
+    let mut layout = Layout { processes: vec![process(1, 0, 1, &[])], objects: Vec::new() };
+    let with = |process: ProcessLayout, terminal| ProcessLayout { terminal, ..process };
+    layout.processes.push(with(process(20, 1, 20, &[]), Some(2)));
+    layout.processes.push(with(process(21, 20, 20, &[]), Some(2)));
+    layout.processes.push(process(22, 20, 20, &[]));
+    layout.processes.push(process(30, 1, 30, &[]));
+    destination.apply_layout(&layout).unwrap();
+    let expected = [(1, None), (20, Some(2)), (21, Some(2)), (22, None), (30, None)];
+    assert_eq!(controlling_terminals(init), expected);
+
+    // 30 takes a terminal and then has children; an orphan of session 20 went to init.
+    layout.processes[4].terminal = Some(0);
+    layout.processes.push(with(process(31, 30, 30, &[]), Some(0)));
+    layout.processes.push(with(process(40, 1, 20, &[]), Some(2)));
+    destination.apply_layout(&layout).unwrap();
+    let expected = [(20, Some(2)), (21, Some(2)), (22, None), (30, Some(0)), (31, Some(0)), (40, Some(2))];
+    assert_eq!(controlling_terminals(init)[1..], expected);
+
+    // 20 ends and its session loses the terminal, which another session takes; 30 gives its own up.
+    layout.processes.remove(1);
+    for process in &mut layout.processes {
+        process.terminal = None;
+        if process.parent == Vpid(20) {
+            process.parent = Vpid(1);
+        }
+    }
+    layout.processes.push(with(process(50, 1, 50, &[]), Some(2)));
+    destination.apply_layout(&layout).unwrap();
+    let expected = [(1, None), (21, None), (22, None), (30, None), (31, None), (40, None), (50, Some(2))];
+    assert_eq!(controlling_terminals(init), expected);
 }
 
 #[test]

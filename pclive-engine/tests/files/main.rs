@@ -3,3 +3,4 @@
 mod program;
 mod round_trip;
 mod skeleton;
+mod terminals;

@@ -15,6 +15,15 @@ pub(crate) struct Program {
 
 impl Program {
     pub(crate) fn start(script: &str) -> Self {
+        Self::run(Command::new("python3"), script)
+    }
+
+    /// A program with a devpts instance of its own.
+    pub(crate) fn start_with_terminals(script: &str) -> Self {
+        Self::run(with_terminals("python3"), script)
+    }
+
+    fn run(mut command: Command, script: &str) -> Self {
         let script = format!(
             "import os,sys,fcntl,select,signal,socket,struct,ctypes,time\n\
              libc=ctypes.CDLL(None); os.closerange(3,4096)\n\
@@ -22,12 +31,8 @@ impl Program {
              def ready(*numbers): print('ready',*numbers,flush=True); sys.stdin.read()\n\
              {script}\n"
         );
-        let mut child = Command::new("python3")
-            .args(["-c", &script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut child =
+            command.args(["-c", &script]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut line = String::new();
         output.read_line(&mut line).unwrap();
@@ -50,6 +55,14 @@ impl Program {
         assert!(files.blockers.is_empty(), "{:?}", files.blockers);
         files
     }
+}
+
+/// A program whose devpts is nobody else's.
+pub(crate) fn with_terminals(program: &str) -> Command {
+    let mut command = Command::new("unshare");
+    let script = "mount -t devpts -o newinstance,ptmxmode=666,mode=620 devpts /dev/pts && exec \"$@\"";
+    command.args(["--mount", "sh", "-c", script, "sh", program]);
+    command
 }
 
 impl Drop for Program {

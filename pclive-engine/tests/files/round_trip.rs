@@ -64,8 +64,11 @@ fn normal(files: &Files) -> (Vec<OpenFile>, Vec<(Vpid, Vec<Descriptor>)>) {
 
 /// Captures `program`, restores it elsewhere and compares.
 fn round_trip(program: &Program, children: usize) -> Skeleton {
+    round_trip_into(Skeleton::start(1 + children), program, children)
+}
+
+pub(crate) fn round_trip_into(mut skeleton: Skeleton, program: &Program, children: usize) -> Skeleton {
     let source = program.dump(children);
-    let mut skeleton = Skeleton::start(1 + children);
     let restored = skeleton.restore(&source).unwrap();
     assert_eq!(restored.warnings, Vec::<String>::new());
     let copy = skeleton.dump();

@@ -14,6 +14,8 @@ use pclive_engine::restore::terminals::Terminals;
 use pclive_engine::sys::pidfd;
 use pclive_engine::tracee::Running;
 
+use crate::program::with_terminals;
+
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Sleeping programs under the engine's control; the first is process 1.
@@ -23,13 +25,17 @@ pub(crate) struct Skeleton {
 
 impl Skeleton {
     pub(crate) fn start(processes: usize) -> Self {
+        Self::run(processes, || Command::new("sleep"))
+    }
+
+    /// One process with a devpts instance of its own.
+    pub(crate) fn start_with_terminals() -> Self {
+        Self::run(1, || with_terminals("sleep"))
+    }
+
+    fn run(processes: usize, command: impl Fn() -> Command) -> Self {
         let members = (0..processes).map(|index| {
-            let child = Command::new("sleep")
-                .arg("1000")
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap();
+            let child = command().arg("1000").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
             (Vpid(1 + index as i32), seize(Pid(child.id() as i32)), child)
         });
         Self { members: members.collect() }
@@ -71,8 +77,8 @@ impl Skeleton {
 }
 
 fn seize(pid: Pid) -> Captive {
-    let running = Running::seize(pid, 1).unwrap();
     wait_for_sleep(pid);
+    let running = Running::seize(pid, 1).unwrap();
     running.interrupt().unwrap();
     let (stopped, _) = running.wait(Deadline::after(TIMEOUT)).unwrap();
     let memory = ProcessMemory::open(pid).unwrap();
