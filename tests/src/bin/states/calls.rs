@@ -214,6 +214,14 @@ pub(crate) fn waiting(fd: BorrowedFd) -> Result<c_int> {
     Ok(bytes)
 }
 
+/// Rows and columns of a terminal.
+pub(crate) fn window_size(fd: BorrowedFd) -> Result<(u16, u16)> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the kernel writes a winsize.
+    done(unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGWINSZ, &raw mut size) })?;
+    Ok((size.ws_row, size.ws_col))
+}
+
 /// A descriptor of inotify with a watch on `/tmp`.
 pub(crate) fn inotify() -> Result<OwnedFd> {
     // SAFETY: no memory is touched.

@@ -15,6 +15,7 @@ mod memory;
 mod process;
 mod signals;
 mod sockets;
+mod terminal;
 mod threads;
 mod timers;
 
@@ -28,7 +29,7 @@ type State = (&'static str, fn() -> Result<Check>);
 
 /// Every state, in the order in which they are set up: first those that threads and children inherit.
 fn all() -> Vec<State> {
-    let groups: [&[State]; 9] = [
+    let groups: [&[State]; 10] = [
         process::STATES,
         signals::STATES,
         files::STATES,
@@ -38,6 +39,7 @@ fn all() -> Vec<State> {
         timers::STATES,
         threads::STATES,
         children::STATES,
+        terminal::STATES,
     ];
     groups.concat().into_iter().chain(cpu::STATES.iter().copied()).collect()
 }
