@@ -11,6 +11,7 @@ use crate::link::PeerAddress;
 use crate::migration::convergence::{Experience, Measured};
 use crate::registry::Registry;
 use crate::runtime::{self, Container, ContainerId, Runtime};
+use crate::tls::Keeper;
 
 /// Most peers whose migrations are remembered.
 const MOST_PEERS: usize = 1024;
@@ -22,6 +23,8 @@ pub struct Agent {
     pub config: Config,
     /// What other agents and logs show.
     pub name: String,
+    /// Certificates; `None` when every listener is insecure.
+    pub keeper: Option<Arc<Keeper>>,
     /// By configured name.
     pub runtimes: BTreeMap<String, Runtime>,
     /// All migrations, both roles.
@@ -43,8 +46,9 @@ pub struct Located {
 
 impl Agent {
     /// An agent of this configuration. Nothing is bound or started.
-    pub fn new(config: Config) -> Arc<Self> {
+    pub fn new(config: Config, keeper: Option<Arc<Keeper>>) -> Arc<Self> {
         Arc::new(Self {
+            keeper,
             name: config.agent.display_name(),
             runtimes: runtime::configured(&config),
             registry: Registry::new(config.migration.max_concurrent, config.migration.history),
@@ -182,7 +186,7 @@ mod tests {
         if let Some(runc) = config.runtimes.0.get_mut("runc") {
             runc.root = "/nonexistent".into();
         }
-        Agent::new(config)
+        Agent::new(config, None)
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::error::{ErrorCode, MigrationError};
 use crate::notify;
 use crate::service::{ListenError, Listeners, ServiceError, Services};
+use crate::tls::Keeper;
 
 /// The agent ended otherwise than by a signal.
 #[derive(Debug, thiserror::Error)]
@@ -56,15 +57,17 @@ impl Signals {
 }
 
 /// Runs an agent until a signal ends it.
-pub async fn run(config: Config) -> Result<(), DaemonError> {
+pub async fn run(config: Config, keeper: Option<Arc<Keeper>>) -> Result<(), DaemonError> {
     let mut signals = Signals::watch().map_err(DaemonError::Signals)?;
+    let mut hangup = signal(SignalKind::hangup()).map_err(DaemonError::Signals)?;
     adopt_orphans();
     raise_descriptor_limit();
     let state_dir = &config.agent.state_dir;
     std::fs::create_dir_all(state_dir)
         .map_err(|source| DaemonError::Directory { path: state_dir.clone(), source })?;
-    let listeners = Listeners::bind(&config)?;
-    let agent = Agent::new(config);
+    warn_of_plain_text(&config);
+    let listeners = Listeners::bind(&config, keeper.as_ref())?;
+    let agent = Agent::new(config, keeper);
     tracing::info!(
         name = agent.name,
         version = env!("CARGO_PKG_VERSION"),
@@ -75,9 +78,12 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     );
     let mut services = Services::start(&agent, listeners).await?;
     notify::ready();
-    let signal = tokio::select! {
-        signal = signals.next() => signal,
-        error = services.failed() => return Err(error.into()),
+    let signal = loop {
+        tokio::select! {
+            signal = signals.next() => break signal,
+            _ = hangup.recv() => reload(agent.keeper.as_deref()),
+            error = services.failed() => return Err(error.into()),
+        }
     };
     tracing::info!(signal, running = agent.registry.live(), "agent goes down");
     notify::stopping();
@@ -86,6 +92,33 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     services.stop().await;
     tracing::info!("agent ended");
     Ok(())
+}
+
+/// What is not protected is said at every start.
+fn warn_of_plain_text(config: &Config) {
+    if config.peer.insecure {
+        tracing::warn!(
+            listen = config.peer.listen,
+            "links to other agents are plain text and not authenticated (peer.insecure)"
+        );
+    }
+    if config.control.insecure && !config.control.tcp.is_empty() {
+        tracing::warn!(
+            listen = config.control.tcp,
+            "whoever reaches the control listener controls this agent (control.insecure)"
+        );
+    }
+}
+
+/// SIGHUP: new connections use the certificates that are in the files now.
+fn reload(keeper: Option<&Keeper>) {
+    match keeper.map(Keeper::reload) {
+        Some(Ok(())) => tracing::info!("certificates reloaded"),
+        Some(Err(error)) => {
+            tracing::error!("the certificates stay as they were: {}", crate::error::chain(&error));
+        }
+        None => tracing::info!("no certificates to reload"),
+    }
 }
 
 /// Containers that the runtime starts for the agent become its children, so that it sees them end.

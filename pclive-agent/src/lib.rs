@@ -15,3 +15,4 @@ pub mod notify;
 pub mod registry;
 pub mod runtime;
 pub mod service;
+pub mod tls;

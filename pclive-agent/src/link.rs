@@ -1,19 +1,25 @@
 //! The link to another agent: one tuning for both of its ends.
 //!
 //! HTTP/2 windows of 16 MiB and frames of 1 MiB keep a 10 Gbit/s link full; probes notice a dead peer long before
-//! anything waits for it. Kernel: `TCP_NODELAY`, `TCP_CONGESTION` (tcp(7)).
+//! anything waits for it. Mutual TLS unless `peer.insecure` is set; the other agent must have the certificate of the
+//! name, or of the host, that it was asked for by. Kernel: `TCP_NODELAY`, `TCP_CONGESTION` (tcp(7)).
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use nix::sys::socket::{setsockopt, sockopt};
 use pclive_proto::peer::peer_client::PeerClient;
+use pclive_tls::{Connector, End, Fault};
 use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 
 use crate::config::{Migration, Peer};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::tls::Keeper;
 
 /// Largest message, bytes: the final state of a container with thousands of threads is the largest that there is.
 pub const MAX_MESSAGE: usize = 64 << 20;
@@ -52,6 +58,17 @@ pub struct PeerAddress {
     pub address: String,
 }
 
+impl PeerAddress {
+    /// What its certificate must carry: the configured name, else the host of `host:port`.
+    fn certified_name(&self) -> &str {
+        if self.name != self.address {
+            return &self.name;
+        }
+        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
+        host.trim_start_matches('[').trim_end_matches(']')
+    }
+}
+
 impl std::fmt::Display for PeerAddress {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.name == self.address {
@@ -67,6 +84,7 @@ pub async fn connect(
     address: &PeerAddress,
     peer: &Peer,
     migration: &Migration,
+    keeper: Option<&Arc<Keeper>>,
 ) -> Result<PeerClient<Channel>, MigrationError> {
     let unreachable = |why: &str| {
         MigrationError::new(ErrorCode::PeerUnreachable, format!("cannot reach the agent at {address}: {why}"))
@@ -80,26 +98,84 @@ pub async fn connect(
         .http2_keep_alive_interval(Duration::from_millis(peer.keepalive_interval_ms))
         .keep_alive_timeout(Duration::from_millis(peer.keepalive_timeout_ms))
         .keep_alive_while_idle(true);
-    let congestion = peer.congestion.clone();
-    let connector = tower::service_fn(move |uri: Uri| open(uri, congestion.clone()));
+    let dial = Dial { congestion: peer.congestion.clone(), security: security(address, peer, keeper)? };
+    let connector = tower::service_fn(move |uri: Uri| dial.clone().open(uri));
     let connected =
         tokio::time::timeout(migration.connect_timeout(), endpoint.connect_with_connector(connector));
     let channel = match connected.await {
         Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => return Err(unreachable(&root_cause(&error))),
+        Ok(Err(error)) => {
+            return Err(mistrust(address, &error).unwrap_or_else(|| unreachable(&root_cause(&error))));
+        }
         Err(_) => return Err(unreachable(&format!("no answer within {} ms", migration.connect_timeout_ms))),
     };
     Ok(PeerClient::new(channel).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE))
 }
 
-async fn open(uri: Uri, congestion: String) -> io::Result<TokioIo<TcpStream>> {
-    let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not host:port"));
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let stream = TcpStream::connect((host, port)).await?;
-    tune_socket(&stream, &congestion);
-    Ok(TokioIo::new(stream))
+/// How a connection is protected.
+#[derive(Debug, Clone)]
+enum Security {
+    /// Not at all, on this host or everywhere.
+    Plain { everywhere: bool },
+    /// By TLS with the holder of this name.
+    Tls { connector: Connector, name: String },
+}
+
+fn security(
+    address: &PeerAddress,
+    peer: &Peer,
+    keeper: Option<&Arc<Keeper>>,
+) -> Result<Security, MigrationError> {
+    match keeper {
+        _ if peer.insecure => Ok(Security::Plain { everywhere: peer.insecure_outside_loopback }),
+        Some(keeper) => {
+            let name = address.certified_name().to_owned();
+            Ok(Security::Tls { connector: keeper.connector(), name })
+        }
+        None => Err(MigrationError::new(ErrorCode::Internal, "this agent has no certificates")),
+    }
+}
+
+/// What a connection needs beside the address.
+#[derive(Debug, Clone)]
+struct Dial {
+    congestion: String,
+    security: Security,
+}
+
+impl Dial {
+    async fn open(self, uri: Uri) -> io::Result<TokioIo<Either<TcpStream, TlsStream<TcpStream>>>> {
+        let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "not host:port"));
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let stream = TcpStream::connect((host, port)).await?;
+        tune_socket(&stream, &self.congestion);
+        let stream = match self.security {
+            Security::Plain { everywhere } if everywhere || stream.peer_addr()?.ip().is_loopback() => {
+                Either::Left(stream)
+            }
+            Security::Plain { .. } => {
+                let why = "plain text beyond this host needs peer.insecure_outside_loopback = true";
+                return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+            }
+            Security::Tls { connector, name } => Either::Right(connector.connect(&name, stream).await?),
+        };
+        Ok(TokioIo::new(stream))
+    }
+}
+
+/// The error of a handshake that one of the ends refused.
+fn mistrust(address: &PeerAddress, error: &(dyn std::error::Error + 'static)) -> Option<MigrationError> {
+    let Fault { what, hint } = Fault::of(error, End::Client)?;
+    let message = format!("cannot agree on a secure link with the agent at {address}: {what}");
+    let error = MigrationError::new(ErrorCode::TlsFailed, message);
+    if address.name == address.address && what.contains("is not for") {
+        let hint = "name a peer of [peers] instead of its address, or issue its certificate for the address \
+                    (pclivectl certs issue NAME --address IP)";
+        return Some(error.hint(hint));
+    }
+    Some(error.hint(hint))
 }
 
 /// The innermost cause: the transport's own words around it say nothing.

@@ -6,10 +6,12 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Parser;
 use pclive_agent::config::{self, Config};
+use pclive_agent::tls::Keeper;
 use pclive_agent::{daemon, logging};
 
 /// Exit code for a configuration that cannot be used; clap uses the same for wrong usage.
@@ -44,14 +46,29 @@ fn main() -> ExitCode {
             return ExitCode::from(UNUSABLE);
         }
     };
-    let done = if arguments.check_config {
-        println!("the configuration can be used");
-        Ok(())
-    } else if arguments.print_config {
-        print(&config)
-    } else {
-        run(config)
+    if arguments.print_config {
+        return ended(print(&config));
+    }
+    if !arguments.check_config
+        && let Err(error) = logging::start(&config.log)
+    {
+        return ended(Err(error).context("cannot start logging"));
+    }
+    let keeper = match Keeper::load(&config) {
+        Ok(keeper) => keeper,
+        Err(error) => {
+            eprintln!("pclive-agent: {}", pclive_agent::error::chain(&error));
+            return ExitCode::from(UNUSABLE);
+        }
     };
+    if arguments.check_config {
+        println!("the configuration can be used");
+        return ExitCode::SUCCESS;
+    }
+    ended(run(config, keeper))
+}
+
+fn ended(done: anyhow::Result<()>) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -73,11 +90,10 @@ fn print(config: &Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn run(config: Config) -> anyhow::Result<()> {
-    logging::start(&config.log).context("cannot start logging")?;
+fn run(config: Config, keeper: Option<Arc<Keeper>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let runtime = runtime.context("cannot start the asynchronous runtime")?;
-    let done = runtime.block_on(daemon::run(config));
+    let done = runtime.block_on(daemon::run(config, keeper));
     // Threads of migrations that would not end must not keep the process.
     runtime.shutdown_background();
     Ok(done?)

@@ -1,9 +1,14 @@
 //! The program itself: its options, exit codes and signals.
 
+#[path = "support/authority.rs"]
+#[allow(dead_code, unreachable_pub, reason = "each test file uses a part of it")]
+mod authority;
+
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
+use authority::Authority;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -27,7 +32,7 @@ fn usable(directory: &Path) -> std::path::PathBuf {
         directory,
         &format!(
             "[agent]\nstate_dir = \"{place}/state\"\n[control]\nsocket = \"{place}/run/agent.sock\"\n\
-             [peer]\nlisten = \"127.0.0.1:0\"\n[log]\nformat = \"json\"\n"
+             [peer]\nlisten = \"127.0.0.1:0\"\ninsecure = true\n[log]\nformat = \"json\"\n"
         ),
     )
 }
@@ -64,6 +69,58 @@ fn the_environment_reaches_the_configuration() {
 fn wrong_usage_exits_with_2() {
     let output = Command::new(AGENT).arg("--frobnicate").output().unwrap();
     assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn without_certificates_it_does_not_start_and_says_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = usable(directory.path());
+    for check in [&[][..], &["--check-config"]] {
+        let mut command = agent(&config);
+        command.env("PCLIVE_PEER__INSECURE", "false").env("PCLIVE_TLS__CA", "/nonexistent/ca.pem");
+        let refused = command.args(check).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        for word in ["/nonexistent/ca.pem", "pclivectl certs init", "peer.insecure"] {
+            assert!(said(&refused).contains(word), "{word}: {}", said(&refused));
+        }
+    }
+    let exposed = agent(&config).env("PCLIVE_PEER__LISTEN", "0.0.0.0:0").output().unwrap();
+    assert_eq!(exposed.status.code(), Some(2));
+    assert!(said(&exposed).contains("insecure_outside_loopback"), "{}", said(&exposed));
+}
+
+#[test]
+fn plain_text_is_warned_about_and_a_hangup_does_not_end_the_agent() {
+    let directory = tempfile::tempdir().unwrap();
+    let (mut child, mut log) = start(&usable(directory.path()));
+    assert!(wait_for(&mut log, "plain text").contains("WARN"));
+    wait_for(&mut log, "agent serves");
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    kill(pid, Signal::SIGHUP).unwrap();
+    wait_for(&mut log, "no certificates to reload");
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_hangup_reloads_certificates_or_says_why_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    let files = authority.issue(&directory.path().join("tls"), "host-t");
+    let mut command = agent(&usable(directory.path()));
+    command.env("PCLIVE_PEER__INSECURE", "false").env("PCLIVE_TLS__CA", &files.ca);
+    let mut child = command.env("PCLIVE_AGENT__NAME", "host-t").stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    wait_for(&mut log, "agent serves");
+    let pid = Pid::from_raw(i32::try_from(child.id()).unwrap());
+    authority.issue(&directory.path().join("tls"), "host-t");
+    kill(pid, Signal::SIGHUP).unwrap();
+    wait_for(&mut log, "certificates reloaded");
+    std::fs::remove_file(&files.key).unwrap();
+    kill(pid, Signal::SIGHUP).unwrap();
+    assert!(wait_for(&mut log, "stay as they were").contains("host-t.key"));
+    kill(pid, Signal::SIGTERM).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
 #[test]

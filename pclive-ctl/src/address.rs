@@ -11,24 +11,26 @@ use thiserror::Error;
 pub(crate) enum Address {
     /// A unix socket: `unix:///path` or a path.
     Unix(PathBuf),
-    /// `http://host:port`.
+    /// `http://host:port`: plain text.
     Http(String),
+    /// Mutual TLS, `https://host:port`.
+    Https(String),
 }
 
 /// Why a text is not the address of an agent.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub(crate) enum InvalidAddress {
     /// Nothing to connect to.
-    #[error("it is empty; write unix:///path, a path or http://host:port")]
+    #[error("it is empty; write unix:///path, a path or https://host:port")]
     Empty,
-    /// The listener has no TLS.
-    #[error("the control listener speaks plain HTTP/2; write http://host:port")]
-    Tls,
+    /// The control listener has no usual port.
+    #[error("it has no port; write https://host:port")]
+    Port,
     /// Another scheme.
-    #[error("{0:?} is not known; write unix:///path, a path or http://host:port")]
+    #[error("{0:?} is not known; write unix:///path, a path or https://host:port")]
     Scheme(String),
     /// Probably meant as TCP.
-    #[error("it looks like host:port; write http://{0} (or ./{0} for a socket of that name)")]
+    #[error("it looks like host:port; write https://{0} (or ./{0} for a socket of that name)")]
     NoScheme(String),
 }
 
@@ -42,7 +44,9 @@ impl FromStr for Address {
         match text.split_once("://") {
             Some(("http", rest)) if !rest.is_empty() => Ok(Self::Http(text.to_owned())),
             Some(("http", _)) => Err(InvalidAddress::Empty),
-            Some(("https", _)) => Err(InvalidAddress::Tls),
+            Some(("https", rest)) if is_host_and_port(rest) => Ok(Self::Https(text.to_owned())),
+            Some(("https", "")) => Err(InvalidAddress::Empty),
+            Some(("https", _)) => Err(InvalidAddress::Port),
             Some((scheme, _)) => Err(InvalidAddress::Scheme(scheme.to_owned())),
             None if is_host_and_port(text) => Err(InvalidAddress::NoScheme(text.to_owned())),
             None => path_address(text),
@@ -62,7 +66,7 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unix(path) => write!(f, "{}", path.display()),
-            Self::Http(uri) => f.write_str(uri),
+            Self::Http(uri) | Self::Https(uri) => f.write_str(uri),
         }
     }
 }
@@ -87,6 +91,7 @@ mod tests {
     #[test]
     fn tcp_needs_its_scheme() {
         assert_eq!("http://host-b:7000".parse(), Ok(Address::Http("http://host-b:7000".into())));
+        assert_eq!("https://[::1]:7000".parse(), Ok(Address::Https("https://[::1]:7000".into())));
         assert_eq!("host-b:7000".parse::<Address>(), Err(InvalidAddress::NoScheme("host-b:7000".into())));
         assert_eq!("[::1]:7000".parse::<Address>(), Err(InvalidAddress::NoScheme("[::1]:7000".into())));
     }
@@ -96,7 +101,8 @@ mod tests {
         assert_eq!("".parse::<Address>(), Err(InvalidAddress::Empty));
         assert_eq!("unix://".parse::<Address>(), Err(InvalidAddress::Empty));
         assert_eq!("http://".parse::<Address>(), Err(InvalidAddress::Empty));
-        assert_eq!("https://host:1".parse::<Address>(), Err(InvalidAddress::Tls));
+        assert_eq!("https://host".parse::<Address>(), Err(InvalidAddress::Port));
+        assert_eq!("https://".parse::<Address>(), Err(InvalidAddress::Empty));
         assert_eq!("ssh://host".parse::<Address>(), Err(InvalidAddress::Scheme("ssh".into())));
     }
 }

@@ -1,11 +1,14 @@
 //! The command line.
 
+use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 use pclive_proto::control::{
     PlanMigrationRequest, Policy as WirePolicy, StartMigrationRequest, Strategy as WireStrategy,
 };
+use pclive_tls::Role;
 
 use crate::address::Address;
 
@@ -23,7 +26,7 @@ docs/CLI.md describes every command, the JSON output and the exit codes.";
 #[derive(Debug, Parser)]
 #[command(name = "pclivectl", version, after_help = EXIT_CODES, max_term_width = 100)]
 pub(crate) struct Args {
-    /// The agent: unix:///path, a path, or http://host:port
+    /// The agent: unix:///path, a path, or https://host:port (http:// for an agent that is configured to be insecure)
     #[arg(
         long,
         global = true,
@@ -33,6 +36,9 @@ pub(crate) struct Args {
         value_hint = ValueHint::FilePath
     )]
     pub(crate) agent: Address,
+    /// How https is spoken.
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Print JSON: one document, or one event a line for migrate and watch
     #[arg(long, global = true)]
     pub(crate) json: bool,
@@ -42,6 +48,27 @@ pub(crate) struct Args {
     /// What to do.
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// Certificates for an agent at https://host:port.
+#[derive(Debug, Clone, ClapArgs)]
+pub(crate) struct Tls {
+    /// https: your certificate, which carries your role (pclivectl certs issue --role)
+    #[arg(long, global = true, env = "PCLIVE_CERT", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) cert: Option<PathBuf>,
+    /// https: the certificate's key
+    #[arg(long, global = true, env = "PCLIVE_KEY", value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) key: Option<PathBuf>,
+    /// https: the CA that the agent's certificate is of
+    #[arg(
+        long,
+        global = true,
+        env = "PCLIVE_CA",
+        value_name = "FILE",
+        default_value = "/etc/pclive/tls/ca.pem",
+        value_hint = ValueHint::FilePath
+    )]
+    pub(crate) ca: PathBuf,
 }
 
 /// The commands.
@@ -68,6 +95,8 @@ pub(crate) enum Command {
     Containers,
     /// Show the host: agent, kernel, runtimes, peers
     Host,
+    /// Make a CA, and certificates for agents and users; needs no agent
+    Certs(Certs),
     /// Print a completion script for a shell
     Completions {
         /// The shell.
@@ -138,6 +167,57 @@ pub(crate) struct Plan {
     /// Runtime of the container [default: the one that knows it]
     #[arg(long, value_name = "NAME")]
     pub(crate) runtime: Option<String>,
+}
+
+/// `certs`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Certs {
+    /// Where CA, certificates and keys are
+    #[arg(long, global = true, value_name = "DIRECTORY", default_value = "/etc/pclive/tls")]
+    pub(crate) dir: PathBuf,
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: CertsCommand,
+}
+
+/// The commands of `certs`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum CertsCommand {
+    /// Make the CA: ca.pem for every host, ca.key for nobody else
+    Init {
+        /// Its name in certificates
+        #[arg(long, default_value = "PCLive CA")]
+        name: String,
+        /// How long it is valid
+        #[arg(long, value_name = "TIME", default_value = "3650days", value_parser = validity)]
+        valid: Duration,
+    },
+    /// Issue a certificate: NAME.pem and NAME.key
+    Issue(Issue),
+    /// Show what is in certificates; exits with 1 if one of them is not valid now
+    Show {
+        /// The files [default: every .pem of the directory]
+        files: Vec<PathBuf>,
+    },
+}
+
+/// `certs issue`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Issue {
+    /// The agent's name, as in agent.name and as other agents list it; with --role, the user's
+    pub(crate) name: String,
+    /// An IP address by which the agent is called, too; may be repeated
+    #[arg(long, value_name = "IP", conflicts_with = "role")]
+    pub(crate) address: Vec<IpAddr>,
+    /// Issue it to a user of the control API: a viewer looks, an operator does everything
+    #[arg(long, value_name = "viewer|operator")]
+    pub(crate) role: Option<Role>,
+    /// How long it is valid, at most as long as the CA
+    #[arg(long, value_name = "TIME", default_value = "825days", value_parser = validity)]
+    pub(crate) valid: Duration,
+    /// Replace a certificate that is there: both files, by renaming
+    #[arg(long)]
+    pub(crate) replace: bool,
 }
 
 /// A command about one migration.
@@ -284,6 +364,13 @@ fn bandwidth(text: &str) -> Result<u64, String> {
     }
 }
 
+/// At most 100 years: certificates end before the year 9999.
+fn validity(text: &str) -> Result<Duration, String> {
+    let time = positive_duration(text)?;
+    let longest = Duration::from_secs(100 * 366 * 24 * 3600);
+    if time > longest { Err("must be at most 100 years".to_owned()) } else { Ok(time) }
+}
+
 fn positive_duration(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("must be longer than nothing".to_owned()),
@@ -420,7 +507,8 @@ mod tests {
         for sub in command.get_subcommands() {
             let name = sub.get_name();
             assert!(document.contains(&format!("### `pclivectl {name}")), "{name} is not in docs/CLI.md");
-            for option in sub.get_opts().filter_map(|option| option.get_long()) {
+            let inner = sub.get_subcommands().flat_map(clap::Command::get_opts);
+            for option in sub.get_opts().chain(inner).filter_map(|option| option.get_long()) {
                 let text = chapter(document, name);
                 assert!(text.contains(&format!("`--{option}")), "{name} --{option} is not in its chapter");
             }

@@ -17,7 +17,9 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status, Streaming};
 
 use crate::address::Address;
+use crate::args::Tls;
 use crate::failure::{self, Failure};
+use crate::tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// For calls that the agent answers from memory.
@@ -37,7 +39,7 @@ pub(crate) struct Client {
 
 impl Client {
     /// Connects. On an error nothing was asked of the agent.
-    pub(crate) async fn connect(agent: &Address) -> Result<Self, Failure> {
+    pub(crate) async fn connect(agent: &Address, tls: &Tls) -> Result<Self, Failure> {
         let channel = match agent {
             Address::Unix(path) => {
                 let path = path.clone();
@@ -48,6 +50,14 @@ impl Client {
                     async move { UnixStream::connect(path).await.map(TokioIo::new) }
                 });
                 endpoint.connect_with_connector(connector).await
+            }
+            Address::Https(uri) => {
+                let connector = tls::connector(tls)?;
+                // TLS is the connector's part; to the endpoint it is a connection like any other.
+                match Endpoint::from_shared(uri.replacen("https", "http", 1)) {
+                    Ok(endpoint) => tuned(endpoint).connect_with_connector(connector).await,
+                    Err(error) => Err(error),
+                }
             }
             Address::Http(uri) => match Endpoint::from_shared(uri.clone()) {
                 Ok(endpoint) => tuned(endpoint).connect().await,

@@ -7,10 +7,12 @@ use std::error::Error as StdError;
 use std::io;
 
 use pclive_proto::control::{Error, Phase};
+use pclive_tls::{End, Fault};
 use thiserror::Error as ThisError;
 use tonic::{Code, Status};
 
 use crate::address::Address;
+use crate::certs::CertsError;
 use crate::exit::Exit;
 
 /// A command could not be carried out, or a migration could not be followed to its end.
@@ -30,6 +32,15 @@ pub(crate) enum Failure {
         /// What went wrong on the way.
         source: tonic::transport::Error,
     },
+    /// https without certificates that can be used; nothing was asked.
+    #[error("cannot use the certificates for https")]
+    Credentials {
+        /// What is wrong with them.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// Certificates could not be made or shown.
+    #[error(transparent)]
+    Certs(#[from] CertsError),
     /// The agent refused, or the connection broke during a call.
     #[error("cannot {what}")]
     Call {
@@ -82,7 +93,11 @@ impl Failure {
         match self {
             Self::StartUnknown { .. } | Self::OutcomeUnknown { .. } => Exit::Unknown,
             Self::Output(_) => Exit::Left,
-            Self::Runtime { .. } | Self::Unreachable { .. } | Self::Call { .. } => Exit::Failed,
+            Self::Runtime { .. }
+            | Self::Unreachable { .. }
+            | Self::Credentials { .. }
+            | Self::Certs(_)
+            | Self::Call { .. } => Exit::Failed,
         }
     }
 
@@ -91,6 +106,12 @@ impl Failure {
         match self {
             Self::Runtime { source } => local("local", format!("{self}: {source}"), String::new()),
             Self::Output(source) => local("output", format!("{self}: {source}"), String::new()),
+            Self::Credentials { source } => local(
+                "credentials",
+                format!("{self}: {}", with_causes(source.as_ref())),
+                "an operator issues them: pclivectl certs issue --role viewer|operator NAME".to_owned(),
+            ),
+            Self::Certs(error) => local("certs", with_causes(error), error.hint().to_owned()),
             Self::Unreachable { agent, source } => unreachable(self, agent, source),
             Self::Call { what, source } => refused(what, source),
             Self::StartUnknown { source, .. } => local(
@@ -160,6 +181,9 @@ fn reason(status: &Status) -> String {
 }
 
 fn unreachable(failure: &Failure, agent: &Address, source: &tonic::transport::Error) -> Error {
+    if let Some(Fault { what, hint }) = Fault::of(source, End::Client) {
+        return local("tls-failed", format!("{failure}: {what}"), hint.to_owned());
+    }
     let cause = io_error(source);
     let reason = cause.map_or_else(|| last_cause(source), ToString::to_string);
     let hint = match (agent, cause.map(io::Error::kind)) {
@@ -173,7 +197,7 @@ fn unreachable(failure: &Failure, agent: &Address, source: &tonic::transport::Er
             "is pclive-agent running? (systemctl status pclive-agent); another socket: --agent or PCLIVE_AGENT"
         }
         (Address::Unix(_), _) => "is this the control socket of pclive-agent?",
-        (Address::Http(_), _) => {
+        (Address::Http(_) | Address::Https(_), _) => {
             "is pclive-agent running there, does it listen on TCP, and does a firewall let you through?"
         }
     };
@@ -185,6 +209,11 @@ fn io_error<'a>(error: &'a (dyn StdError + 'static)) -> Option<&'a io::Error> {
     std::iter::successors(Some(error), |&error| error.source())
         .filter_map(|error| error.downcast_ref())
         .last()
+}
+
+fn with_causes(error: &(dyn StdError + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |&error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 fn last_cause(error: &(dyn StdError + 'static)) -> String {

@@ -8,6 +8,7 @@
 
 mod address;
 mod args;
+mod certs;
 mod client;
 mod commands;
 mod exit;
@@ -16,6 +17,7 @@ mod follow;
 mod interrupt;
 mod output;
 mod render;
+mod tls;
 
 use std::process::ExitCode;
 

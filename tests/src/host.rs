@@ -26,6 +26,25 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// Lines of an agent's log that are shown with a failure.
 const LAST_LINES: usize = 40;
 
+/// How the agents talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Links {
+    /// By mutual TLS, with certificates of the lab's own CA: as it should be.
+    Tls,
+    /// In plain text, to see what TLS costs.
+    Plain,
+}
+
+impl Links {
+    /// The part of an agent's configuration; `directory` has its certificates.
+    fn configuration(self, directory: &Path) -> String {
+        match self {
+            Self::Tls => format!("[tls]\nca = {:?}\n", directory.join("ca.pem")),
+            Self::Plain => "[peer]\ninsecure = true\ninsecure_outside_loopback = true\n".into(),
+        }
+    }
+}
+
 /// A host.
 #[derive(Debug)]
 pub struct Host {
@@ -37,21 +56,31 @@ pub struct Host {
     /// Where every host has its bundles, as the host sees it.
     bundles: PathBuf,
     cgroup: String,
+    links: Links,
 }
 
 impl Host {
     /// Brings up the host `name` at 10.77.0.`number` on the switch. `lab` is the lab's directory.
-    pub(crate) fn start(lab: &Path, name: &str, number: u8, switch: &Node, speed: Speed) -> Result<Self> {
+    pub(crate) fn start(
+        lab: &Path,
+        name: &str,
+        number: u8,
+        switch: &Node,
+        speed: Speed,
+        links: Links,
+    ) -> Result<Self> {
         let directory = lab.join(name);
         let bundles = lab.join("bundles");
-        for path in ["bundles", "run", "state", "stdio", "logs", "cgroup"].map(|part| directory.join(part)) {
+        for path in
+            ["bundles", "run", "state", "stdio", "logs", "cgroup", "tls"].map(|part| directory.join(part))
+        {
             std::fs::create_dir_all(&path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         std::fs::create_dir_all(&bundles).context("cannot make the bundle directory")?;
         let lab_name = lab.file_name().context("a lab without a name")?.to_string_lossy();
         let cgroup = format!("/{lab_name}/{name}");
         let node = Node::start(name)?;
-        let this = Self { agent: Mutex::new(None), node, number, directory, bundles, cgroup };
+        let this = Self { agent: Mutex::new(None), node, number, directory, bundles, cgroup, links };
         this.mount()?;
         this.connect(switch, speed)?;
         Ok(this)
@@ -66,6 +95,16 @@ impl Host {
         self.node.run(&["mount", "-t", "sysfs", "sysfs", "/sys"])?;
         self.node.run(&["mount", "--rbind", &own("cgroup"), "/sys/fs/cgroup"])?;
         self.node.run(&["mount", "--bind", &own("run"), "/run"]).map(drop)
+    }
+
+    /// Gives the host its certificates, and not the CA's key.
+    pub(crate) fn certify(&self, authority: &Path) -> Result<()> {
+        let own = self.directory.join("tls");
+        for file in ["ca.pem".into(), format!("{}.pem", self.name()), format!("{}.key", self.name())] {
+            std::fs::copy(authority.join(&file), own.join(&file))
+                .with_context(|| format!("cannot copy {file}"))?;
+        }
+        Ok(())
     }
 
     fn connect(&self, switch: &Node, speed: Speed) -> Result<()> {
@@ -171,8 +210,9 @@ impl Host {
         let peers =
             peers.map(|(name, number)| format!("{name} = \"10.77.0.{number}:{PEER_PORT}\"\n")).concat();
         format!(
-            "[agent]\nstate_dir = {:?}\n[network]\nbridge = \"br0\"\n[peers]\n{peers}[migration]\nstdio_dir = {:?}\n",
+            "[agent]\nstate_dir = {:?}\n{}[network]\nbridge = \"br0\"\n[peers]\n{peers}[migration]\nstdio_dir = {:?}\n",
             self.directory.join("state"),
+            self.links.configuration(&self.directory.join("tls")),
             self.directory.join("stdio"),
         )
     }

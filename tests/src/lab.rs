@@ -7,8 +7,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use anyhow::{Context, Result};
 
 use crate::bundle::Bundle;
+use crate::command::{output, workspace_binary};
 use crate::container::Container;
-use crate::host::Host;
+use crate::host::{Host, Links};
 use crate::link::{self, Speed, TEN_GIGABIT};
 use crate::node::Node;
 use crate::{leftovers, needs};
@@ -47,7 +48,13 @@ impl Drop for LabDirectory {
 impl Lab {
     /// A lab with 10 Gbit/s between the hosts and an agent on each.
     pub fn new() -> Result<Self> {
-        let lab = Self::without_agents(TEN_GIGABIT)?;
+        Self::with_links(Links::Tls)
+    }
+
+    /// The same with links of this kind.
+    pub fn with_links(links: Links) -> Result<Self> {
+        let lab = Self::build(TEN_GIGABIT, links)?;
+        lab.certify()?;
         lab.a.start_agent()?;
         lab.b.start_agent()?;
         Ok(lab)
@@ -55,6 +62,25 @@ impl Lab {
 
     /// A lab whose hosts have no agent yet.
     pub fn without_agents(speed: Speed) -> Result<Self> {
+        Self::build(speed, Links::Tls)
+    }
+
+    /// Makes a CA and a certificate for each host, as an administrator does.
+    fn certify(&self) -> Result<()> {
+        let authority = self.directory.0.join("ca");
+        let certs = |arguments: &[&str]| {
+            let mut ctl = std::process::Command::new(workspace_binary("pclivectl")?);
+            output(ctl.args(["certs", "--dir"]).arg(&authority).args(arguments)).map(drop)
+        };
+        certs(&["init"])?;
+        for host in [&self.a, &self.b] {
+            certs(&["issue", host.name(), "--address", &host.v4().to_string()])?;
+            host.certify(&authority)?;
+        }
+        Ok(())
+    }
+
+    fn build(speed: Speed, links: Links) -> Result<Self> {
         needs::check(&[])?;
         leftovers::sweep();
         let directory = LabDirectory(leftovers::claim(NUMBER.fetch_add(1, Ordering::Relaxed))?);
@@ -64,8 +90,8 @@ impl Lab {
         link::plug(&switch, &client, "eth0", None)?;
         link::add_address(&client, "eth0", "10.77.0.100/16")?;
         link::add_address(&client, "eth0", "fd77::100/64")?;
-        let a = Host::start(&directory.0, "host-a", 1, &switch, speed)?;
-        let b = Host::start(&directory.0, "host-b", 2, &switch, speed)?;
+        let a = Host::start(&directory.0, "host-a", 1, &switch, speed, links)?;
+        let b = Host::start(&directory.0, "host-b", 2, &switch, speed, links)?;
         Ok(Self { a, b, client, switch, containers: Mutex::new(0), directory })
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::ctl::{Following, Report};
+use crate::host::Links;
 use crate::lab::Lab;
 use crate::workload::clients::{Clients, Record};
 use crate::workload::redis::{Redis, bundle};
@@ -28,6 +29,8 @@ pub struct Setting {
     pub clients: usize,
     /// What a client waits between an answer and its next request.
     pub pause: Duration,
+    /// How the agents talk.
+    pub links: Links,
 }
 
 /// What came out.
@@ -58,7 +61,7 @@ type Samples = Vec<(Instant, u64)>;
 /// # Errors
 /// When the migration fails, or when the data set differs afterwards. What clients lost is in the measurement.
 pub fn migrate_redis(setting: Setting) -> Result<Measurement> {
-    let lab = Lab::new()?;
+    let lab = Lab::with_links(setting.links)?;
     let container = lab.start(&bundle("redis-1"))?;
     let redis = Redis::new(&lab.client, container.v4);
     let keys = redis.populate(setting.data_bytes)?;

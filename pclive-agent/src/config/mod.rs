@@ -14,6 +14,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pclive_tls::Files;
 use serde::{Deserialize, Serialize};
 
 use crate::migration::convergence::Policy;
@@ -36,6 +37,8 @@ pub struct Config {
     pub control: Control,
     /// Where other agents call, and how they are called.
     pub peer: Peer,
+    /// Certificates of the links and of the control listener on TCP.
+    pub tls: Tls,
     /// Other agents: name -> `host:port`.
     pub peers: BTreeMap<String, String>,
     /// Container runtimes by name.
@@ -83,8 +86,12 @@ pub enum LogFormat {
 pub struct Control {
     /// Unix socket, for root only.
     pub socket: PathBuf,
-    /// `address:port`, empty for none. Anyone who can reach it controls this agent.
+    /// `address:port`, empty for none. Callers need a certificate with a role.
     pub tcp: String,
+    /// Plain text on TCP, for whoever can reach it.
+    pub insecure: bool,
+    /// The same where others than this host can reach it.
+    pub insecure_outside_loopback: bool,
 }
 
 /// The link to other agents.
@@ -93,12 +100,30 @@ pub struct Control {
 pub struct Peer {
     /// `address:port` to listen on.
     pub listen: String,
+    /// Plain text, and no check of who calls.
+    pub insecure: bool,
+    /// The same where others than this host can reach it.
+    pub insecure_outside_loopback: bool,
+    /// Whether agents may call that are not in `[peers]`, with a certificate of the CA.
+    pub accept_unlisted: bool,
     /// TCP congestion control of the page stream, empty for the host's default.
     pub congestion: String,
     /// Quiet time after which the link is probed.
     pub keepalive_interval_ms: u64,
     /// A probe that stays unanswered this long ends the link.
     pub keepalive_timeout_ms: u64,
+}
+
+/// Certificates of the links and of the control listener on TCP, PEM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Tls {
+    /// The CA's certificate.
+    pub ca: PathBuf,
+    /// This agent's certificate; empty: `NAME.pem` beside the CA's.
+    pub certificate: PathBuf,
+    /// Its key; empty: `NAME.key` beside the CA's certificate.
+    pub key: PathBuf,
 }
 
 /// Container runtimes by name. `runc` is always there.
@@ -222,7 +247,12 @@ impl Default for Log {
 
 impl Default for Control {
     fn default() -> Self {
-        Self { socket: "/run/pclive/agent.sock".into(), tcp: String::new() }
+        Self {
+            socket: "/run/pclive/agent.sock".into(),
+            tcp: String::new(),
+            insecure: false,
+            insecure_outside_loopback: false,
+        }
     }
 }
 
@@ -230,10 +260,19 @@ impl Default for Peer {
     fn default() -> Self {
         Self {
             listen: "0.0.0.0:7413".into(),
+            insecure: false,
+            insecure_outside_loopback: false,
+            accept_unlisted: false,
             congestion: "cubic".into(),
             keepalive_interval_ms: 2_000,
             keepalive_timeout_ms: 5_000,
         }
+    }
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self { ca: "/etc/pclive/tls/ca.pem".into(), certificate: PathBuf::new(), key: PathBuf::new() }
     }
 }
 
@@ -289,6 +328,24 @@ impl Agent {
         match nix::unistd::gethostname() {
             Ok(name) => name.to_string_lossy().into_owned(),
             Err(_) => "unnamed".into(),
+        }
+    }
+}
+
+impl Tls {
+    /// The files of the agent `name`.
+    pub fn files(&self, name: &str) -> Files {
+        let or_beside = |path: &PathBuf, kind: &str| {
+            if path.as_os_str().is_empty() {
+                self.ca.with_file_name(format!("{name}.{kind}"))
+            } else {
+                path.clone()
+            }
+        };
+        Files {
+            ca: self.ca.clone(),
+            certificate: or_beside(&self.certificate, "pem"),
+            key: or_beside(&self.key, "key"),
         }
     }
 }

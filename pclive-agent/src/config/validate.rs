@@ -44,6 +44,7 @@ pub(crate) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
     let mut checker = Checker { places, problems: Vec::new() };
     checker.agent(config);
     checker.addresses(config);
+    checker.security(config);
     checker.runtimes(config);
     checker.migration(&config.migration);
     checker.timeouts(config);
@@ -87,6 +88,32 @@ impl Checker<'_> {
             if !is_host_port(address) {
                 self.complain(&format!("peers.{name}"), format!("{address:?} is not host:port"));
             }
+        }
+    }
+
+    /// Plain text is asked for, and twice where others than this host can reach it.
+    fn security(&mut self, config: &Config) {
+        self.absolute("tls.ca", &config.tls.ca);
+        for (key, path) in [("tls.certificate", &config.tls.certificate), ("tls.key", &config.tls.key)] {
+            if !path.as_os_str().is_empty() {
+                self.absolute(key, path);
+            }
+        }
+        let (control, peer) = (&config.control, &config.peer);
+        self.insecure("peer", &peer.listen, peer.insecure, peer.insecure_outside_loopback);
+        if !control.tcp.is_empty() {
+            self.insecure("control", &control.tcp, control.insecure, control.insecure_outside_loopback);
+        }
+    }
+
+    fn insecure(&mut self, table: &str, address: &str, insecure: bool, outside_loopback: bool) {
+        let outside = address.parse::<SocketAddr>().is_ok_and(|address| !address.ip().is_loopback());
+        if insecure && outside && !outside_loopback {
+            let what = format!(
+                "plain text on {address}, which others than this host reach: use certificates, listen on 127.0.0.1, \
+                 or say {table}.insecure_outside_loopback = true, too"
+            );
+            self.complain(&format!("{table}.insecure"), what);
         }
     }
 
@@ -192,6 +219,25 @@ mod tests {
             c.agent.state_dir = "relative".into();
         });
         assert_eq!(keys, ["agent.state_dir", "peer.listen", "migration.max_rounds", "migration.batch_bytes"]);
+    }
+
+    #[test]
+    fn plain_text_outside_loopback_must_be_said_twice() {
+        assert_eq!(keys_of(|c| c.peer.insecure = true), ["peer.insecure"]);
+        let twice = |c: &mut Config| (c.peer.insecure, c.peer.insecure_outside_loopback) = (true, true);
+        assert!(keys_of(twice).is_empty());
+        for loopback in ["127.0.0.1:7413", "[::1]:7413"] {
+            assert!(keys_of(|c| (c.peer.insecure, c.peer.listen) = (true, loopback.into())).is_empty());
+        }
+        let control = |c: &mut Config| (c.control.insecure, c.control.tcp) = (true, "10.0.0.1:1".into());
+        assert_eq!(keys_of(control), ["control.insecure"]);
+        assert!(keys_of(|c| c.control.insecure = true).is_empty(), "no listener, nothing to refuse");
+    }
+
+    #[test]
+    fn certificates_are_absolute_paths() {
+        assert_eq!(keys_of(|c| c.tls.ca = "ca.pem".into()), ["tls.ca"]);
+        assert_eq!(keys_of(|c| c.tls.key = "x.key".into()), ["tls.key"]);
     }
 
     #[test]

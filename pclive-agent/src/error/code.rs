@@ -35,6 +35,10 @@ pub enum ErrorCode {
     ShuttingDown,
     /// The destination's agent cannot be reached.
     PeerUnreachable,
+    /// One end of the link does not accept the other's certificate, or does not speak TLS as it must.
+    TlsFailed,
+    /// The caller may not do this.
+    AccessDenied,
     /// The link to the other agent ended.
     PeerLost,
     /// The other agent speaks another version.
@@ -68,7 +72,7 @@ pub enum ErrorCode {
 }
 
 /// Every code, for look-ups and tests.
-const ALL: [ErrorCode; 30] = [
+const ALL: [ErrorCode; 32] = [
     ErrorCode::ContainerNotFound,
     ErrorCode::ContainerNotRunning,
     ErrorCode::ContainerAmbiguous,
@@ -84,6 +88,8 @@ const ALL: [ErrorCode; 30] = [
     ErrorCode::TooMany,
     ErrorCode::ShuttingDown,
     ErrorCode::PeerUnreachable,
+    ErrorCode::TlsFailed,
+    ErrorCode::AccessDenied,
     ErrorCode::PeerLost,
     ErrorCode::ProtocolMismatch,
     ErrorCode::BadMessage,
@@ -120,6 +126,8 @@ impl ErrorCode {
             Self::TooMany => "too-many-migrations",
             Self::ShuttingDown => "shutting-down",
             Self::PeerUnreachable => "peer-unreachable",
+            Self::TlsFailed => "tls-failed",
+            Self::AccessDenied => "access-denied",
             Self::PeerLost => "peer-lost",
             Self::ProtocolMismatch => "protocol-mismatch",
             Self::BadMessage => "bad-message",
@@ -166,6 +174,8 @@ impl ErrorCode {
             | Self::BundleMissing
             | Self::NameTaken
             | Self::Blocked
+            | Self::TlsFailed
+            | Self::AccessDenied
             | Self::ProtocolMismatch
             | Self::BadMessage
             | Self::IncompatibleHost
@@ -214,6 +224,8 @@ impl ErrorCode {
             }
             Self::InvalidRequest
             | Self::RuntimeFailed
+            | Self::TlsFailed
+            | Self::AccessDenied
             | Self::ShuttingDown
             | Self::BadMessage
             | Self::IncompatibleHost
@@ -239,6 +251,8 @@ impl ErrorCode {
             | Self::ProtocolMismatch
             | Self::IncompatibleHost
             | Self::AlreadyCommitted => Code::FailedPrecondition,
+            Self::TlsFailed => Code::Unauthenticated,
+            Self::AccessDenied => Code::PermissionDenied,
             Self::Busy | Self::NotNow | Self::Cancelled | Self::NotConverging => Code::Aborted,
             Self::TooMany | Self::NoMemory => Code::ResourceExhausted,
             Self::ShuttingDown | Self::PeerUnreachable | Self::PeerLost => Code::Unavailable,

@@ -94,7 +94,8 @@ async fn remote(
     checked: &mut Checked,
 ) -> Result<(), MigrationError> {
     let address = agent.peer_address(destination)?;
-    let mut client = link::connect(&address, &agent.config.peer, &agent.config.migration).await?;
+    let mut client =
+        link::connect(&address, &agent.config.peer, &agent.config.migration, agent.keeper.as_ref()).await?;
     let answer = hello(agent, &mut client).await?;
     let here = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
     let there = answer.host.unwrap_or_default();

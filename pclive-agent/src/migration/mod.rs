@@ -30,6 +30,7 @@ use self::source::Order;
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError};
 use crate::registry::{Description, Entry};
+use crate::tls::Caller;
 
 pub use check::{Checked, check};
 pub use plan::{plan, probed};
@@ -58,6 +59,7 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         peer: request.destination.clone(),
         strategy: wire::control_strategy(strategy),
     })?;
+    warn_of_plain_text(agent, &entry);
     let allow_clock_step_back = request.allow_clock_step_back;
     let order = Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
@@ -114,11 +116,22 @@ impl Wishes {
 }
 
 /// Takes a migration from another agent; the answers to it come out of the receiver.
-pub fn receive(
+pub(crate) fn receive(
     agent: &Arc<Agent>,
+    caller: Caller,
     incoming: Streaming<SourceMessage>,
 ) -> mpsc::Receiver<Result<DestinationMessage, Status>> {
     let (answers, receiver) = mpsc::channel(ANSWERS);
-    tokio::spawn(destination::run(Arc::clone(agent), incoming, answers));
+    tokio::spawn(destination::run(Arc::clone(agent), caller, incoming, answers));
     receiver
+}
+
+/// A migration whose link is plain text says so, at both ends.
+fn warn_of_plain_text(agent: &Agent, entry: &Entry) {
+    if agent.config.peer.insecure {
+        entry.warn(
+            "the link is plain text and not authenticated (peer.insecure): the container's memory can be read and \
+             changed on its way",
+        );
+    }
 }

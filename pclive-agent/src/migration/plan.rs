@@ -92,7 +92,8 @@ async fn measure(agent: &Agent, request: &PlanMigrationRequest) -> Result<Way, M
         return Ok(Way { bytes_per_second, round_trip: Duration::ZERO, experience: Experience::default() });
     }
     let address = agent.peer_address(&request.destination)?;
-    let mut client = link::connect(&address, &agent.config.peer, &agent.config.migration).await?;
+    let mut client =
+        link::connect(&address, &agent.config.peer, &agent.config.migration, agent.keeper.as_ref()).await?;
     let asked = Instant::now();
     hello(agent, &mut client).await?;
     let round_trip = asked.elapsed();

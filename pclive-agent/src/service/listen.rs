@@ -6,11 +6,11 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::stat::{Mode, umask};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio_stream::StreamExt;
-use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_stream::Stream;
 
-use crate::link;
+use crate::tls::Connection;
+use crate::tls::accept::{self, Welcome};
 
 /// Something cannot be listened on. Nothing else was left bound.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +31,12 @@ pub enum ListenError {
         /// Why.
         source: io::Error,
     },
+    /// A listener for certified callers, and no certificates.
+    #[error("cannot listen on {address}: this agent has no certificates")]
+    Uncertified {
+        /// `address:port`.
+        address: String,
+    },
     /// Another agent answers on the control socket.
     #[error("cannot listen on {path}: another agent does")]
     Taken {
@@ -45,25 +51,25 @@ pub(super) struct Tcp {
     listener: TcpListener,
     address: SocketAddr,
     congestion: String,
+    welcome: Welcome,
 }
 
 impl Tcp {
-    pub(super) fn bind(address: &str, congestion: &str) -> Result<Self, ListenError> {
+    pub(super) fn bind(address: &str, congestion: &str, welcome: Welcome) -> Result<Self, ListenError> {
         let of = |source| ListenError::Tcp { address: address.into(), source };
         let listener = std::net::TcpListener::bind(address).map_err(of)?;
         listener.set_nonblocking(true).map_err(of)?;
         let listener = TcpListener::from_std(listener).map_err(of)?;
         let address = listener.local_addr().map_err(of)?;
-        Ok(Self { listener, address, congestion: congestion.into() })
+        Ok(Self { listener, address, congestion: congestion.into(), welcome })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
         self.address
     }
 
-    pub(super) fn incoming(self) -> impl tokio_stream::Stream<Item = io::Result<TcpStream>> {
-        TcpListenerStream::new(self.listener)
-            .map(move |accepted| accepted.inspect(|stream| link::tune_socket(stream, &self.congestion)))
+    pub(super) fn incoming(self) -> impl Stream<Item = io::Result<Connection>> {
+        accept::tcp(self.listener, self.congestion, self.welcome)
     }
 }
 
@@ -99,8 +105,8 @@ impl ControlSocket {
         &self.path
     }
 
-    pub(super) fn incoming(self) -> impl tokio_stream::Stream<Item = io::Result<UnixStream>> {
-        UnixListenerStream::new(self.listener)
+    pub(super) fn incoming(self) -> impl Stream<Item = io::Result<Connection>> {
+        accept::local(self.listener)
     }
 }
 
@@ -157,8 +163,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_that_is_taken_is_named() {
-        let first = Tcp::bind("127.0.0.1:0", "").unwrap();
+        let first = Tcp::bind("127.0.0.1:0", "", Welcome::Anybody).unwrap();
         let address = first.address().to_string();
-        assert!(Tcp::bind(&address, "").unwrap_err().to_string().contains(&address));
+        assert!(Tcp::bind(&address, "", Welcome::Anybody).unwrap_err().to_string().contains(&address));
     }
 }

@@ -19,7 +19,10 @@ use tonic_health::server::HealthReporter;
 pub use listen::{ControlSocket, ListenError};
 
 use crate::agent::Agent;
+use crate::config::Config;
 use crate::link;
+use crate::tls::accept::Welcome;
+use crate::tls::{Gate, GateLayer, Keeper};
 
 /// How long open calls may take to end once the services stop.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -50,13 +53,19 @@ pub enum ServiceError {
 
 impl Listeners {
     /// Binds everything, or nothing.
-    pub fn bind(config: &crate::config::Config) -> Result<Self, ListenError> {
-        let peer = listen::Tcp::bind(&config.peer.listen, &config.peer.congestion)?;
-        let control_tcp = match config.control.tcp.as_str() {
-            "" => None,
-            address => Some(listen::Tcp::bind(address, "")?),
+    pub fn bind(config: &Config, keeper: Option<&Arc<Keeper>>) -> Result<Self, ListenError> {
+        let welcome = |insecure: bool, address: &str| match keeper {
+            _ if insecure => Ok(Welcome::Anybody),
+            Some(keeper) => Ok(Welcome::Certified(Arc::clone(keeper))),
+            None => Err(ListenError::Uncertified { address: address.into() }),
         };
-        let control = ControlSocket::bind(&config.control.socket)?;
+        let (control, peer) = (&config.control, &config.peer);
+        let peer = listen::Tcp::bind(&peer.listen, &peer.congestion, welcome(peer.insecure, &peer.listen)?)?;
+        let control_tcp = match control.tcp.as_str() {
+            "" => None,
+            address => Some(listen::Tcp::bind(address, "", welcome(control.insecure, address)?)?),
+        };
+        let control = ControlSocket::bind(&control.socket)?;
         Ok(Self { control, control_tcp, peer })
     }
 
@@ -96,6 +105,7 @@ impl Services {
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .build_v1()?;
         let control = Server::builder()
+            .layer(GateLayer::new(Gate::control()))
             .add_service(ControlServer::new(control::ControlService::new(Arc::clone(agent))))
             .add_service(health_service)
             .add_service(reflection);
@@ -155,6 +165,7 @@ async fn peer_server(
         .max_decoding_message_size(link::MAX_MESSAGE)
         .max_encoding_message_size(link::MAX_MESSAGE);
     link::tune_server(Server::builder(), &agent.config.peer)
+        .layer(GateLayer::new(Gate::peers(&agent.config)))
         .add_service(service)
         .serve_with_incoming_shutdown(tcp.incoming(), stop.cancelled_owned())
         .await

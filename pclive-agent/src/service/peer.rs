@@ -14,6 +14,7 @@ use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError};
 use crate::host;
 use crate::migration;
+use crate::tls::Caller;
 
 /// The peer service of one agent.
 #[derive(Debug, Clone)]
@@ -31,8 +32,9 @@ impl PeerService {
 impl Peer for PeerService {
     /// Answers any version with this agent's own, so that the caller can name both.
     async fn hello(&self, request: Request<HelloRequest>) -> Result<Response<HelloResponse>, Status> {
-        let caller = request.into_inner();
-        tracing::debug!(agent = caller.agent_name, version = caller.protocol_version, "hello");
+        caller(&request)?.speaks_for(&request.get_ref().agent_name)?;
+        let hello = request.into_inner();
+        tracing::debug!(agent = hello.agent_name, version = hello.protocol_version, "hello");
         let facts = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
         Ok(Response::new(HelloResponse {
             protocol_version: PROTOCOL_VERSION,
@@ -54,7 +56,14 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<SourceMessage>>,
     ) -> Result<Response<Self::MigrateStream>, Status> {
-        let answers = migration::receive(&self.agent, request.into_inner());
+        let caller = caller(&request)?;
+        let answers = migration::receive(&self.agent, caller, request.into_inner());
         Ok(Response::new(ReceiverStream::new(answers)))
     }
+}
+
+/// Who called, as the connection proved it.
+fn caller<T>(request: &Request<T>) -> Result<Caller, MigrationError> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| MigrationError::new(ErrorCode::AccessDenied, "cannot tell who calls"))
 }

@@ -14,6 +14,7 @@ mod watch;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::args::{Args, Command};
+use crate::certs;
 use crate::client::Client;
 use crate::exit::Exit;
 use crate::failure::Failure;
@@ -24,7 +25,10 @@ pub(crate) async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure
     if let Command::Completions { shell } = args.command {
         return completions::run(shell, output);
     }
-    let client = Client::connect(&args.agent).await?;
+    if let Command::Certs(certs) = args.command {
+        return certs::run(certs, output);
+    }
+    let client = Client::connect(&args.agent, &args.tls).await?;
     match args.command {
         Command::Migrate(migrate) => migrate::run(client, &migrate, args.patience, output).await,
         Command::List => list::run(client, output).await,
@@ -36,6 +40,7 @@ pub(crate) async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure
         Command::Containers => containers::run(client, output).await,
         Command::Host => host::run(client, output).await,
         Command::Completions { shell } => completions::run(shell, output),
+        Command::Certs(certs) => certs::run(certs, output),
     }
 }
 

@@ -10,6 +10,8 @@ fn wrong_usage_exits_with_2_and_asks_no_agent() {
         &["migrate", "redis-1", "--to", "host-b", "--max-downtime", "300"],
         &["--agent", "host-b:7000", "list"],
         &["--agent", "https://host-b", "list"],
+        &["certs", "issue", "kim", "--role", "emperor"],
+        &["certs", "init", "--valid", "1000years"],
         &["frobnicate"],
         &[],
     ];

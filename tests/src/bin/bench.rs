@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use pclive_tests::host::Links;
 use pclive_tests::measure::{Measurement, Setting, migrate_redis, warm_memory};
 use pclive_tests::needs;
 
@@ -22,6 +23,9 @@ struct Options {
     /// The large data set, MiB.
     #[arg(long, default_value_t = 1024)]
     large_mib: u64,
+    /// Agents talk in plain text, to see what TLS costs.
+    #[arg(long)]
+    plain: bool,
     /// Runs of each measurement; the median counts.
     #[arg(long, default_value_t = 3)]
     runs: usize,
@@ -31,8 +35,9 @@ fn main() -> Result<()> {
     let options = Options::parse();
     needs::check(&["redis-server"])?;
     let [small, large] = [options.small_mib << 20, options.large_mib << 20];
+    let links = if options.plain { Links::Plain } else { Links::Tls };
     let restore = |strategy, data_bytes| -> Result<f64> {
-        let setting = Setting { strategy, data_bytes, clients: 8, pause: LIGHT };
+        let setting = Setting { strategy, data_bytes, clients: 8, pause: LIGHT, links };
         median(&options, setting, |result| Some(result.report.restore_ns as f64 / 1e6))
     };
     let one_shot = restore("one-shot", large)?;
@@ -50,7 +55,7 @@ fn main() -> Result<()> {
     );
     println!("  large / small                 {:>8.2}   (aim: about 1)", global / global_small);
 
-    let idle = Setting { strategy: "global", data_bytes: large, clients: 0, pause: LIGHT };
+    let idle = Setting { strategy: "global", data_bytes: large, clients: 0, pause: LIGHT, links };
     let rate = median(&options, idle, |result| result.first_round_rate().map(|rate| rate as f64))?;
     println!("round 0 of an idle container: {:.2} Gbit/s", rate * 8.0 / 1e9);
     println!("  of the link                   {:>7.0} %   (aim: 80 % or more)", 100.0 * rate / LINK);
@@ -61,7 +66,7 @@ fn main() -> Result<()> {
     })?;
     println!("downtime without the last pages: {rest:.1} ms   (aim: below 20 ms)");
 
-    let busy = Setting { strategy: "global", data_bytes: large, clients: 2, pause: Duration::ZERO };
+    let busy = Setting { strategy: "global", data_bytes: large, clients: 2, pause: Duration::ZERO, links };
     let kept = median(&options, busy, |result| Some(result.rate_in_rounds? / result.rate_before))?;
     println!("throughput of busy clients while rounds run, median");
     println!("  of what it was before         {:>7.0} %   (aim: 85 % or more)", 100.0 * kept);

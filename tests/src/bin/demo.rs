@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Parser;
 use pclive_tests::ctl::Ledger;
+use pclive_tests::host::Links;
 use pclive_tests::measure::{Measurement, Setting, migrate_redis, warm_memory};
 use pclive_tests::needs;
 use serde_json::json;
@@ -29,6 +30,9 @@ struct Options {
     /// What a client waits between an answer and its next request, microseconds.
     #[arg(long, default_value_t = 1000)]
     pause_us: u64,
+    /// Agents talk in plain text, to see what TLS costs.
+    #[arg(long)]
+    plain: bool,
     /// Where the results go as JSON.
     #[arg(long, default_value = "target/demo.json")]
     output: PathBuf,
@@ -45,8 +49,9 @@ fn main() -> Result<ExitCode> {
         );
         let data_bytes = options.size_mib << 20;
         warm_memory(data_bytes * 3);
+        let links = if options.plain { Links::Plain } else { Links::Tls };
         let pause = Duration::from_micros(options.pause_us);
-        let setting = Setting { strategy, data_bytes, clients: options.clients, pause };
+        let setting = Setting { strategy, data_bytes, clients: options.clients, pause, links };
         results.push((strategy, migrate_redis(setting).with_context(|| format!("by {strategy}"))?));
     }
     print(&results);

@@ -18,6 +18,7 @@ use crate::migration::wire;
 use crate::network::{self, Interface};
 use crate::registry::{Description, Entry};
 use crate::runtime::{Bundle, ContainerId, Runtime};
+use crate::tls::Caller;
 
 /// A migration that may begin.
 #[derive(Debug)]
@@ -32,7 +33,12 @@ pub(super) struct Admitted {
 }
 
 /// Checks what the source asks for and registers the migration. Nothing has been created on return.
-pub(super) async fn admit(agent: &Agent, prepare: Prepare) -> Result<Admitted, MigrationError> {
+pub(super) async fn admit(
+    agent: &Agent,
+    caller: &Caller,
+    prepare: Prepare,
+) -> Result<Admitted, MigrationError> {
+    caller.speaks_for(&prepare.source_agent)?;
     version_matches(PROTOCOL_VERSION, prepare.protocol_version, &prepare.source_agent)?;
     if Uuid::try_parse(&prepare.migration_id).is_err() {
         return Err(wire::bad("a migration id that is none"));

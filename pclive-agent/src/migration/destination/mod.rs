@@ -35,6 +35,7 @@ use crate::error::{ErrorCode, MigrationError, chain};
 use crate::host::{self, UsageMeter};
 use crate::network::Waiting;
 use crate::registry::Entry;
+use crate::tls::Caller;
 
 /// Where answers to the source go.
 pub(super) type Answers = mpsc::Sender<Result<DestinationMessage, Status>>;
@@ -45,8 +46,13 @@ const ROOM_KIB: usize = 48 << 10;
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Takes one migration, to whatever end, and records that end.
-pub(super) async fn run(agent: Arc<Agent>, mut incoming: Streaming<SourceMessage>, answers: Answers) {
-    let admitted = match first(&agent, &mut incoming).await {
+pub(super) async fn run(
+    agent: Arc<Agent>,
+    caller: Caller,
+    mut incoming: Streaming<SourceMessage>,
+    answers: Answers,
+) {
+    let admitted = match first(&agent, &caller, &mut incoming).await {
         Ok(admitted) => admitted,
         Err(error) => {
             tracing::warn!(code = error.code.as_str(), "refused a migration: {error}");
@@ -59,12 +65,16 @@ pub(super) async fn run(agent: Arc<Agent>, mut incoming: Streaming<SourceMessage
     take(agent, admitted, incoming, answers).instrument(span).await;
 }
 
-async fn first(agent: &Agent, incoming: &mut Streaming<SourceMessage>) -> Result<Admitted, MigrationError> {
+async fn first(
+    agent: &Agent,
+    caller: &Caller,
+    incoming: &mut Streaming<SourceMessage>,
+) -> Result<Admitted, MigrationError> {
     let patience = agent.config.migration.connect_timeout();
     let message = tokio::time::timeout(patience, incoming.message()).await;
     let late = |_| MigrationError::new(ErrorCode::Timeout, "the source did not say what it wants");
     match understood(message.map_err(late)?)? {
-        Received::Prepare(prepare) => admission::admit(agent, prepare).await,
+        Received::Prepare(prepare) => admission::admit(agent, caller, prepare).await,
         other => Err(out_of_turn(&other)),
     }
 }
@@ -83,6 +93,7 @@ fn answer(message: Message) -> DestinationMessage {
 /// Creates the container, builds the copy in it, and cleans up what must not stay.
 async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceMessage>, answers: Answers) {
     let Admitted { entry, id, runtime, prepare, interfaces, staging_limit_bytes } = admitted;
+    super::warn_of_plain_text(&agent, &entry);
     info!(from = prepare.source_agent, memory_bytes = prepare.memory_bytes, "migration begins");
     let meter = UsageMeter::start();
     let log = agent.config.migration.stdio_dir.join(format!("{id}.log"));

@@ -42,7 +42,9 @@ pub(super) async fn connect(
     order: &Order,
     stream: Outgoing,
 ) -> Result<(tonic::Streaming<peer::DestinationMessage>, Duration), MigrationError> {
-    let mut client = link::connect(&order.destination, &agent.config.peer, &agent.config.migration).await?;
+    let mut client =
+        link::connect(&order.destination, &agent.config.peer, &agent.config.migration, agent.keeper.as_ref())
+            .await?;
     let asked = Instant::now();
     let answer = check::hello(agent, &mut client).await?;
     let round_trip = asked.elapsed();
