@@ -73,6 +73,9 @@ pub enum CaptureError {
         /// Its init.
         init: Pid,
     },
+    /// The connections of a stopped container could not be put into repair mode, or out of it.
+    #[error("cannot switch the repair mode of a TCP connection")]
+    Silence(#[source] nix::Error),
     /// Tasks that do not end although they were killed.
     #[error("cannot end task {pid}")]
     StillAlive {

@@ -56,6 +56,13 @@ impl Freezer {
         Ok(())
     }
 
+    /// True if somebody has asked for the tasks to stand still: also when a dead agent did.
+    pub(super) fn is_engaged(&self) -> Result<bool, CaptureError> {
+        let failed = |source| CaptureError::Freezer { path: self.file.display().to_string(), source };
+        let word = fs::read_to_string(&self.file).map_err(failed)?;
+        Ok(word.trim_end() != self.thaw)
+    }
+
     /// Lets the tasks run again, or die if they have been killed.
     pub(super) fn thaw(mut self) -> Result<(), CaptureError> {
         self.engaged = false;

@@ -49,6 +49,8 @@ impl<'a> Frozen<'a> {
         sink.layout(&shape.layout)?;
         let stats = self.pages(&shape, sink)?;
         let state = self.state()?;
+        // If the agent dies now the tasks run on, and so must their connections.
+        self.connections.rest().map_err(CaptureError::Silence)?;
         Ok((stats, state))
     }
 
@@ -61,15 +63,18 @@ impl<'a> Frozen<'a> {
             None => Freezer::find(init, &tree)?,
         };
         self.freezer.insert(freezer).engage(init, &tree)?;
-        Ok(())
+        self.connections.silence().map_err(CaptureError::Silence)
     }
 
     /// Leaves the container frozen, whatever becomes of the agent: COMMIT was sent and nobody knows what came of it.
+    /// [`Leftover`](super::Leftover) is how it is found again.
     pub fn abandon(mut self) {
         if let Some(freezer) = self.freezer.take() {
             freezer.keep();
         }
         std::mem::take(&mut self.connections).leave();
+        // The engine's mappings stay: a frozen task cannot take them away.
+        self.source.tracked.clear();
     }
 
     /// Kills the container without letting it run or send a byte. After COMMIT and the destination's answer only.

@@ -3,7 +3,7 @@
 //! Order of calls: [`Source::open`], [`Source::check`], any number of [`Source::round`], [`Source::freeze`],
 //! then on the [`Frozen`] guard [`Frozen::dump`] and, once the destination runs, [`Frozen::destroy`]. Dropping
 //! the guard (or the agent's death) lets the container run on, unchanged; dropping the source takes back what
-//! the rounds had put into it.
+//! the rounds had put into it. A container that an agent left frozen is a [`Leftover`] to the next one.
 
 mod attributes;
 mod check;
@@ -13,6 +13,7 @@ pub mod failure;
 pub mod files;
 mod freezer;
 mod frozen;
+mod leftover;
 pub(crate) mod limits;
 mod mapping_kind;
 mod mm;
@@ -38,5 +39,6 @@ pub(crate) mod xstate;
 
 pub use error::CaptureError;
 pub use frozen::{Dumped, Frozen};
+pub use leftover::Leftover;
 pub use sink::{RoundStats, Sink, SinkError};
 pub use source::{Source, SourceOptions};

@@ -131,10 +131,11 @@ impl Destination {
     }
 
     /// Lets every task go, and the sockets first if they still sleep. There is no way back from here: an error is told
-    /// after everything that can run does.
+    /// after everything that can run does. Init is the last to go: until then it dies with the agent and takes the
+    /// others with it, so that an init that outlives the agent means a whole container.
     pub fn resume(mut self) -> Result<(), RestoreError> {
         let mut result = self.wake_sockets();
-        for restorer in self.skeleton.release() {
+        for restorer in self.skeleton.release().into_iter().rev() {
             let threads = restorer.threads.into_iter().map(|(_, captive)| captive);
             result = result.and(release(restorer.leader, threads).map_err(RestoreError::from));
         }

@@ -41,6 +41,11 @@ pub fn set_repair(fd: BorrowedFd<'_>, repair: Repair) -> nix::Result<()> {
     set_int(fd, TCP, TCP_REPAIR, value)
 }
 
+/// getsockopt `TCP_REPAIR`: whether it is on. ENOPROTOOPT or EOPNOTSUPP: no TCP socket.
+pub fn is_in_repair(fd: BorrowedFd<'_>) -> nix::Result<bool> {
+    Ok(get_int(fd, TCP, TCP_REPAIR)? != 0)
+}
+
 /// Values of `TCP_REPAIR_QUEUE`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RepairQueue {

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
+use nix::errno::Errno;
+
 use super::Mode;
 use super::refusal::Refusal;
 use crate::capture::sockets::{self, CapturedSocket, RepairGuard, SocketRefusal, UnixDiag, strangers};
@@ -18,6 +20,16 @@ pub struct SocketGuards {
 impl SocketGuards {
     pub(super) fn push(&mut self, guard: Option<RepairGuard>) {
         self.guards.extend(guard);
+    }
+
+    /// Ends repair mode until [`Self::silence`]; see [`RepairGuard::rest`].
+    pub(in crate::capture) fn rest(&self) -> Result<(), Errno> {
+        self.guards.iter().try_for_each(RepairGuard::rest)
+    }
+
+    /// Switches repair mode on again. On `Err` some are on: dropping ends it for all.
+    pub(in crate::capture) fn silence(&self) -> Result<(), Errno> {
+        self.guards.iter().try_for_each(RepairGuard::silence)
     }
 
     /// Keeps repair mode on: the last close of each connection sends neither FIN nor RST. For the time after

@@ -29,6 +29,17 @@ impl RepairGuard {
         &self.fd
     }
 
+    /// Ends repair mode for now. The agent may die while the tasks are merely stopped: they run on then, and must not
+    /// find their connections mute.
+    pub(in crate::capture) fn rest(&self) -> Result<(), Errno> {
+        self.release()
+    }
+
+    /// Switches repair mode on again.
+    pub(in crate::capture) fn silence(&self) -> Result<(), Errno> {
+        set_repair(self.fd.as_fd(), Repair::On)
+    }
+
     /// Keeps repair mode: the last close of the socket sends neither FIN nor RST. For the time after commit.
     pub fn leave(mut self) {
         self.armed = false;
