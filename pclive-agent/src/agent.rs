@@ -7,6 +7,7 @@ use pclive_proto::control;
 
 use crate::config::{Config, Strategy};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::journal::Journal;
 use crate::link::PeerAddress;
 use crate::migration::convergence::{Experience, Measured};
 use crate::registry::Registry;
@@ -31,6 +32,8 @@ pub struct Agent {
     pub registry: Registry,
     /// What migrations to each peer have cost, by its address.
     experience: Mutex<BTreeMap<String, Experience>>,
+    /// What outlives this agent.
+    pub journal: Journal,
 }
 
 /// A container and the runtime that knows it.
@@ -53,6 +56,7 @@ impl Agent {
             runtimes: runtime::configured(&config),
             registry: Registry::new(config.migration.max_concurrent, config.migration.history),
             experience: Mutex::default(),
+            journal: Journal::new(&config.agent.state_dir, config.migration.history),
             config,
         })
     }

@@ -1,4 +1,4 @@
-//! The life of the agent: bind, serve, and go down in order.
+//! The life of the agent: bind, recover what an earlier one left, serve, and go down in order.
 //!
 //! Going down: nothing new begins; running migrations get the grace period to end, then they are cancelled and
 //! roll back; then the services end. A second signal cuts the grace short.
@@ -12,7 +12,9 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::agent::Agent;
 use crate::config::Config;
 use crate::error::{ErrorCode, MigrationError};
+use crate::journal::JournalError;
 use crate::notify;
+use crate::recovery;
 use crate::service::{ListenError, Listeners, ServiceError, Services};
 use crate::tls::Keeper;
 
@@ -28,6 +30,9 @@ pub enum DaemonError {
     /// Signals cannot be received.
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
+    /// What an earlier agent left cannot be read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     /// A directory of the agent.
     #[error("cannot make {path}")]
     Directory {
@@ -76,6 +81,8 @@ pub async fn run(config: Config, keeper: Option<Arc<Keeper>>) -> Result<(), Daem
         peer = %listeners.peer_address(),
         "agent serves"
     );
+    // Bound by now, so that no other agent lives; not served yet, so that nobody is told half of it.
+    recovery::recover(&agent).await?;
     let mut services = Services::start(&agent, listeners).await?;
     notify::ready();
     let signal = loop {

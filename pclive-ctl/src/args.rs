@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use clap::{Args as ClapArgs, Parser, Subcommand, ValueEnum, ValueHint};
 use pclive_proto::control::{
-    PlanMigrationRequest, Policy as WirePolicy, StartMigrationRequest, Strategy as WireStrategy,
+    PlanMigrationRequest, Policy as WirePolicy, Resolution, ResolveMigrationRequest, StartMigrationRequest,
+    Strategy as WireStrategy,
 };
 use pclive_tls::Role;
 
@@ -87,6 +88,9 @@ pub(crate) enum Command {
     Watch(Id),
     /// Ask the agent to give up a migration; the container runs on at the source
     Cancel(Id),
+    /// Decide where a container belongs whose migration is in doubt; the other agent is asked first
+    #[command(after_help = EXIT_CODES)]
+    Resolve(Resolve),
     /// List everything that stands in the way of migrating a container; exits with 1 if there is anything
     Check(Check),
     /// Watch a container for some seconds and say how its migration would go; nothing is stopped
@@ -126,6 +130,9 @@ pub(crate) struct Migrate {
     /// Accept a destination whose monotonic clock is behind this host's
     #[arg(long)]
     pub(crate) allow_clock_step_back: bool,
+    /// An id of your own: asking again with the same one returns the same migration and starts none
+    #[arg(long, value_name = "ID")]
+    pub(crate) request_id: Option<String>,
     /// Print the migration's id and leave; follow it with watch
     #[arg(long)]
     pub(crate) detach: bool,
@@ -227,6 +234,23 @@ pub(crate) struct Id {
     pub(crate) id: String,
 }
 
+/// `resolve`.
+#[derive(Debug, ClapArgs)]
+#[command(group = clap::ArgGroup::new("decision").required(true))]
+pub(crate) struct Resolve {
+    /// The migration's id
+    pub(crate) id: String,
+    /// Let the container run on here, at its source
+    #[arg(long, group = "decision")]
+    pub(crate) run_here: bool,
+    /// Remove the container here: it runs at the destination
+    #[arg(long, group = "decision")]
+    pub(crate) discard_here: bool,
+    /// Do it although the destination does not confirm it: two copies may run then, or none
+    #[arg(long)]
+    pub(crate) r#override: bool,
+}
+
 /// `check`.
 #[derive(Debug, ClapArgs)]
 pub(crate) struct Check {
@@ -324,6 +348,19 @@ impl Migrate {
             policy: self.limits.policy(),
             max_time_ms: self.limits.max_time_ms(),
             bandwidth_bytes_per_second: self.bandwidth.unwrap_or(0),
+            request_id: self.request_id.clone().unwrap_or_default(),
+        }
+    }
+}
+
+impl Resolve {
+    /// The request.
+    pub(crate) fn request(&self) -> ResolveMigrationRequest {
+        let resolution = if self.run_here { Resolution::RunHere } else { Resolution::DiscardHere };
+        ResolveMigrationRequest {
+            migration_id: self.id.clone(),
+            resolution: resolution.into(),
+            r#override: self.r#override,
         }
     }
 }
@@ -425,6 +462,8 @@ mod tests {
             "--runtime",
             "runc",
             "--allow-clock-step-back",
+            "--request-id",
+            "job-7",
         ];
         let expected = StartMigrationRequest {
             container: "redis-1".into(),
@@ -437,6 +476,7 @@ mod tests {
             policy: WirePolicy::Throttle.into(),
             max_time_ms: 120_000,
             bandwidth_bytes_per_second: 62_500_000,
+            request_id: "job-7".into(),
         };
         assert_eq!(migrate(&arguments).unwrap(), expected);
     }
@@ -491,6 +531,15 @@ mod tests {
             ..PlanMigrationRequest::default()
         };
         assert_eq!(plan.request(), expected);
+    }
+
+    #[test]
+    fn a_decision_is_one_of_two() {
+        let parse =
+            |words: &[&str]| Args::try_parse_from(["pclivectl", "resolve", "m-1"].iter().chain(words));
+        assert!(parse(&["--run-here"]).is_ok() && parse(&["--discard-here", "--override"]).is_ok());
+        assert_eq!(parse(&[]).unwrap_err().exit_code(), 2);
+        assert_eq!(parse(&["--run-here", "--discard-here"]).unwrap_err().exit_code(), 2);
     }
 
     /// The text of a command's chapter in docs/CLI.md; the options of every command stand before the first one.

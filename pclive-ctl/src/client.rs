@@ -10,7 +10,8 @@ use pclive_proto::control::control_client::ControlClient;
 use pclive_proto::control::{
     CancelMigrationRequest, CheckContainerRequest, CheckContainerResponse, Container, Event, GetHostRequest,
     GetMigrationRequest, Host, ListContainersRequest, ListMigrationsRequest, Migration, Phase,
-    PlanMigrationRequest, PlanMigrationResponse, StartMigrationRequest, WatchMigrationRequest,
+    PlanMigrationRequest, PlanMigrationResponse, ResolveMigrationRequest, ResolveMigrationResponse,
+    StartMigrationRequest, WatchMigrationRequest,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -109,6 +110,16 @@ impl Client {
             .map_err(|status| Failure::call(format!("cancel migration {id}"), status))?
             .into_inner()
             .phase())
+    }
+
+    /// Decides a migration in doubt.
+    pub(crate) async fn resolve(
+        &mut self,
+        request: ResolveMigrationRequest,
+    ) -> Result<ResolveMigrationResponse, Failure> {
+        let what = format!("resolve migration {}", request.migration_id);
+        let answer = self.control.resolve_migration(within(INSPECT_TIMEOUT, request)).await;
+        Ok(answer.map_err(|status| Failure::call(what, status))?.into_inner())
     }
 
     /// What stands in the way of a container.

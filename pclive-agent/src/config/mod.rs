@@ -187,6 +187,8 @@ pub struct Migration {
     pub stop_timeout_ms: u64,
     /// Longest wait, while the container is stopped, for each answer of the destination.
     pub handover_timeout_ms: u64,
+    /// How long a destination that does not confirm the commit is asked before the migration is in doubt.
+    pub commit_grace_ms: u64,
     /// Longest run of a command of the runtime.
     pub runtime_timeout_ms: u64,
     /// How long running migrations may go on after SIGTERM.
@@ -313,6 +315,7 @@ impl Default for Migration {
             progress_timeout_ms: 60_000,
             stop_timeout_ms: 5_000,
             handover_timeout_ms: 20_000,
+            commit_grace_ms: 10_000,
             runtime_timeout_ms: 30_000,
             shutdown_grace_ms: 20_000,
         }
@@ -380,6 +383,11 @@ impl Migration {
     /// [`Self::handover_timeout_ms`].
     pub fn handover_timeout(&self) -> Duration {
         Duration::from_millis(self.handover_timeout_ms)
+    }
+
+    /// [`Self::commit_grace_ms`].
+    pub fn commit_grace(&self) -> Duration {
+        Duration::from_millis(self.commit_grace_ms)
     }
 
     /// [`Self::runtime_timeout_ms`].

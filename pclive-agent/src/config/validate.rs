@@ -151,6 +151,7 @@ impl Checker<'_> {
         self.range("migration.progress_timeout_ms", m.progress_timeout_ms, 10..=LONGEST_MS);
         self.range("migration.stop_timeout_ms", m.stop_timeout_ms, 10..=LONGEST_MS);
         self.range("migration.handover_timeout_ms", m.handover_timeout_ms, 10..=LONGEST_MS);
+        self.range("migration.commit_grace_ms", m.commit_grace_ms, 0..=LONGEST_MS);
         self.range("migration.runtime_timeout_ms", m.runtime_timeout_ms, 10..=LONGEST_MS);
         self.range("migration.shutdown_grace_ms", m.shutdown_grace_ms, 0..=LONGEST_MS);
     }

@@ -65,6 +65,16 @@ pub enum ErrorCode {
     AlreadyCommitted,
     /// COMMIT was sent and no answer came.
     CommitUnknown,
+    /// The journal of migrations cannot be written.
+    JournalFailed,
+    /// The agent was restarted while the migration went on.
+    AgentRestarted,
+    /// The source has asked what became of the migration, and was promised that its copy never runs.
+    Discarded,
+    /// The destination does not confirm what an operator has decided.
+    PeerDisagrees,
+    /// There is nothing to decide about the migration.
+    NotInDoubt,
     /// A fault of the agent itself.
     Internal,
     /// A code of the other agent that this one does not know.
@@ -72,7 +82,7 @@ pub enum ErrorCode {
 }
 
 /// Every code, for look-ups and tests.
-const ALL: [ErrorCode; 32] = [
+const ALL: [ErrorCode; 37] = [
     ErrorCode::ContainerNotFound,
     ErrorCode::ContainerNotRunning,
     ErrorCode::ContainerAmbiguous,
@@ -103,6 +113,11 @@ const ALL: [ErrorCode; 32] = [
     ErrorCode::Cancelled,
     ErrorCode::AlreadyCommitted,
     ErrorCode::CommitUnknown,
+    ErrorCode::JournalFailed,
+    ErrorCode::AgentRestarted,
+    ErrorCode::Discarded,
+    ErrorCode::PeerDisagrees,
+    ErrorCode::NotInDoubt,
     ErrorCode::Internal,
     ErrorCode::PeerFailed,
 ];
@@ -141,12 +156,17 @@ impl ErrorCode {
             Self::Cancelled => "cancelled",
             Self::AlreadyCommitted => "already-committed",
             Self::CommitUnknown => "commit-unknown",
+            Self::JournalFailed => "journal-failed",
+            Self::AgentRestarted => "agent-restarted",
+            Self::Discarded => "discarded",
+            Self::PeerDisagrees => "peer-disagrees",
+            Self::NotInDoubt => "not-in-doubt",
             Self::Internal => "internal",
             Self::PeerFailed => "peer-failed",
         }
     }
 
-    /// The code of a name that came from the other agent.
+    /// The code of a name that came from the other agent, or from the journal.
     pub fn from_peer(name: &str) -> Self {
         ALL.into_iter().find(|code| code.as_str() == name).unwrap_or(Self::PeerFailed)
     }
@@ -163,6 +183,8 @@ impl ErrorCode {
             | Self::NoMemory
             | Self::Timeout
             | Self::NotConverging
+            | Self::AgentRestarted
+            | Self::Discarded
             | Self::Cancelled => true,
             Self::ContainerNotFound
             | Self::ContainerNotRunning
@@ -184,6 +206,9 @@ impl ErrorCode {
             | Self::NetworkFailed
             | Self::AlreadyCommitted
             | Self::CommitUnknown
+            | Self::JournalFailed
+            | Self::PeerDisagrees
+            | Self::NotInDoubt
             | Self::Internal
             | Self::PeerFailed => false,
         }
@@ -220,8 +245,16 @@ impl ErrorCode {
                 "try again when the container writes less, allow a longer downtime, or choose policy throttle or stop-anyway"
             }
             Self::CommitUnknown => {
-                "look at both hosts: exactly one copy may be let go; here it is still stopped"
+                "the peer is asked again until it answers; `pclivectl resolve` decides without it (docs/RECOVERY.md)"
             }
+            Self::JournalFailed => {
+                "make room, or make agent.state_dir writable: without its journal no container is stopped"
+            }
+            Self::AgentRestarted => "the container was left as it was; migrate it again",
+            Self::PeerDisagrees => {
+                "wait until the peer answers; --override decides against it: two copies may run then, or none"
+            }
+            Self::NotInDoubt => "`pclivectl status` shows what became of the migration",
             Self::InvalidRequest
             | Self::RuntimeFailed
             | Self::TlsFailed
@@ -234,6 +267,7 @@ impl ErrorCode {
             | Self::NetworkFailed
             | Self::Cancelled
             | Self::AlreadyCommitted
+            | Self::Discarded
             | Self::Internal
             | Self::PeerFailed => "",
         }
@@ -250,10 +284,17 @@ impl ErrorCode {
             | Self::Blocked
             | Self::ProtocolMismatch
             | Self::IncompatibleHost
-            | Self::AlreadyCommitted => Code::FailedPrecondition,
+            | Self::AlreadyCommitted
+            | Self::PeerDisagrees
+            | Self::NotInDoubt => Code::FailedPrecondition,
             Self::TlsFailed => Code::Unauthenticated,
             Self::AccessDenied => Code::PermissionDenied,
-            Self::Busy | Self::NotNow | Self::Cancelled | Self::NotConverging => Code::Aborted,
+            Self::Busy
+            | Self::NotNow
+            | Self::Cancelled
+            | Self::NotConverging
+            | Self::AgentRestarted
+            | Self::Discarded => Code::Aborted,
             Self::TooMany | Self::NoMemory => Code::ResourceExhausted,
             Self::ShuttingDown | Self::PeerUnreachable | Self::PeerLost => Code::Unavailable,
             Self::Timeout => Code::DeadlineExceeded,
@@ -263,6 +304,7 @@ impl ErrorCode {
             | Self::RestoreFailed
             | Self::NetworkFailed
             | Self::CommitUnknown
+            | Self::JournalFailed
             | Self::Internal
             | Self::PeerFailed => Code::Internal,
         }

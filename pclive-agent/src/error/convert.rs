@@ -70,7 +70,7 @@ pub fn blocker_message(blocker: &Blocker) -> control::Blocker {
 }
 
 /// Text of the other host: bounded, and without control characters that could act on a terminal.
-fn printable(mut text: String) -> String {
+pub(crate) fn printable(mut text: String) -> String {
     if text.len() > MAX_PEER_TEXT {
         text.truncate(text.floor_char_boundary(MAX_PEER_TEXT));
     }

@@ -135,7 +135,7 @@ pub(super) async fn hello(
 }
 
 /// Refuses an agent of another protocol version, naming both.
-pub(super) fn version_matches(ours: u32, theirs: u32, agent: &str) -> Result<(), MigrationError> {
+pub(crate) fn version_matches(ours: u32, theirs: u32, agent: &str) -> Result<(), MigrationError> {
     if ours == theirs {
         return Ok(());
     }

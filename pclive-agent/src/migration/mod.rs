@@ -16,7 +16,7 @@ mod source;
 mod throttle;
 mod wire;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pclive_proto::control::{self, Role, StartMigrationRequest};
@@ -27,19 +27,35 @@ use uuid::Uuid;
 
 use self::convergence::{Limits, Policy};
 use self::source::Order;
-use crate::agent::Agent;
+use crate::agent::{Agent, Located};
+use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError};
+use crate::journal::{self, JournalError, Log, Record};
+use crate::link::PeerAddress;
+use crate::recovery::{doubt, process};
 use crate::registry::{Description, Entry};
 use crate::tls::Caller;
 
+pub(crate) use check::version_matches;
 pub use check::{Checked, check};
 pub use plan::{plan, probed};
+pub(crate) use wire::status_error;
+
+/// Longest request id, bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// A migration's file of the journal; others ask and decide with it as well.
+type SharedLog = Arc<Mutex<Log>>;
 
 /// Answers of a destination that may wait for the link; there is one a round.
 const ANSWERS: usize = 8;
 
 /// Starts to migrate a container away and returns at once. What can be refused without asking another host is.
+/// The same request id again returns the same migration.
 pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result<Arc<Entry>, MigrationError> {
+    if let Some(known) = known(agent, &request)? {
+        return Ok(known);
+    }
     let destination = agent.peer_address(&request.destination)?;
     let located = agent.locate_running(&request.container, &request.runtime).await?;
     let strategy = agent.strategy(request.strategy());
@@ -51,19 +67,103 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         bandwidth: request.bandwidth_bytes_per_second,
     };
     let (limits, bandwidth) = wishes.or_configured(agent)?;
-    let entry = agent.registry.begin(Description {
+    let begun = agent.registry.begin(Description {
         id: Uuid::new_v4().to_string(),
         container: request.container.clone(),
         runtime: located.runtime.name().into(),
         role: Role::Source,
         peer: request.destination.clone(),
         strategy: wire::control_strategy(strategy),
-    })?;
+        request_id: request.request_id.clone(),
+    });
+    let entry = match begun {
+        Ok(entry) => entry,
+        // The same request may have come twice at once.
+        Err(error) => return known(agent, &request)?.ok_or(error),
+    };
     warn_of_plain_text(agent, &entry);
     let allow_clock_step_back = request.allow_clock_step_back;
-    let order = Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back };
+    let log = match begin_journal(agent, &entry, &request.request_id, &located, &destination, strategy).await
+    {
+        Ok(log) => log,
+        Err(error) => {
+            entry.fail(error.clone());
+            agent.registry.ended();
+            return Err(error);
+        }
+    };
+    let order = Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back, log };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
     Ok(entry)
+}
+
+/// The migration that was asked for under the same id before.
+fn known(agent: &Agent, request: &StartMigrationRequest) -> Result<Option<Arc<Entry>>, MigrationError> {
+    let id = &request.request_id;
+    if id.len() > MAX_REQUEST_ID || id.chars().any(char::is_control) {
+        let message = format!("cannot use a request id of {} bytes or with control characters", id.len());
+        return Err(MigrationError::new(ErrorCode::InvalidRequest, message)
+            .hint(format!("at most {MAX_REQUEST_ID} printable characters")));
+    }
+    match agent.registry.of_request(id) {
+        Some(entry) if entry.container() != request.container => {
+            let message = format!(
+                "cannot use request id {id:?} for container {}: it stands for migration {} of {}",
+                request.container,
+                entry.id(),
+                entry.container()
+            );
+            Err(MigrationError::new(ErrorCode::InvalidRequest, message).hint("choose another request id"))
+        }
+        known => Ok(known),
+    }
+}
+
+/// Writes the migration down, and what the commit will need, so that a full disk stops it now and not then.
+async fn begin_journal(
+    agent: &Arc<Agent>,
+    entry: &Entry,
+    request_id: &str,
+    located: &Located,
+    destination: &PeerAddress,
+    strategy: Strategy,
+) -> Result<SharedLog, MigrationError> {
+    let record = Record {
+        id: entry.id().into(),
+        request_id: request_id.into(),
+        role: journal::Role::Source,
+        container: located.id.as_str().into(),
+        runtime: located.runtime.name().into(),
+        bundle: located.container.bundle.clone(),
+        peer: journal::Peer { name: destination.name.clone(), address: destination.address.clone() },
+        strategy,
+        started_ms: doubt::now_ms(),
+        ended_ms: 0,
+        boot_id: process::boot_id(),
+        init: process::identify(located.container.pid),
+        phase: journal::Phase::Begun,
+    };
+    if record.init.is_none() {
+        let message = format!("cannot migrate container {}: its init has ended", located.id);
+        return Err(MigrationError::new(ErrorCode::ContainerNotRunning, message));
+    }
+    let (agent, committing) =
+        (Arc::clone(agent), Record { phase: journal::Phase::Committing, ..record.clone() });
+    written(move || {
+        let log = agent.journal.begin(record)?;
+        journal::guard(&log).stage(committing)?;
+        Ok(log)
+    })
+    .await
+}
+
+/// Does something to the journal beside the asynchronous runtime.
+async fn written<T: Send + 'static>(
+    write: impl FnOnce() -> Result<T, JournalError> + Send + 'static,
+) -> Result<T, MigrationError> {
+    let done = tokio::task::spawn_blocking(write).await;
+    let done = done.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+    done.map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error))
 }
 
 /// Least bandwidth that a stream can be limited to, bytes a second: below, one message takes longer than a

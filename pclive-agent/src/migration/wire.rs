@@ -126,7 +126,7 @@ pub(super) fn bad(what: impl std::fmt::Display) -> MigrationError {
 }
 
 /// What a status of the other agent says: its own error if it carries one, else the transport's.
-pub(super) fn status_error(status: &Status) -> MigrationError {
+pub(crate) fn status_error(status: &Status) -> MigrationError {
     if let Some(error) = control::Error::from_status(status) {
         let code = ErrorCode::from_peer(&error.code);
         return MigrationError { retryable: error.retryable, ..MigrationError::new(code, error.message) }

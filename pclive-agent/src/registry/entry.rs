@@ -27,6 +27,19 @@ pub struct Description {
     pub peer: String,
     /// How memory gets to its place.
     pub strategy: control::Strategy,
+    /// The client's own name for it; empty when it gave none.
+    pub request_id: String,
+}
+
+/// What a migration that an earlier agent began has come to.
+#[derive(Debug, Clone)]
+pub enum Past {
+    /// It runs at the destination.
+    Done,
+    /// It does not.
+    Failed(control::Error),
+    /// It is not known yet.
+    InDoubt(control::Error),
 }
 
 /// A migration.
@@ -40,6 +53,8 @@ pub struct Entry {
     version: watch::Sender<u64>,
     /// Set once someone wants the end.
     cancel: watch::Sender<Option<MigrationError>>,
+    /// Held by whoever decides about a migration in doubt.
+    pub(crate) deciding: tokio::sync::Mutex<()>,
 }
 
 #[derive(Debug)]
@@ -56,14 +71,38 @@ struct Record {
     ended_at: Option<SystemTime>,
     /// Commit is sent, or about to be: it is too late to cancel.
     committing: bool,
+    /// What is known while it is in doubt.
+    doubt: Option<control::Doubt>,
 }
 
 impl Entry {
     pub(super) fn new(description: Description) -> Self {
-        let entry = Self {
+        let entry = Self::at(description, SystemTime::now());
+        entry.phase(Phase::Negotiating);
+        entry
+    }
+
+    /// A migration of an earlier agent, with its times (Unix, milliseconds).
+    pub(super) fn past(description: Description, started_ms: u64, ended_ms: u64, past: Past) -> Self {
+        let time = |ms| SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(ms);
+        let entry = Self::at(description, time(started_ms));
+        entry.phase(Phase::Negotiating);
+        match past {
+            Past::Done => entry.finish(None),
+            Past::Failed(error) => entry.end_with(Phase::Failed, error),
+            Past::InDoubt(error) => entry.end_with(Phase::Unknown, error),
+        }
+        if ended_ms > 0 {
+            entry.lock().ended_at = Some(time(ended_ms));
+        }
+        entry
+    }
+
+    fn at(description: Description, began_at: SystemTime) -> Self {
+        Self {
             description,
             began: Instant::now(),
-            began_at: SystemTime::now(),
+            began_at,
             record: Mutex::new(Record {
                 phase: Phase::Unspecified,
                 events: Vec::new(),
@@ -74,12 +113,17 @@ impl Entry {
                 error: None,
                 ended_at: None,
                 committing: false,
+                doubt: None,
             }),
             version: watch::Sender::new(0),
             cancel: watch::Sender::new(None),
-        };
-        entry.phase(Phase::Negotiating);
-        entry
+            deciding: tokio::sync::Mutex::new(()),
+        }
+    }
+
+    /// The client's own name for it.
+    pub(super) fn request_id(&self) -> &str {
+        &self.description.request_id
     }
 
     /// Its id.
@@ -159,14 +203,38 @@ impl Entry {
         self.version.send_modify(|version| *version += 1);
     }
 
-    /// It ended well.
-    pub fn finish(&self, report: control::Report) {
+    /// It ended well. Without a report: the end was learnt afterwards.
+    pub fn finish(&self, report: Option<control::Report>) {
+        self.forget_doubt();
         self.phase(Phase::Done);
         self.change(|record| {
-            record.report = Some(report.clone());
+            record.report = report.clone();
             record.ended_at = Some(SystemTime::now());
-            Some(event::Event::Done(control::Done { report: Some(report) }))
+            Some(event::Event::Done(control::Done { report }))
         });
+    }
+
+    /// What is known of a migration in doubt.
+    pub fn doubt(&self, doubt: control::Doubt) {
+        self.change(|record| {
+            record.doubt = Some(doubt);
+            None
+        });
+    }
+
+    /// An end is known: that it was not is told to nobody any more.
+    fn forget_doubt(&self) {
+        let mut record = self.lock();
+        if record.phase == Phase::Unknown {
+            let unknown = i32::from(Phase::Unknown);
+            record.events.retain(|event| match &event.event {
+                Some(event::Event::Failed(_)) => false,
+                Some(event::Event::Phase(change)) => change.phase != unknown,
+                _ => true,
+            });
+        }
+        record.error = None;
+        record.doubt = None;
     }
 
     /// It failed and was rolled back: the container runs at the source.
@@ -181,7 +249,12 @@ impl Entry {
 
     fn end(&self, phase: Phase, error: MigrationError) {
         let at = if phase == Phase::Unknown { Phase::Unknown } else { self.current_phase() };
-        let error = control::Error::from(&error.at(self.role(), at));
+        let at = if at == Phase::Unknown && phase != Phase::Unknown { Phase::Committed } else { at };
+        self.end_with(phase, control::Error::from(&error.at(self.role(), at)));
+    }
+
+    fn end_with(&self, phase: Phase, error: control::Error) {
+        self.forget_doubt();
         self.phase(phase);
         self.change(|record| {
             record.error = Some(error.clone());
@@ -205,6 +278,11 @@ impl Entry {
             first
         });
         true
+    }
+
+    /// Asks for the end also after the point of no return: the driver must not pass it any more.
+    pub fn revoke(&self, why: MigrationError) {
+        self.cancel.send_modify(|reason| *reason = Some(why));
     }
 
     /// Passes the point of no return: cancelling is refused from here on. `Err` when someone was faster.
@@ -241,6 +319,7 @@ impl Entry {
             rounds: record.rounds.clone(),
             report: record.report.clone(),
             error: record.error.clone(),
+            doubt: record.doubt.clone(),
         }
     }
 
@@ -337,6 +416,7 @@ mod tests {
             role: Role::Source,
             peer: "host-b".into(),
             strategy: control::Strategy::Global,
+            request_id: String::new(),
         }))
     }
 
@@ -363,7 +443,7 @@ mod tests {
         entry.progress(control::Progress::default());
         entry.round(control::Round::default());
         entry.warn("look out");
-        entry.finish(control::Report::default());
+        entry.finish(Some(control::Report::default()));
         let expected = ["phase", "phase", "round", "warning", "phase", "done"];
         assert_eq!(drain(entry.watch()).await, expected);
         assert_eq!(drain(entry.watch()).await, expected);
@@ -400,6 +480,19 @@ mod tests {
         entry.unknown(MigrationError::new(ErrorCode::CommitUnknown, "x"));
         assert_eq!(entry.snapshot().error.unwrap().phase(), Phase::Unknown);
         assert_eq!(drain(entry.watch()).await.last(), Some(&"failed"));
+    }
+
+    #[tokio::test]
+    async fn an_end_that_is_learnt_later_is_all_that_is_told() {
+        let entry = entry();
+        entry.phase(Phase::Committed);
+        entry.unknown(MigrationError::new(ErrorCode::CommitUnknown, "x"));
+        entry.doubt(control::Doubt { questions: 3, ..Default::default() });
+        assert_eq!(entry.snapshot().doubt.unwrap().questions, 3);
+        entry.finish(None);
+        assert_eq!(drain(entry.watch()).await, ["phase", "phase", "phase", "done"]);
+        assert_eq!((entry.snapshot().phase(), entry.snapshot().doubt), (Phase::Done, None));
+        assert!(entry.snapshot().error.is_none());
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 use pclive_proto::control;
 use tokio::sync::watch;
 
-pub use entry::{Description, Entry, Watcher};
+pub use entry::{Description, Entry, Past, Watcher};
 
 use crate::error::{ErrorCode, MigrationError};
 
@@ -65,6 +65,28 @@ impl Registry {
         Self::forget_oldest(&mut inner, self.history);
         self.publish(&inner);
         Ok(entry)
+    }
+
+    /// Lists a migration that an earlier agent began. One in doubt is live: its container is taken.
+    pub fn restore(
+        &self,
+        description: Description,
+        started_ms: u64,
+        ended_ms: u64,
+        past: Past,
+    ) -> Arc<Entry> {
+        let entry = Arc::new(Entry::past(description, started_ms, ended_ms, past));
+        let mut inner = self.lock();
+        inner.entries.push_back(Arc::clone(&entry));
+        Self::forget_oldest(&mut inner, self.history);
+        self.publish(&inner);
+        entry
+    }
+
+    /// The migration that a client has asked for under this id of its own.
+    pub fn of_request(&self, request_id: &str) -> Option<Arc<Entry>> {
+        let inner = self.lock();
+        inner.entries.iter().find(|entry| !request_id.is_empty() && entry.request_id() == request_id).cloned()
     }
 
     fn refuse_second(&self, inner: &Inner, new: &Description) -> Result<(), MigrationError> {
@@ -174,6 +196,7 @@ mod tests {
             role: Role::Source,
             peer: "host-b".into(),
             strategy: control::Strategy::Global,
+            request_id: String::new(),
         }
     }
 

@@ -9,7 +9,8 @@ use pclive_proto::control::{
     CancelMigrationRequest, CancelMigrationResponse, CheckContainerRequest, CheckContainerResponse, Event,
     GetHostRequest, GetMigrationRequest, Host, ListContainersRequest, ListContainersResponse,
     ListMigrationsRequest, ListMigrationsResponse, Migration, Peer, PlanMigrationRequest,
-    PlanMigrationResponse, StartMigrationRequest, StartMigrationResponse, WatchMigrationRequest,
+    PlanMigrationResponse, Resolution, ResolveMigrationRequest, ResolveMigrationResponse,
+    StartMigrationRequest, StartMigrationResponse, WatchMigrationRequest,
 };
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
@@ -18,6 +19,7 @@ use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, blocker_message, phase_name};
 use crate::host;
 use crate::migration;
+use crate::recovery::{self, decision::Wish};
 
 /// The control service of one agent.
 #[derive(Debug, Clone)]
@@ -82,6 +84,26 @@ impl Control for ControlService {
         }
         let message = format!("cannot cancel migration {}: it is {}", entry.id(), phase_name(phase));
         Err(MigrationError::new(ErrorCode::AlreadyCommitted, message).into())
+    }
+
+    async fn resolve_migration(
+        &self,
+        request: Request<ResolveMigrationRequest>,
+    ) -> Result<Response<ResolveMigrationResponse>, Status> {
+        let request = request.into_inner();
+        let wish = match request.resolution() {
+            Resolution::RunHere => Wish::RunHere,
+            Resolution::DiscardHere => Wish::DiscardHere,
+            Resolution::Unspecified => {
+                let message = "cannot resolve a migration without a decision";
+                return Err(MigrationError::new(ErrorCode::InvalidRequest, message)
+                    .hint("say where the container is to run")
+                    .into());
+            }
+        };
+        let decided = recovery::resolve(&self.agent, &request.migration_id, wish, request.r#override).await;
+        let (phase, peer) = decided?;
+        Ok(Response::new(ResolveMigrationResponse { phase: phase.into(), peer }))
     }
 
     async fn check_container(

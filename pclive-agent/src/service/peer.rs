@@ -5,7 +5,8 @@ use std::sync::Arc;
 use pclive_proto::PROTOCOL_VERSION;
 use pclive_proto::peer::peer_server::Peer;
 use pclive_proto::peer::{
-    DestinationMessage, HelloRequest, HelloResponse, ProbeChunk, ProbeResponse, SourceMessage,
+    DestinationMessage, HelloRequest, HelloResponse, InquireRequest, InquireResponse, ProbeChunk,
+    ProbeResponse, SourceMessage,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -14,6 +15,7 @@ use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError};
 use crate::host;
 use crate::migration;
+use crate::recovery;
 use crate::tls::Caller;
 
 /// The peer service of one agent.
@@ -48,6 +50,10 @@ impl Peer for PeerService {
         request: Request<Streaming<ProbeChunk>>,
     ) -> Result<Response<ProbeResponse>, Status> {
         Ok(Response::new(migration::probed(request.into_inner()).await))
+    }
+
+    async fn inquire(&self, request: Request<InquireRequest>) -> Result<Response<InquireResponse>, Status> {
+        Ok(Response::new(recovery::answer(&self.agent, request.into_inner()).await?))
     }
 
     type MigrateStream = ReceiverStream<Result<DestinationMessage, Status>>;

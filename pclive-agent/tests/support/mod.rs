@@ -37,6 +37,7 @@ impl Served {
         let directory = tempfile::tempdir().unwrap();
         let mut config = Config::default();
         config.agent.name = "host-t".into();
+        config.agent.state_dir = directory.path().join("state");
         config.control.socket = directory.path().join("run/agent.sock");
         config.peer.listen = "127.0.0.1:0".into();
         config.runtimes.0.values_mut().for_each(|runtime| runtime.root = directory.path().join("runc"));

@@ -8,6 +8,7 @@ mod host;
 mod list;
 mod migrate;
 mod plan;
+mod resolve;
 mod status;
 mod watch;
 
@@ -35,6 +36,7 @@ pub(crate) async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure
         Command::Status(id) => status::run(client, &id.id, output).await,
         Command::Watch(id) => watch::run(client, &id.id, args.patience, output).await,
         Command::Cancel(id) => cancel::run(client, &id.id, output).await,
+        Command::Resolve(resolve) => resolve::run(client, &resolve, output).await,
         Command::Check(check) => check::run(client, check, output).await,
         Command::Plan(plan) => plan::run(client, &plan, output).await,
         Command::Containers => containers::run(client, output).await,

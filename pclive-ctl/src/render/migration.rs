@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pclive_proto::control::{Migration, Phase, Role};
+use pclive_proto::control::{Doubt, Migration, Phase, Role};
 
 use super::table::{Align, table};
 use super::text::{or_dash, printable};
@@ -67,7 +67,30 @@ pub(crate) fn details(migration: &Migration, now_ms: u64) -> String {
     if let Some(error) = &migration.error {
         let _ = write!(text, "\n{}", problem::text(error));
     }
+    if let Some(known) = &migration.doubt {
+        text.push_str(&doubt(migration, known));
+    }
     text
+}
+
+/// What is known of a migration in doubt, and how it ends.
+fn doubt(migration: &Migration, known: &Doubt) -> String {
+    let there = match known.questions {
+        0 => "not asked yet".to_owned(),
+        questions => format!(
+            "{} (asked {questions} times, last {})",
+            printable(&known.there),
+            unit::timestamp(known.asked_ms)
+        ),
+    };
+    format!(
+        "\nin doubt: exactly one side may let the container go\n  here     {}\n  there    {there}\n  \
+         The destination is asked until it answers, and the migration ends by itself then. Without an answer:\n    \
+         pclivectl resolve {id} --discard-here --override   if it runs at the destination\n    \
+         pclivectl resolve {id} --run-here --override       if it certainly does not, and never will\n",
+        printable(&known.here),
+        id = or_dash(&migration.id),
+    )
 }
 
 /// "to host-b", "from host-a".
@@ -176,6 +199,21 @@ took       1.50 s
         let text = details(&failed, 0);
         assert!(text.contains("took       1.00 ms\n"), "{text}");
         assert!(text.ends_with("\nerror: cannot reach host-b\n"), "{text}");
+    }
+
+    #[test]
+    fn a_migration_in_doubt_says_what_both_sides_know_and_how_it_ends() {
+        let doubt = Doubt {
+            here: "container redis-1 stands still here, frozen".into(),
+            there: "cannot reach host-b".into(),
+            questions: 4,
+            asked_ms: START,
+        };
+        let migration = Migration { phase: Phase::Unknown.into(), doubt: Some(doubt), ..running() };
+        let text = details(&migration, START + 1);
+        for words in ["frozen", "cannot reach host-b (asked 4 times, last 2026-", "resolve 3f2c --run-here"] {
+            assert!(text.contains(words), "{words}: {text}");
+        }
     }
 
     #[test]

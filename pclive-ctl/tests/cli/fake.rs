@@ -45,6 +45,10 @@ pub(crate) struct Script {
     pub(crate) start_hangs: bool,
     /// Refuses to cancel, with this error.
     pub(crate) cancel_error: Option<Error>,
+    /// Refuses to decide, with this error.
+    pub(crate) resolve_error: Option<Error>,
+    /// `resolve`.
+    pub(crate) resolve: ResolveMigrationResponse,
     /// `list`.
     pub(crate) migrations: Vec<Migration>,
     /// `check`.
@@ -73,6 +77,7 @@ pub(crate) struct Seen {
     cancels: AtomicUsize,
     starts: Mutex<Vec<StartMigrationRequest>>,
     checks: Mutex<Vec<CheckContainerRequest>>,
+    resolves: Mutex<Vec<ResolveMigrationRequest>>,
 }
 
 impl Seen {
@@ -89,6 +94,11 @@ impl Seen {
     /// The migrations that it was asked to start.
     pub(crate) fn starts(&self) -> Vec<StartMigrationRequest> {
         self.starts.lock().unwrap().clone()
+    }
+
+    /// What it was asked to decide.
+    pub(crate) fn resolves(&self) -> Vec<ResolveMigrationRequest> {
+        self.resolves.lock().unwrap().clone()
     }
 
     /// The containers that it was asked to check.
@@ -237,6 +247,17 @@ impl Control for Agent {
         match &self.script.cancel_error {
             Some(error) => Err(refusal(error)),
             None => Ok(Response::new(CancelMigrationResponse { phase: Phase::PreCopy.into() })),
+        }
+    }
+
+    async fn resolve_migration(
+        &self,
+        request: Request<ResolveMigrationRequest>,
+    ) -> Result<Response<ResolveMigrationResponse>, Status> {
+        self.seen.resolves.lock().unwrap().push(request.into_inner());
+        match &self.script.resolve_error {
+            Some(error) => Err(refusal(error)),
+            None => Ok(Response::new(self.script.resolve.clone())),
         }
     }
 

@@ -89,3 +89,23 @@ error: cannot get migration m-9: there is no migration m-9
         assert_eq!((ended.code, ended.err.as_str()), (1, expected), "{command}");
     }
 }
+
+#[test]
+fn a_decision_reaches_the_agent_and_its_refusal_the_operator() {
+    let decided = ResolveMigrationResponse { phase: Phase::Failed.into(), peer: "host-b: gone".into() };
+    let agent = Fake::new(Script { resolve: decided, ..Script::default() });
+    let ended = run(&agent.socket(), &["resolve", "m-1", "--run-here"]);
+    assert_eq!(ended.code, 0, "{}", ended.err);
+    assert!(ended.out.contains("let go here") && ended.out.contains("host-b: gone"), "{}", ended.out);
+    let expected = ResolveMigrationRequest {
+        migration_id: "m-1".into(),
+        resolution: Resolution::RunHere.into(),
+        r#override: false,
+    };
+    assert_eq!(agent.seen().resolves(), [expected]);
+    let error = Error { code: "peer-disagrees".into(), hint: "two copies".into(), ..Error::default() };
+    let agent = Fake::new(Script { resolve_error: Some(error), ..Script::default() });
+    let ended = run(&agent.socket(), &["resolve", "m-1", "--discard-here", "--override"]);
+    assert_eq!(ended.code, 1);
+    assert!(ended.err.contains("two copies"), "{}", ended.err);
+}

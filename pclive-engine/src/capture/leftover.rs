@@ -125,7 +125,6 @@ fn await_ends(processes: &[TreeProcess], timeout: Duration) -> Result<(), Captur
 
 fn lives(process: &TreeProcess) -> bool {
     let stat = std::fs::read(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
-    crate::proc::task_ids::parse_stat(&stat).is_some_and(|stat| {
-        stat.start_time == process.start_time && !matches!(stat.state, b'Z' | b'X')
-    })
+    crate::proc::task_ids::parse_stat(&stat)
+        .is_some_and(|stat| stat.start_time == process.start_time && !matches!(stat.state, b'Z' | b'X'))
 }

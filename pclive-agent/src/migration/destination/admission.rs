@@ -13,9 +13,11 @@ use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError};
 use crate::host;
 use crate::host::compatibility::{self, Demand};
+use crate::journal::{self, Record};
 use crate::migration::check::version_matches;
-use crate::migration::wire;
+use crate::migration::{SharedLog, wire, written};
 use crate::network::{self, Interface};
+use crate::recovery::{doubt, process};
 use crate::registry::{Description, Entry};
 use crate::runtime::{Bundle, ContainerId, Runtime};
 use crate::tls::Caller;
@@ -30,11 +32,13 @@ pub(super) struct Admitted {
     pub(super) interfaces: Vec<Interface>,
     /// One-shot: the most that may wait here, bytes.
     pub(super) staging_limit_bytes: Option<u64>,
+    /// Begun.
+    pub(super) log: SharedLog,
 }
 
 /// Checks what the source asks for and registers the migration. Nothing has been created on return.
 pub(super) async fn admit(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     caller: &Caller,
     prepare: Prepare,
 ) -> Result<Admitted, MigrationError> {
@@ -64,8 +68,41 @@ pub(super) async fn admit(
         role: Role::Destination,
         peer: prepare.source_agent.chars().filter(|c| !c.is_control()).take(253).collect(),
         strategy: wire::control_strategy(strategy),
+        request_id: String::new(),
     })?;
-    Ok(Admitted { entry, id, runtime, prepare, interfaces, staging_limit_bytes })
+    let begun = begin_journal(agent, &entry, &prepare, strategy).await;
+    let log = begun.inspect_err(|error| {
+        entry.fail(error.clone());
+        agent.registry.ended();
+    })?;
+    Ok(Admitted { log, entry, id, runtime, prepare, interfaces, staging_limit_bytes })
+}
+
+/// Writes the migration down before anything of it exists.
+async fn begin_journal(
+    agent: &Arc<Agent>,
+    entry: &Entry,
+    prepare: &Prepare,
+    strategy: Strategy,
+) -> Result<SharedLog, MigrationError> {
+    let name = entry.snapshot().peer;
+    let record = Record {
+        id: entry.id().into(),
+        request_id: String::new(),
+        role: journal::Role::Destination,
+        container: prepare.container_id.clone(),
+        runtime: prepare.runtime.clone(),
+        bundle: prepare.bundle.clone().into(),
+        peer: journal::Peer { name, address: String::new() },
+        strategy,
+        started_ms: doubt::now_ms(),
+        ended_ms: 0,
+        boot_id: process::boot_id(),
+        init: None,
+        phase: journal::Phase::Begun,
+    };
+    let agent = Arc::clone(agent);
+    written(move || agent.journal.begin(record)).await
 }
 
 /// One-shot holds the container's memory twice for a moment, so it may only use a part of what is available.

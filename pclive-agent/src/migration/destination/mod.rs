@@ -2,7 +2,9 @@
 //!
 //! The driver moves messages; the engine works on a thread of its own ([`engine`]). The driver's promise: until
 //! `Commit` has come nothing of the copy runs, and whatever ends the migration before leaves nothing of it: no
-//! task, no container at the runtime, no interface. After `Commit` the copy runs even if the link dies.
+//! task, no container at the runtime, no interface. After `Commit` the copy runs even if the link dies. A source that
+//! asks what became of it gets one answer, for good: the journal's log of the migration decides which was first, the
+//! commit or the question.
 
 mod admission;
 mod engine;
@@ -22,6 +24,7 @@ use pclive_proto::peer::{
     Running, SourceMessage,
 };
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
 use tracing::{Instrument, Span, info, info_span};
 
@@ -29,11 +32,14 @@ use self::admission::Admitted;
 use self::engine::{Engine, Pages, Plan, Restored, Resumed};
 use self::state::{Event, State};
 use super::report::{self, ns};
-use super::wire;
+use super::{SharedLog, wire, written};
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
 use crate::host::{self, UsageMeter};
+use crate::journal::{self, Ending, JournalError, Record};
 use crate::network::Waiting;
+use crate::recovery::{self, doubt, process};
 use crate::registry::Entry;
 use crate::tls::Caller;
 
@@ -66,7 +72,7 @@ pub(super) async fn run(
 }
 
 async fn first(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     caller: &Caller,
     incoming: &mut Streaming<SourceMessage>,
 ) -> Result<Admitted, MigrationError> {
@@ -92,21 +98,22 @@ fn answer(message: Message) -> DestinationMessage {
 
 /// Creates the container, builds the copy in it, and cleans up what must not stay.
 async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceMessage>, answers: Answers) {
-    let Admitted { entry, id, runtime, prepare, interfaces, staging_limit_bytes } = admitted;
+    let Admitted { entry, id, runtime, prepare, interfaces, staging_limit_bytes, log } = admitted;
     super::warn_of_plain_text(&agent, &entry);
     info!(from = prepare.source_agent, memory_bytes = prepare.memory_bytes, "migration begins");
+    fault::reached(Point::DestinationBegun);
     let meter = UsageMeter::start();
-    let log = agent.config.migration.stdio_dir.join(format!("{id}.log"));
-    let created = runtime.create(&id, prepare.bundle.as_ref(), &log).await;
-    let created = match created {
+    let output = agent.config.migration.stdio_dir.join(format!("{id}.log"));
+    let created = match runtime.create(&id, prepare.bundle.as_ref(), &output).await {
         Ok(container) => container,
         Err(error) => {
             let error = MigrationError::caused(ErrorCode::RuntimeFailed, &error);
             refuse(&answers, &error).await;
-            failed(&agent, &entry, error);
+            failed(&agent, &entry, log, error).await;
             return;
         }
     };
+    fault::reached(Point::DestinationCreated);
     let plan = Plan {
         container: id.as_str().into(),
         pid: created.pid,
@@ -116,11 +123,23 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
         capture_bytes: agent.config.network.capture_bytes,
         staging_limit_bytes,
     };
-    let outcome = match Engine::start(plan).await {
+    let started = match stage_committing(&log, created.pid).await {
+        Ok(()) => Engine::start(plan).await,
+        Err(error) => Err(error),
+    };
+    let outcome = match started {
         Ok((engine, warnings)) => {
             warnings.into_iter().for_each(|warning| entry.warn(warning));
-            let receiver =
-                Receiver::new(&agent, Arc::clone(&entry), incoming, answers.clone(), engine, created.pid);
+            let shared = Arc::clone(&log);
+            let receiver = Receiver::new(
+                &agent,
+                Arc::clone(&entry),
+                shared,
+                incoming,
+                answers.clone(),
+                engine,
+                created.pid,
+            );
             receiver.receive(&meter).await
         }
         Err(error) => {
@@ -128,52 +147,65 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
             Err(Ended::Discarded(error))
         }
     };
+    tokio::spawn(reaper::reap(created.pid));
     match outcome {
         Ok(report) => {
+            fault::reached(Point::DestinationTold);
             if let Err(error) = runtime.start(&id).await {
                 entry.warn(format!("the container runs, but the runtime was not told: {}", chain(&error)));
             }
-            tokio::spawn(reaper::reap(created.pid));
-            info!(restore_ms = report.restore_ns / 1_000_000, "container runs here");
+            match &report {
+                Some(report) => info!(restore_ms = report.restore_ns / 1_000_000, "container runs here"),
+                None => info!("container runs here"),
+            }
+            doubt::write_end(&agent, log, Ending::Done).await;
             entry.finish(report);
             agent.registry.ended();
         }
         Err(Ended::Discarded(error)) => {
-            tokio::spawn(reaper::reap(created.pid));
             if let Err(error) = runtime.delete(&id).await {
                 entry.warn(format!("the created container could not be removed: {}", chain(&error)));
             }
-            failed(&agent, &entry, error);
-        }
-        Err(Ended::Broken(error)) => {
-            tracing::error!(
-                code = error.code.as_str(),
-                "the container could not be let go after the commit: {error}"
-            );
-            entry.unknown(error);
-            agent.registry.ended();
+            failed(&agent, &entry, log, error).await;
         }
     }
 }
 
-fn failed(agent: &Agent, entry: &Entry, error: MigrationError) {
+/// Writes down in advance what must be in force before a task is let go.
+async fn stage_committing(log: &SharedLog, init_pid: i32) -> Result<(), MigrationError> {
+    let init = process::identify(init_pid).ok_or_else(|| {
+        MigrationError::new(ErrorCode::RuntimeFailed, "the init of the created container has ended")
+    })?;
+    let log = Arc::clone(log);
+    written(move || {
+        let mut log = journal::guard(&log);
+        let record = Record { init: Some(init), phase: journal::Phase::Committing, ..log.record().clone() };
+        log.stage(record)
+    })
+    .await
+}
+
+async fn failed(agent: &Agent, entry: &Entry, log: SharedLog, error: MigrationError) {
     tracing::warn!(code = error.code.as_str(), "migration failed, the copy is discarded: {error}");
+    doubt::write_end(agent, log, doubt::failed(&error)).await;
     entry.fail(error);
     agent.registry.ended();
 }
 
 /// How a migration that did not end well ended.
 enum Ended {
-    /// Nothing of the copy is left but what the runtime created.
+    /// Nothing of the copy is left but what the runtime created. Also after the commit, when nothing could be let go:
+    /// the source is told so when it asks.
     Discarded(MigrationError),
-    /// The source has committed, and the copy could not be let go.
-    Broken(MigrationError),
 }
 
 /// One migration with everything it has open.
 struct Receiver<'a> {
     agent: &'a Agent,
     entry: Arc<Entry>,
+    log: SharedLog,
+    /// The journal's write that must have ended before a task is let go.
+    committing: Option<JoinHandle<Result<bool, JournalError>>>,
     state: State,
     incoming: Streaming<SourceMessage>,
     answers: Answers,
@@ -190,6 +222,7 @@ impl<'a> Receiver<'a> {
     fn new(
         agent: &'a Agent,
         entry: Arc<Entry>,
+        log: SharedLog,
         incoming: Streaming<SourceMessage>,
         answers: Answers,
         engine: Engine,
@@ -198,6 +231,8 @@ impl<'a> Receiver<'a> {
         Self {
             agent,
             entry,
+            log,
+            committing: None,
             state: State::Idle,
             incoming,
             answers,
@@ -210,26 +245,42 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    async fn receive(mut self, meter: &UsageMeter) -> Result<control::Report, Ended> {
+    async fn receive(mut self, meter: &UsageMeter) -> Result<Option<control::Report>, Ended> {
         let (restored, received_at, waiting) = match self.build().await {
             Ok(done) => done,
             Err(error) => return Err(self.give_up(error).await),
         };
         // ==> The source has committed: it runs here, whatever happens to the link.
         match self.engine.resume(waiting).await {
-            Ok(resumed) => Ok(self.running(resumed, restored, received_at, meter).await),
-            Err(error) => Err(self.give_up(error).await),
+            Ok(resumed) => Ok(Some(self.running(resumed, restored, received_at, meter).await)),
+            Err(error) => self.broken(error).await,
         }
     }
 
-    /// Lets go of the copy. Whether that was the end of it is the state's matter.
+    /// Lets go of the copy, which ends it.
     async fn give_up(self, error: MigrationError) -> Ended {
         let error = error.at(Role::Destination, self.state.phase());
-        let after = self.state.next(Event::Failure);
+        tracing::debug!(after = ?self.state.next(Event::Failure), "giving up");
         // The source first: its container may be waiting to go on.
         refuse(&self.answers, &error).await;
         self.engine.release().await;
-        if after == Ok(State::Broken) { Ended::Broken(error) } else { Ended::Discarded(error) }
+        Ended::Discarded(error)
+    }
+
+    /// The source has committed and the copy was not let go as it should: init tells whether it was at all. The
+    /// source asks, and is told.
+    async fn broken(self, error: MigrationError) -> Result<Option<control::Report>, Ended> {
+        let error = error.at(Role::Destination, self.state.phase());
+        self.engine.release().await;
+        let log = Arc::clone(&self.log);
+        let runs =
+            tokio::task::spawn_blocking(move || recovery::copy_runs(&journal::guard(&log).record().clone()));
+        if runs.await.unwrap_or(false) {
+            self.entry.warn(format!("the container runs, but not everything went well: {error}"));
+            return Ok(None);
+        }
+        refuse(&self.answers, &error).await;
+        Err(Ended::Discarded(error))
     }
 
     /// From `Accepted` to `Commit`.
@@ -246,15 +297,39 @@ impl<'a> Receiver<'a> {
         self.advance(Event::Offered)?;
         // From here on only the source may end it: it may have sent its commit already.
         self.entry.begin_commit()?;
+        fault::reached(Point::DestinationOffered);
         let mut waiting = Waiting::new(self.agent.config.network.capture_bytes);
         loop {
             match self.next().await? {
                 Received::Frames(frames) => waiting.take(frames),
-                Received::Commit(_) => break self.advance(Event::Commit)?,
+                Received::Commit(_) => break,
                 other => return Err(out_of_turn(&other)),
             }
         }
+        self.take_commit().await?;
+        self.advance(Event::Commit)?;
+        fault::reached(Point::DestinationCommitted);
         Ok((restored, received_at, waiting))
+    }
+
+    /// Begins to put `Committing` in force, beside the restore: that it is, is looked at in [`Self::take_commit`].
+    fn write_committing(&mut self) {
+        let log = Arc::clone(&self.log);
+        self.committing = Some(tokio::task::spawn_blocking(move || journal::guard(&log).enact()));
+    }
+
+    /// On `Ok` the copy may be let go: that is durable, and the source has not been promised the contrary.
+    async fn take_commit(&mut self) -> Result<(), MigrationError> {
+        if let Some(committing) = self.committing.take() {
+            let done =
+                committing.await.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+            done.map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error))?;
+        }
+        if journal::guard(&self.log).take_commit() {
+            return Ok(());
+        }
+        let message = "COMMIT came after the source was promised that the container does not run here";
+        Err(MigrationError::new(ErrorCode::Discarded, message))
     }
 
     async fn accept(&mut self) -> Result<(), MigrationError> {
@@ -285,6 +360,9 @@ impl<'a> Receiver<'a> {
         let event =
             if begin.r#final { Event::FinalBegun(begin.round) } else { Event::RoundBegun(begin.round) };
         self.advance(event)?;
+        if begin.r#final {
+            self.write_committing();
+        }
         self.round = control::Round { number: begin.round, r#final: begin.r#final, ..Default::default() };
         self.round.bytes = begin.layout.len() as u64;
         self.round_began = Instant::now();
@@ -325,6 +403,7 @@ impl<'a> Receiver<'a> {
         let began = Instant::now();
         let staged_bytes = self.engine.round_end().await?;
         self.finish_round();
+        fault::reached(Point::DestinationRound);
         let applied = RoundApplied { round: ended.round, staged_bytes, apply_ns: ns(began.elapsed()) };
         self.say(Message::RoundApplied(applied)).await
     }
@@ -337,6 +416,7 @@ impl<'a> Receiver<'a> {
         let restored = self.engine.restore(state.state, at).await?;
         self.advance(Event::StateRestored)?;
         self.finish_round();
+        fault::reached(Point::DestinationRestored);
         Ok(restored)
     }
 
@@ -374,6 +454,7 @@ impl<'a> Receiver<'a> {
         received_at: Instant,
         meter: &UsageMeter,
     ) -> control::Report {
+        fault::reached(Point::DestinationResumed);
         let mut ledger = restored.ledger;
         ledger.resume_ns = ns(resumed.elapsed);
         ledger.restore_ns = ns(resumed.at.saturating_duration_since(received_at));
@@ -402,12 +483,11 @@ impl<'a> Receiver<'a> {
     /// The source's next message; also ends with the engine, with a user's wish, and at a deadline.
     async fn next(&mut self) -> Result<Received, MigrationError> {
         let patience = self.agent.config.migration.progress_timeout();
-        let offered = self.state == State::Ready;
         tokio::select! {
             biased;
             message = self.incoming.message() => understood(message),
             error = self.engine.why() => Err(error),
-            why = self.entry.cancelled(), if !offered => Err(why),
+            why = self.entry.cancelled() => Err(why),
             () = tokio::time::sleep(patience) => Err(silent(patience)),
         }
     }

@@ -88,6 +88,7 @@ enum Step {
     Committed,
     Destroy(Reply<()>),
     Retire(Reply<()>),
+    LetGo,
 }
 
 /// The driver's handle of the thread.
@@ -153,6 +154,12 @@ impl Engine {
     /// Takes the network of the destroyed container away once nothing arrives there any more.
     pub(super) fn retire(&self) -> Answer<()> {
         self.ask(Step::Retire)
+    }
+
+    /// After the commit: the destination has promised that its copy never runs, so the container goes on here.
+    pub(super) fn let_go(&self) {
+        // A thread that is gone has left the container to the journal.
+        let _ = self.steps.send(Step::LetGo);
     }
 
     /// Lets go and waits until the thread has put everything back.
@@ -245,7 +252,7 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
             Step::Hold(reply) | Step::Destroy(reply) | Step::Retire(reply) => {
                 tell(reply, Err(out_of_step("hold, destroy or retire")))?;
             }
-            Step::Committed => return None,
+            Step::Committed | Step::LetGo => return None,
         }
     }
 }
@@ -293,20 +300,11 @@ fn freeze(
     let engaged = lock.engage().map_err(network_error);
     tell(reply, engaged.map(|()| Stopped { began, elapsed: began.elapsed() }))?;
     let reached = stopped(plan, steps, &mut frozen, &mut lock, &mut relay);
-    if let Some(Reached::Commit) = reached {
-        if destroy(plan, steps, frozen, &mut relay).is_some() {
-            retire(plan, steps, relay, namespace, interfaces);
+    match reached {
+        Some(Reached::Commit) => {
+            committed(plan, steps, frozen, lock, relay, (namespace, interfaces));
         }
-        // The namespace ends with the container, or stays silent for an operator.
-        lock.abandon();
-    } else {
-        // First the network, then the tasks: the first thing that a task sends must pass.
-        let heard = relay.stop();
-        drop(lock);
-        drop(frozen);
-        if let Some(heard) = heard {
-            heard.give_back();
-        }
+        Some(Reached::Rounds(_)) | None => let_go(frozen, lock, relay),
     }
     reached
 }
@@ -365,6 +363,7 @@ fn stopped(
                 tell(reply, held)?;
             }
             Step::Committed => return Some(Reached::Commit),
+            Step::LetGo => return None,
             Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
             Step::Pending(reply) => tell(reply, Err(out_of_step("pending")))?,
             Step::Freeze(_, reply) => tell(reply, Err(out_of_step("freeze")))?,
@@ -396,16 +395,49 @@ fn hold(plan: &Plan, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), Mig
     lock.outlive_agent().map_err(network_error)
 }
 
-/// After the commit: destroy, or keep stopped for good, which is `None`.
-fn destroy(plan: &Plan, steps: &Receiver<Step>, frozen: Frozen<'_>, relay: &mut Relay) -> Option<()> {
-    let Some(Step::Destroy(reply)) = next(plan, steps, relay) else {
-        // The outcome is not known: neither the tasks nor the network may be let go by anything but an operator.
-        std::mem::forget(frozen);
-        return None;
-    };
-    // What cannot be killed is told; the network goes all the same.
-    let _ = tell(reply, frozen.destroy().map_err(capture_error(plan)));
-    Some(())
+/// After the commit: destroyed, let go on the destination's word, or kept stopped.
+fn committed(
+    plan: &Plan,
+    steps: &Receiver<Step>,
+    frozen: Frozen<'_>,
+    lock: Lock,
+    mut relay: Relay,
+    (namespace, interfaces): (&Namespace, &[Interface]),
+) {
+    match next(plan, steps, &mut relay) {
+        Some(Step::Destroy(reply)) => {
+            // What cannot be killed is told; the network goes all the same.
+            let _ = tell(reply, frozen.destroy().map_err(capture_error(plan)));
+            retire(plan, steps, relay, namespace, interfaces);
+            // The namespace ends with the container.
+            lock.abandon();
+        }
+        Some(Step::LetGo) => let_go(frozen, lock, relay),
+        // The outcome is not known: neither the tasks nor the network may be let go.
+        Some(
+            Step::Round(..)
+            | Step::Pending(_)
+            | Step::Freeze(..)
+            | Step::Dump(..)
+            | Step::Hold(_)
+            | Step::Committed
+            | Step::Retire(_),
+        )
+        | None => {
+            lock.abandon();
+            frozen.abandon();
+        }
+    }
+}
+
+/// First the network, then the tasks: the first thing that a task sends must pass.
+fn let_go(frozen: Frozen<'_>, lock: Lock, relay: Relay) {
+    let heard = relay.stop();
+    drop(lock);
+    drop(frozen);
+    if let Some(heard) = heard {
+        heard.give_back();
+    }
 }
 
 /// Frames are handed on while the driver has other things to do, and until nothing comes any more.

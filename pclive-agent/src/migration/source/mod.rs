@@ -22,6 +22,7 @@ use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{Accepted, Commit, Prepare, Ready, Running};
 use pclive_proto::{PROTOCOL_VERSION, peer};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 
@@ -35,14 +36,18 @@ use self::state::{Event, State};
 use super::check;
 use super::convergence::{Estimate, Limits, Obstacle, Pending, Policy, Reason};
 use super::report::{self, Handover};
-use super::wire;
+use super::{SharedLog, wire};
 use crate::agent::{Agent, Located};
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
 use crate::host::compatibility::{self, Demand};
 use crate::host::{self, UsageMeter};
+use crate::journal::{self, Ending};
 use crate::link::PeerAddress;
 use crate::network;
+use crate::recovery::decision::Answer;
+use crate::recovery::{doubt, inquiry};
 use crate::registry::Entry;
 
 /// Most page contents that wait in the stream, bytes, beside the link's own windows.
@@ -52,9 +57,12 @@ const IN_FLIGHT: u64 = 16 << 20;
 const MOST_STOPS: u32 = 10;
 /// How long the container runs on after a stop that was put off, times the number of stops so far.
 const BREATH: Duration = Duration::from_millis(10);
+/// Pauses between questions to a destination that does not confirm the commit.
+const INQUIRY_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_INQUIRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// What is asked for.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Order {
     pub(super) located: Located,
     pub(super) destination: PeerAddress,
@@ -63,6 +71,8 @@ pub(super) struct Order {
     /// Most bytes a second while the container runs.
     pub(super) bandwidth: Option<u64>,
     pub(super) allow_clock_step_back: bool,
+    /// Begun, with `Committing` staged.
+    pub(super) log: SharedLog,
 }
 
 /// How a migration that did not end well ended.
@@ -78,10 +88,18 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
     let span = info_span!("migration", id = entry.id(), container = entry.container(), role = "source");
     async {
         info!(to = %order.destination, "migration begins");
+        fault::reached(Point::SourceBegun);
         let meter = UsageMeter::start();
         match drive(&agent, &entry, &order, &meter).await {
             Ok(report) => {
-                info!(downtime_ms = report.downtime_ns / 1_000_000, bytes = report.bytes, "migrated");
+                match &report {
+                    Some(report) => {
+                        info!(downtime_ms = report.downtime_ns / 1_000_000, bytes = report.bytes, "migrated");
+                    }
+                    None => info!("migrated, as the destination says when asked"),
+                }
+                fault::reached(Point::SourceDestroyed);
+                doubt::write_end(&agent, Arc::clone(&order.log), Ending::Done).await;
                 entry.finish(report);
             }
             Err(Ended::RolledBack(error)) => {
@@ -89,6 +107,7 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
                     code = error.code.as_str(),
                     "migration failed, the container runs on here: {error}"
                 );
+                doubt::write_end(&agent, Arc::clone(&order.log), doubt::failed(&error)).await;
                 entry.fail(error);
             }
             Err(Ended::Unknown(error)) => {
@@ -97,6 +116,7 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
                     "the outcome is unknown, the container stands still here: {error}"
                 );
                 entry.unknown(error);
+                doubt::pursue(&agent, &entry);
             }
         }
         agent.registry.ended();
@@ -120,7 +140,7 @@ async fn drive(
     entry: &Arc<Entry>,
     order: &Order,
     meter: &UsageMeter,
-) -> Result<control::Report, Ended> {
+) -> Result<Option<control::Report>, Ended> {
     let batch = agent.config.migration.batch_bytes.max(1);
     let capacity = usize::try_from((IN_FLIGHT / batch).max(2)).unwrap_or(2);
     let (stream, sender, last_word) = Outgoing::new(capacity);
@@ -167,10 +187,11 @@ impl Driver<'_> {
         opened: &Opened,
         meter: &UsageMeter,
         abort: &CancellationToken,
-    ) -> Result<control::Report, Ended> {
+    ) -> Result<Option<control::Report>, Ended> {
         let handed_over = self.hand_over(opened).await;
         match handed_over {
             Ok((handover, reason, running)) => {
+                fault::reached(Point::SourceAnswered);
                 self.clean_up().await;
                 let told = std::mem::take(&mut self.rounds.told);
                 let report = report::report(&handover, told, reason, &running, meter.used());
@@ -178,11 +199,9 @@ impl Driver<'_> {
                     self.agent.learn(&self.order.destination, measured);
                 }
                 self.session.farewell().await;
-                Ok(report)
+                Ok(Some(report))
             }
-            Err(error) if self.session.state() == State::Committed => {
-                Err(Ended::Unknown(self.outcome_unknown(error).await))
-            }
+            Err(error) if self.session.state() == State::Committed => self.inquire(error).await,
             Err(error) => {
                 // The destination first, then the network and the tasks here.
                 self.session.give_up(&error);
@@ -279,6 +298,7 @@ impl Driver<'_> {
         let expected = Expectation { round: number, total_bytes, counter: self.outlet.counter(), patience };
         let moved = self.session.moving(self.engine.round(number), &expected).await?;
         let staged_bytes = self.applied(number).await?;
+        fault::reached(Point::SourceRound);
         self.ended(number, &moved, began.elapsed(), staged_bytes).await
     }
 
@@ -340,10 +360,12 @@ impl Driver<'_> {
             let throttle = self.rounds.take_throttle();
             let stopped = self.session.step(self.engine.freeze(throttle), patience).await?;
             self.session.advance(Event::Stopped)?;
+            fault::reached(Point::SourceFrozen);
             let number = self.rounds.next();
             let Dump { moved, obstacles } = self.session.step(self.engine.dump(number), patience).await?;
             if obstacles.is_empty() {
                 self.session.advance(Event::FinalHandedOver)?;
+                fault::reached(Point::SourceDumped);
                 return Ok((number, stopped, moved));
             }
             self.put_off(number, &moved).await?;
@@ -365,12 +387,15 @@ impl Driver<'_> {
 
     /// Stop, final dump, and the two-phase handover.
     async fn stop_and_commit(&mut self) -> Result<(Handover, Running), MigrationError> {
+        // Beside the stop, the dump and the restore: it must be durable before COMMIT is sent, and no sooner.
+        let committing = self.write_committing();
         let (number, Stopped { began: stopped, elapsed: freeze }, moved) = self.stop().await?;
         let predicted = self.rounds.known().downtime;
         let dumped = Instant::now();
         self.ready().await?;
         let ready = Instant::now();
-        let running = self.commit().await?;
+        fault::reached(Point::SourceOffered);
+        let running = self.commit(committing).await?;
         let now = Instant::now();
         let done = Done { duration: now - stopped, staged_bytes: 0, pending: Some(Pending::default()) };
         self.record(number, true, &moved, done);
@@ -396,15 +421,38 @@ impl Driver<'_> {
         }
     }
 
+    /// Puts `Committing` in force in the journal: from here on a successor of this agent asks the destination.
+    fn write_committing(&self) -> engine::Answer<()> {
+        let (written, answer) = oneshot::channel();
+        let log = Arc::clone(&self.order.log);
+        tokio::task::spawn_blocking(move || {
+            let mut log = journal::guard(&log);
+            let enacted =
+                log.enact().map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error));
+            let enacted = enacted.and_then(|_| match log.record().phase {
+                journal::Phase::Committing => Ok(()),
+                journal::Phase::Begun | journal::Phase::Discarded | journal::Phase::Ended(_) => Err(
+                    MigrationError::new(ErrorCode::Internal, "the journal had nothing written in advance"),
+                ),
+            });
+            // A driver that is gone has given up.
+            let _ = written.send(enacted);
+        });
+        answer
+    }
+
     /// The point of no return is the message that this sends.
-    async fn commit(&mut self) -> Result<Running, MigrationError> {
+    async fn commit(&mut self, committing: engine::Answer<()>) -> Result<Running, MigrationError> {
         let patience = self.agent.config.migration.handover_timeout();
         self.session.step(self.engine.hold(), patience).await?;
+        self.session.step(committing, patience).await?;
+        fault::reached(Point::SourceHeld);
         self.session.entry.begin_commit()?;
         self.session.send(Message::Commit(Commit {}), patience).await?;
         // ==> Nothing below may let the container go.
         self.engine.committed();
         self.session.advance(Event::CommitHandedOver)?;
+        fault::reached(Point::SourceCommitSent);
         let running = match self.session.answer("say that the container runs", patience).await? {
             Answered::Running(running) => running,
             other => return Err(out_of_turn(&other)),
@@ -431,17 +479,49 @@ impl Driver<'_> {
         }
     }
 
+    /// COMMIT was sent and `Running` did not come: asks what became of it, for a while.
+    async fn inquire(mut self, cause: MigrationError) -> Result<Option<control::Report>, Ended> {
+        tracing::warn!("the commit is not confirmed, asking the destination: {cause}");
+        let record = journal::guard(&self.order.log).record().clone();
+        let deadline = Instant::now() + self.agent.config.migration.commit_grace();
+        let mut pause = INQUIRY_PAUSE;
+        let heard = loop {
+            let heard = inquiry::ask(self.agent, &record).await;
+            let settled = matches!(heard.answer, Answer::Runs | Answer::Discarded);
+            if settled || Instant::now() + pause >= deadline {
+                break heard;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_INQUIRY_PAUSE);
+        };
+        match heard.answer {
+            Answer::Runs => {
+                self.clean_up().await;
+                Ok(None)
+            }
+            Answer::Discarded => {
+                self.engine.let_go();
+                self.engine.release().await;
+                Err(Ended::RolledBack(cause))
+            }
+            Answer::Pending | Answer::Unknown | Answer::Silent => {
+                Err(Ended::Unknown(self.outcome_unknown(&cause, &heard.words).await))
+            }
+        }
+    }
+
     /// What an administrator has to know when no answer came after the commit.
-    async fn outcome_unknown(self, cause: MigrationError) -> MigrationError {
+    async fn outcome_unknown(self, cause: &MigrationError, heard: &str) -> MigrationError {
         let name = self.order.located.id.as_str();
         let message = format!(
-            "COMMIT was sent for container {name} and the destination did not confirm that it runs: {}",
+            "COMMIT was sent for container {name} and the destination did not confirm that it runs: {}; asked again: {heard}",
             cause.message
         );
         let hint = format!(
-            "the container stands still here and may run at {}: if it runs there, remove it here (delete --force {name}); \
-             never resume it here unless it is certain that it does not run there",
-            self.order.destination
+            "the container stands still here and may run at {}, which is asked on; `pclivectl status {}` shows what is \
+             known, `pclivectl resolve` decides without an answer (docs/RECOVERY.md)",
+            self.order.destination,
+            self.session.entry.id()
         );
         // The thread keeps the container stopped and its network silent, and ends.
         self.engine.release().await;

@@ -1,7 +1,8 @@
 //! Migrations.
 
 use pclive_proto::control::{
-    EndUsage, Ledger as WireLedger, Migration as WireMigration, Report as WireReport, Round as WireRound,
+    Doubt as WireDoubt, EndUsage, Ledger as WireLedger, Migration as WireMigration, Report as WireReport,
+    ResolveMigrationResponse, Round as WireRound,
 };
 use serde::Serialize;
 
@@ -35,6 +36,41 @@ pub(crate) struct Migration<'a> {
     rounds: Vec<Round>,
     report: Option<Report<'a>>,
     error: Option<Error<'a>>,
+    doubt: Option<Doubt<'a>>,
+}
+
+/// What is known of a migration in doubt.
+#[derive(Debug, Serialize)]
+struct Doubt<'a> {
+    here: &'a str,
+    there: Option<&'a str>,
+    questions: u32,
+    asked_unix_ms: Option<u64>,
+}
+
+impl<'a> From<&'a WireDoubt> for Doubt<'a> {
+    fn from(doubt: &'a WireDoubt) -> Self {
+        Self {
+            here: &doubt.here,
+            there: told(&doubt.there),
+            questions: doubt.questions,
+            asked_unix_ms: some_time(doubt.asked_ms),
+        }
+    }
+}
+
+/// `resolve`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Resolved<'a> {
+    migration_id: &'a str,
+    phase: Option<&'static str>,
+    peer: Option<&'a str>,
+}
+
+impl<'a> Resolved<'a> {
+    pub(crate) fn new(migration_id: &'a str, decided: &'a ResolveMigrationResponse) -> Self {
+        Self { migration_id, phase: name::phase_json(decided.phase()), peer: told(&decided.peer) }
+    }
 }
 
 impl<'a> From<&'a WireMigration> for Migration<'a> {
@@ -52,6 +88,7 @@ impl<'a> From<&'a WireMigration> for Migration<'a> {
             rounds: migration.rounds.iter().map(Round::from).collect(),
             report: migration.report.as_ref().map(Report::from),
             error: migration.error.as_ref().map(Error::from),
+            doubt: migration.doubt.as_ref().map(Doubt::from),
         }
     }
 }
@@ -193,7 +230,7 @@ mod tests {
             serde_json::to_string(&Migration::from(&WireMigration { id: "x".into(), ..Default::default() }));
         let expected = concat!(
             r#"{"migration_id":"x","container":"","runtime":null,"role":null,"peer":"","strategy":null,"#,
-            r#""phase":null,"started_unix_ms":null,"ended_unix_ms":null,"rounds":[],"report":null,"error":null}"#
+            r#""phase":null,"started_unix_ms":null,"ended_unix_ms":null,"rounds":[],"report":null,"error":null,"doubt":null}"#
         );
         assert_eq!(text.unwrap(), expected);
     }

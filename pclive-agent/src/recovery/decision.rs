@@ -1,0 +1,180 @@
+//! What becomes of a migration whose agent was restarted, or whose commit got no answer. Pure.
+//!
+//! What makes it safe: a source sends COMMIT only once its container is frozen in a way that outlives the agent and
+//! `Committing` is durable; a destination's tasks die with its agent until they are let go, init last, and are let
+//! go only once `Committing` is durable. So a free container was never given away, and an init that outlived its
+//! agent is a whole container.
+
+use crate::journal::Phase;
+
+/// What is left of the container at its source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    /// It stands still.
+    Frozen,
+    /// It is there, and nothing keeps it from running.
+    Free,
+    /// It has ended, or the host was restarted.
+    Gone,
+}
+
+/// What the destination says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// It was let go there.
+    Runs,
+    /// It never was and never will be.
+    Discarded,
+    /// It is about to be.
+    Pending,
+    /// It has no record of the migration.
+    Unknown,
+    /// Nobody answers.
+    Silent,
+}
+
+/// What the source does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SourceStep {
+    /// Nothing: it has ended.
+    Nothing,
+    /// Thaw, unlock: the container runs on here.
+    LetGo,
+    /// Remove the container: it runs at the destination.
+    Destroy,
+    /// Note that it failed: there is nothing here to let go.
+    Lost,
+    /// Leave it as it is and ask (again).
+    Ask,
+}
+
+/// What the source does with what it knows.
+pub fn source(phase: &Phase, held: Held, answer: Answer) -> SourceStep {
+    match (phase, held) {
+        (Phase::Ended(_) | Phase::Discarded, _) => SourceStep::Nothing,
+        (Phase::Begun, Held::Frozen | Held::Free) | (Phase::Committing, Held::Free) => SourceStep::LetGo,
+        (Phase::Begun, Held::Gone) => SourceStep::Lost,
+        (Phase::Committing, Held::Frozen | Held::Gone) => match answer {
+            Answer::Runs => SourceStep::Destroy,
+            Answer::Discarded if held == Held::Gone => SourceStep::Lost,
+            Answer::Discarded => SourceStep::LetGo,
+            Answer::Pending | Answer::Unknown | Answer::Silent => SourceStep::Ask,
+        },
+    }
+}
+
+/// What a restarted destination does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DestinationStep {
+    /// Nothing: it has ended.
+    Nothing,
+    /// Remove what is left of the copy.
+    Discard,
+    /// The copy runs: tell the runtime.
+    Finish,
+}
+
+/// What a restarted destination does; `lives`: the copy's init is there.
+pub fn destination(phase: &Phase, lives: bool) -> DestinationStep {
+    match phase {
+        Phase::Ended(_) => DestinationStep::Nothing,
+        Phase::Begun | Phase::Discarded => DestinationStep::Discard,
+        Phase::Committing if lives => DestinationStep::Finish,
+        Phase::Committing => DestinationStep::Discard,
+    }
+}
+
+/// What an operator wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// It is to run here.
+    RunHere,
+    /// It is to be removed here.
+    DiscardHere,
+}
+
+/// Whether the destination's answer confirms a wish. What it does not confirm is done only when it is overridden.
+pub fn confirms(answer: Answer, wish: Wish) -> bool {
+    match wish {
+        Wish::RunHere => answer == Answer::Discarded,
+        Wish::DiscardHere => answer == Answer::Runs,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::ErrorCode;
+    use crate::journal::{Ending, Reason};
+
+    const HELD: [Held; 3] = [Held::Frozen, Held::Free, Held::Gone];
+    const ANSWERS: [Answer; 5] =
+        [Answer::Runs, Answer::Discarded, Answer::Pending, Answer::Unknown, Answer::Silent];
+
+    fn phases() -> [Phase; 5] {
+        let failed = Ending::Failed(Reason::new(ErrorCode::PeerLost, "x", ""));
+        let ended = [Phase::Ended(Ending::Done), Phase::Ended(failed)];
+        let [done, failed] = ended;
+        [Phase::Begun, Phase::Committing, Phase::Discarded, done, failed]
+    }
+
+    /// The whole table of the source, in the order of `HELD` and `ANSWERS`.
+    #[test]
+    fn every_phase_remainder_and_answer_has_its_step() {
+        use SourceStep::{Ask, Destroy, LetGo, Lost, Nothing};
+        let table = [
+            [[LetGo; 5], [LetGo; 5], [Lost; 5]],
+            [[Destroy, LetGo, Ask, Ask, Ask], [LetGo; 5], [Destroy, Lost, Ask, Ask, Ask]],
+            [[Nothing; 5]; 3],
+            [[Nothing; 5]; 3],
+            [[Nothing; 5]; 3],
+        ];
+        for (phase, of_phase) in phases().iter().zip(table) {
+            for (held, of_held) in HELD.into_iter().zip(of_phase) {
+                for (answer, expected) in ANSWERS.into_iter().zip(of_held) {
+                    assert_eq!(source(phase, held, answer), expected, "{phase:?} {held:?} {answer:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_phase_of_the_destination_has_its_step() {
+        use DestinationStep::{Discard, Finish, Nothing};
+        let table = [[Discard; 2], [Finish, Discard], [Discard; 2], [Nothing; 2], [Nothing; 2]];
+        for (phase, of_phase) in phases().iter().zip(table) {
+            for (lives, expected) in [true, false].into_iter().zip(of_phase) {
+                assert_eq!(destination(phase, lives), expected, "{phase:?} {lives}");
+            }
+        }
+    }
+
+    /// For every pair of phases and remainders in which both agents die: at most one copy, and one if none is lost.
+    #[test]
+    fn two_restarted_ends_never_both_run_and_never_both_give_up() {
+        for destination_phase in [Phase::Begun, Phase::Committing, Phase::Discarded] {
+            for lives in [true, false] {
+                let there = destination(&destination_phase, lives);
+                let answer = if there == DestinationStep::Finish { Answer::Runs } else { Answer::Discarded };
+                let here = source(&Phase::Committing, Held::Frozen, answer);
+                let runs = [here == SourceStep::LetGo, there == DestinationStep::Finish];
+                assert_ne!(runs[0], runs[1], "{destination_phase:?} {lives}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_frozen_source_that_committed_moves_on_the_destinations_word_only() {
+        for answer in [Answer::Pending, Answer::Unknown, Answer::Silent] {
+            assert_eq!(source(&Phase::Committing, Held::Frozen, answer), SourceStep::Ask);
+        }
+    }
+
+    #[test]
+    fn a_wish_needs_the_answer_that_makes_it_safe() {
+        for answer in ANSWERS {
+            assert_eq!(confirms(answer, Wish::RunHere), answer == Answer::Discarded, "{answer:?}");
+            assert_eq!(confirms(answer, Wish::DiscardHere), answer == Answer::Runs, "{answer:?}");
+        }
+    }
+}

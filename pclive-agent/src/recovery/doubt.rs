@@ -1,0 +1,235 @@
+//! A migration in doubt: COMMIT may have been sent, and the destination has not said what became of it.
+//!
+//! The container stands still at its source. The destination is asked until it answers, with growing pauses; an
+//! operator may decide earlier. Whoever decides holds the entry's `deciding`, so that only one does.
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use pclive_proto::control::{Doubt, Phase, Role};
+
+use super::decision::{self, Answer, Held, SourceStep, Wish, confirms};
+use super::inquiry::{self, Heard};
+use super::remains;
+use crate::agent::{Agent, container_id};
+use crate::error::{ErrorCode, MigrationError, chain};
+use crate::journal::{self, Ending, Log, Reason, Record};
+use crate::registry::Entry;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+
+/// How a migration that was open has ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    Done,
+    Failed(MigrationError),
+}
+
+/// Does at the source what this answer allows; `None`: nothing, it must be asked again. On `Err` it can be tried
+/// again.
+pub(super) async fn attempt(
+    agent: &Agent,
+    record: &Record,
+    answer: Answer,
+) -> Result<Option<Outcome>, MigrationError> {
+    let held = blocking(record, remains::held).await?;
+    let step = decision::source(&record.phase, held, answer);
+    tracing::info!(id = record.id, phase = ?record.phase, ?held, ?answer, ?step, "recovering");
+    take(agent, record, step).await
+}
+
+async fn take(agent: &Agent, record: &Record, step: SourceStep) -> Result<Option<Outcome>, MigrationError> {
+    let name = &record.container;
+    match step {
+        SourceStep::Nothing | SourceStep::Ask => Ok(None),
+        SourceStep::LetGo => {
+            blocking(record, remains::let_go).await?;
+            let message = format!("the migration of container {name} ended early; it runs on here");
+            Ok(Some(Outcome::Failed(MigrationError::new(ErrorCode::AgentRestarted, message))))
+        }
+        SourceStep::Lost => {
+            let message =
+                format!("the migration of container {name} ended early, and it has ended here, too");
+            let error = MigrationError::new(ErrorCode::AgentRestarted, message).hint("start it again");
+            Ok(Some(Outcome::Failed(error)))
+        }
+        SourceStep::Destroy => {
+            let timeout = agent.config.migration.stop_timeout();
+            blocking(record, move |record| remains::destroy(record, timeout)).await?;
+            forget(agent, record).await?;
+            Ok(Some(Outcome::Done))
+        }
+    }
+}
+
+/// Makes the runtime forget the container that the migration was about, and no other of its name.
+async fn forget(agent: &Agent, record: &Record) -> Result<(), MigrationError> {
+    let (id, runtime) = (container_id(&record.container)?, agent.runtime(&record.runtime)?);
+    if !runtime.knows(&id) {
+        return Ok(());
+    }
+    let failed = |error| MigrationError::caused(ErrorCode::RuntimeFailed, &error);
+    let container = runtime.state(&id).await.map_err(failed)?;
+    let ours = container.status == "stopped" || record.init.is_some_and(|init| init.pid == container.pid);
+    if ours { runtime.delete(&id).await.map_err(failed) } else { Ok(()) }
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    record: &Record,
+    work: impl FnOnce(&Record) -> Result<T, MigrationError> + Send + 'static,
+) -> Result<T, MigrationError> {
+    let record = record.clone();
+    let done = tokio::task::spawn_blocking(move || work(&record)).await;
+    done.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?
+}
+
+/// Writes an end down. It holds whether or not that succeeds.
+pub(crate) async fn write_end(agent: &Agent, log: Arc<Mutex<Log>>, ending: Ending) {
+    let phase = journal::Phase::Ended(ending);
+    let written = tokio::task::spawn_blocking(move || journal::guard(&log).end(phase, now_ms())).await;
+    match written {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!("{}", chain(&error)),
+        Err(error) => tracing::warn!("{}", chain(&error)),
+    }
+    agent.journal.prune();
+}
+
+/// Why it failed, as the journal keeps it.
+pub(crate) fn failed(error: &MigrationError) -> Ending {
+    Ending::Failed(Reason::new(error.code, &error.message, &error.hint))
+}
+
+pub(super) fn ending(outcome: &Outcome) -> Ending {
+    match outcome {
+        Outcome::Done => Ending::Done,
+        Outcome::Failed(error) => failed(error),
+    }
+}
+
+/// Asks until the migration is not in doubt any more.
+pub(crate) fn pursue(agent: &Arc<Agent>, entry: &Arc<Entry>) {
+    let (agent, entry) = (Arc::clone(agent), Arc::clone(entry));
+    tokio::spawn(async move {
+        let mut pause = FIRST_PAUSE;
+        while !round(&agent, &entry).await {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    });
+}
+
+/// True once there is no doubt.
+async fn round(agent: &Agent, entry: &Entry) -> bool {
+    let _deciding = entry.deciding.lock().await;
+    let Some((log, record)) = open(agent, entry) else { return true };
+    let heard = inquiry::ask(agent, &record).await;
+    note(entry, &record, &heard, None);
+    match attempt(agent, &record, heard.answer).await {
+        Ok(Some(outcome)) => {
+            conclude(agent, entry, log, outcome).await;
+            true
+        }
+        Ok(None) => false,
+        Err(error) => {
+            tracing::error!(id = record.id, "cannot end a migration in doubt: {error}");
+            note(entry, &record, &heard, Some(&error));
+            false
+        }
+    }
+}
+
+fn open(agent: &Agent, entry: &Entry) -> Option<(Arc<Mutex<Log>>, Record)> {
+    if entry.current_phase() != Phase::Unknown {
+        return None;
+    }
+    let log = agent.journal.log(entry.id())?;
+    let record = journal::guard(&log).record().clone();
+    Some((log, record))
+}
+
+/// Tells users what is known.
+fn note(entry: &Entry, record: &Record, heard: &Heard, trouble: Option<&MigrationError>) {
+    let here = match trouble {
+        Some(error) => error.message.clone(),
+        None => format!("container {} stands still here, frozen", record.container),
+    };
+    let questions = entry.snapshot().doubt.map_or(0, |doubt| doubt.questions).saturating_add(1);
+    entry.doubt(Doubt { here, there: heard.words.clone(), questions, asked_ms: now_ms() });
+}
+
+async fn conclude(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, outcome: Outcome) {
+    write_end(agent, log, ending(&outcome)).await;
+    match outcome {
+        Outcome::Done => {
+            tracing::info!(id = entry.id(), "no doubt any more: the container runs at the destination");
+            entry.finish(None);
+        }
+        Outcome::Failed(error) => {
+            tracing::warn!(id = entry.id(), "no doubt any more: {error}");
+            entry.fail(error);
+        }
+    }
+    agent.registry.ended();
+}
+
+/// Decides as an operator wishes, if the destination confirms it or `overridden`. The phase afterwards, and what the
+/// destination said.
+pub async fn resolve(
+    agent: &Agent,
+    id: &str,
+    wish: Wish,
+    overridden: bool,
+) -> Result<(Phase, String), MigrationError> {
+    let entry = agent.registry.get(id)?;
+    let _deciding = entry.deciding.lock().await;
+    let Some((log, record)) = open(agent, &entry) else {
+        let message = format!("cannot resolve migration {id}: it is not in doubt");
+        return Err(MigrationError::new(ErrorCode::NotInDoubt, message));
+    };
+    let heard = inquiry::ask(agent, &record).await;
+    note(&entry, &record, &heard, None);
+    if !confirms(heard.answer, wish) && !overridden {
+        return Err(refusal(&record, wish, &heard));
+    }
+    let held = blocking(&record, remains::held).await?;
+    let step = match wish {
+        Wish::RunHere if held == Held::Gone => SourceStep::Lost,
+        Wish::RunHere => SourceStep::LetGo,
+        Wish::DiscardHere => SourceStep::Destroy,
+    };
+    tracing::warn!(id, ?wish, overridden, peer = heard.words, "an operator decides");
+    let outcome = take(agent, &record, step).await.map_err(|error| error.at(Role::Source, Phase::Unknown))?;
+    let Some(outcome) = outcome else {
+        return Err(MigrationError::new(ErrorCode::Internal, "a decision without an outcome"));
+    };
+    conclude(agent, &entry, log, outcome).await;
+    Ok((entry.current_phase(), heard.words))
+}
+
+fn refusal(record: &Record, wish: Wish, heard: &Heard) -> MigrationError {
+    let (what, risk) = match wish {
+        Wish::RunHere => (
+            "run",
+            "with --override it runs here all the same: if it runs there as well, two copies answer for one \
+             address and write the same files",
+        ),
+        Wish::DiscardHere => (
+            "discard",
+            "with --override it is removed here all the same: if it does not run there, it is lost with \
+             everything in its memory",
+        ),
+    };
+    let message = format!(
+        "cannot {what} container {} here: the destination does not confirm it: {}",
+        record.container, heard.words
+    );
+    MigrationError::new(ErrorCode::PeerDisagrees, message).hint(risk).at(Role::Source, Phase::Unknown)
+}
+
+/// Unix time, milliseconds.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,112 @@
+//! "What became of it?": the source's question after COMMIT, and the destination's answer.
+
+use pclive_proto::PROTOCOL_VERSION;
+use pclive_proto::peer::inquire_response::Answer as WireAnswer;
+use pclive_proto::peer::{InquireRequest, InquireResponse};
+
+use super::decision::Answer;
+use crate::agent::{Agent, container_id};
+use crate::error::{ErrorCode, MigrationError, chain, printable};
+use crate::journal::{self, Record, Role, Standing};
+use crate::link::{self, PeerAddress};
+
+/// What the destination said, and that in words.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    pub(crate) answer: Answer,
+    pub(crate) words: String,
+}
+
+/// Asks the destination of a migration. Ends within twice the connect timeout.
+pub(crate) async fn ask(agent: &Agent, record: &Record) -> Heard {
+    match request(agent, record).await {
+        Ok(response) => heard(&response),
+        Err(error) => Heard { answer: Answer::Silent, words: error.message },
+    }
+}
+
+async fn request(agent: &Agent, record: &Record) -> Result<InquireResponse, MigrationError> {
+    let recorded = PeerAddress { name: record.peer.name.clone(), address: record.peer.address.clone() };
+    // An administrator may have given the peer another address since.
+    let address = agent.peer_address(&record.peer.name).unwrap_or(recorded);
+    let mut client = link::connect(&address, &agent.config.peer, &agent.config.migration).await?;
+    let request = InquireRequest {
+        protocol_version: PROTOCOL_VERSION,
+        migration_id: record.id.clone(),
+        container_id: record.container.clone(),
+        source_agent: agent.name.clone(),
+    };
+    let patience = agent.config.migration.connect_timeout();
+    match tokio::time::timeout(patience, client.inquire(request)).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(crate::migration::status_error(&status)),
+        Err(_) => Err(MigrationError::new(ErrorCode::Timeout, format!("{address} does not answer"))),
+    }
+}
+
+fn heard(response: &InquireResponse) -> Heard {
+    let (answer, words) = match response.answer() {
+        WireAnswer::Runs => (Answer::Runs, "it runs there"),
+        WireAnswer::Discarded => (Answer::Discarded, "it does not run there and never will"),
+        WireAnswer::Pending => (Answer::Pending, "it has not decided yet"),
+        WireAnswer::Unknown | WireAnswer::Unspecified => {
+            (Answer::Unknown, "it knows nothing of this migration")
+        }
+    };
+    let name = printable(response.agent_name.clone());
+    let detail = printable(response.detail.clone());
+    let words =
+        if detail.is_empty() { format!("{name}: {words}") } else { format!("{name}: {words} ({detail})") };
+    Heard { answer, words }
+}
+
+/// Answers a source. What is undecided is decided against the copy, durably, before this returns.
+pub async fn answer(agent: &Agent, request: InquireRequest) -> Result<InquireResponse, MigrationError> {
+    crate::migration::version_matches(PROTOCOL_VERSION, request.protocol_version, &request.source_agent)?;
+    let log = agent.journal.log(&request.migration_id).filter(|log| {
+        let log = journal::guard(log);
+        log.record().role == Role::Destination && log.record().container == request.container_id
+    });
+    let respond = |answer: WireAnswer, detail: String| InquireResponse {
+        answer: answer.into(),
+        agent_name: agent.name.clone(),
+        detail,
+    };
+    let Some(log) = log else {
+        return Ok(respond(WireAnswer::Unknown, container_there(agent, &request.container_id).await));
+    };
+    let standing = tokio::task::spawn_blocking(move || journal::guard(&log).answer()).await;
+    let standing = standing.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+    let response = match standing {
+        Ok(Standing::Runs) => respond(WireAnswer::Runs, String::new()),
+        Ok(Standing::Pending) => respond(WireAnswer::Pending, "the copy is being let go".into()),
+        Ok(Standing::Discarded) => {
+            revoke(agent, &request.migration_id);
+            respond(WireAnswer::Discarded, String::new())
+        }
+        Err(error) => respond(WireAnswer::Pending, chain(&error)),
+    };
+    tracing::info!(id = request.migration_id, answer = response.answer().as_str_name(), "source asks");
+    Ok(response)
+}
+
+/// A migration that is still under way ends: its commit would be refused.
+fn revoke(agent: &Agent, id: &str) {
+    if let Ok(entry) = agent.registry.get(id) {
+        let message =
+            "the source asked what became of the migration and was promised that it does not run here";
+        entry.revoke(MigrationError::new(ErrorCode::Discarded, message));
+    }
+}
+
+/// What the runtimes here say of a container, for people.
+async fn container_there(agent: &Agent, name: &str) -> String {
+    let Ok(id) = container_id(name) else { return String::new() };
+    match agent.locate(id.as_str(), "").await {
+        Ok(located) => format!("a container of this name is {} there", located.container.status),
+        Err(error) if error.code == ErrorCode::ContainerNotFound => {
+            "there is no container of this name".into()
+        }
+        Err(error) => error.message,
+    }
+}

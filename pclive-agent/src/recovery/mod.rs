@@ -1,0 +1,193 @@
+//! Ends what an agent that is gone has begun.
+//!
+//! At the start, before anything is served, every record of the journal is brought to its end: what was not decided
+//! runs on at its source and is removed at its destination; a copy that was let go is kept. Only a source that may
+//! have sent COMMIT has to ask, and is in doubt until it is answered ([`doubt`]). What is decided is decided by the
+//! pure functions of [`decision`].
+
+pub mod decision;
+pub(crate) mod doubt;
+pub(crate) mod inquiry;
+pub(crate) mod process;
+mod remains;
+
+use std::sync::Arc;
+
+use pclive_proto::control;
+
+pub use doubt::resolve;
+pub use inquiry::answer;
+
+use self::decision::{Answer, DestinationStep};
+use self::doubt::Outcome;
+use crate::agent::{Agent, container_id};
+use crate::config::Strategy;
+use crate::error::{ErrorCode, MigrationError, chain};
+use crate::journal::{Ending, JournalError, Phase, Record, Role};
+use crate::registry::{Description, Entry, Past};
+
+/// Brings every open migration of the journal to its end, or into pursuit. To be called once, before anything is
+/// served.
+pub async fn recover(agent: &Arc<Agent>) -> Result<(), JournalError> {
+    let (records, unreadable) = agent.journal.take_over()?;
+    for file in unreadable {
+        tracing::error!("{file}; if a container of this host stands still, see docs/RECOVERY.md");
+    }
+    for record in records {
+        match (&record.phase, record.role) {
+            (Phase::Ended(ending), _) => {
+                restore(agent, &record, record.ended_ms, past(record.role, ending));
+            }
+            (Phase::Begun | Phase::Committing | Phase::Discarded, Role::Source) => {
+                source(agent, &record).await;
+            }
+            (Phase::Begun | Phase::Committing | Phase::Discarded, Role::Destination) => {
+                destination(agent, &record).await;
+            }
+        }
+    }
+    agent.journal.prune();
+    Ok(())
+}
+
+async fn source(agent: &Arc<Agent>, record: &Record) {
+    match doubt::attempt(agent, record, Answer::Silent).await {
+        Ok(Some(outcome)) => end(agent, record, outcome).await,
+        Ok(None) => {
+            let message = format!(
+                "this agent ended while the destination took container {} over, and it is not known whether it did",
+                record.container
+            );
+            in_doubt(agent, record, MigrationError::new(ErrorCode::CommitUnknown, message));
+        }
+        Err(error) => {
+            tracing::error!(id = record.id, "cannot recover: {error}");
+            in_doubt(agent, record, error);
+        }
+    }
+}
+
+fn in_doubt(agent: &Arc<Agent>, record: &Record, error: MigrationError) {
+    let error = error.at(control::Role::Source, control::Phase::Unknown);
+    let entry = restore(agent, record, 0, Past::InDoubt(control::Error::from(&error)));
+    doubt::pursue(agent, &entry);
+}
+
+async fn destination(agent: &Arc<Agent>, record: &Record) {
+    let lives = doubt::blocking(record, |record| Ok(remains::copy_lives(record))).await.unwrap_or(false);
+    let step = decision::destination(&record.phase, lives);
+    tracing::info!(id = record.id, container = record.container, phase = ?record.phase, lives, ?step, "recovering");
+    let outcome = match step {
+        DestinationStep::Nothing => return,
+        DestinationStep::Finish => finish(agent, record).await,
+        DestinationStep::Discard => discard(agent, record).await,
+    };
+    end(agent, record, outcome).await;
+}
+
+/// The copy runs: the runtime is told, and the neighbours.
+async fn finish(agent: &Agent, record: &Record) -> Outcome {
+    let told = async {
+        let (id, runtime) = (container_id(&record.container)?, agent.runtime(&record.runtime)?);
+        let failed = |error| MigrationError::caused(ErrorCode::RuntimeFailed, &error);
+        let container = runtime.state(&id).await.map_err(failed)?;
+        if container.status == "created" { runtime.start(&id).await.map_err(failed) } else { Ok(()) }
+    };
+    if let Err(error) = told.await {
+        tracing::error!(id = record.id, "the container runs, but the runtime was not told: {error}");
+    }
+    let announced = doubt::blocking(record, |record| {
+        remains::announce(record).map_err(|error| MigrationError::caused(ErrorCode::NetworkFailed, &error))
+    });
+    if let Err(error) = announced.await {
+        tracing::warn!(id = record.id, "cannot announce the container again: {error}");
+    }
+    Outcome::Done
+}
+
+/// Removes what is left of the copy. First the promise that it never runs, then the rest.
+async fn discard(agent: &Agent, record: &Record) -> Outcome {
+    if let Some(log) = agent.journal.log(&record.id) {
+        let promised = tokio::task::spawn_blocking(move || crate::journal::guard(&log).answer()).await;
+        if let Ok(Err(error)) = promised {
+            tracing::warn!(id = record.id, "{}", chain(&error));
+        }
+    }
+    if let Err(error) = remove_copy(agent, record).await {
+        tracing::error!(id = record.id, "something of the copy is left: {error}");
+    }
+    let name = &record.container;
+    let message =
+        format!("the agent ended before container {name} was taken over; nothing of it is left here");
+    Outcome::Failed(MigrationError::new(ErrorCode::AgentRestarted, message))
+}
+
+async fn remove_copy(agent: &Agent, record: &Record) -> Result<(), MigrationError> {
+    let (id, runtime) = (container_id(&record.container)?, agent.runtime(&record.runtime)?);
+    let failed = |error| MigrationError::caused(ErrorCode::RuntimeFailed, &error);
+    if runtime.knows(&id) {
+        // One that runs is not ours: ours was never started. One whose state cannot be read was not finished.
+        match runtime.state(&id).await {
+            Ok(container) if container.status == "running" || container.status == "paused" => {
+                let message = format!("container {id} is {} and was not removed", container.status);
+                return Err(MigrationError::new(ErrorCode::NameTaken, message));
+            }
+            Ok(_) | Err(_) => runtime.delete(&id).await.map_err(failed)?,
+        }
+    }
+    crate::network::remove_host_ends(&record.container)
+        .map(drop)
+        .map_err(|error| MigrationError::caused(ErrorCode::NetworkFailed, &error))
+}
+
+/// Writes the end down and lists it.
+async fn end(agent: &Arc<Agent>, record: &Record, outcome: Outcome) {
+    let ending = doubt::ending(&outcome);
+    let past = past(record.role, &ending);
+    if let Some(log) = agent.journal.log(&record.id) {
+        doubt::write_end(agent, log, ending).await;
+    }
+    restore(agent, record, doubt::now_ms(), past);
+}
+
+fn restore(agent: &Agent, record: &Record, ended_ms: u64, past: Past) -> Arc<Entry> {
+    agent.registry.restore(description(record), record.started_ms, ended_ms, past)
+}
+
+fn past(role: Role, ending: &Ending) -> Past {
+    match ending {
+        Ending::Done => Past::Done,
+        Ending::Failed(reason) => {
+            let code = ErrorCode::from_peer(&reason.code);
+            let error = MigrationError::new(code, reason.message.clone()).hint(reason.hint.clone());
+            Past::Failed(control::Error::from(&error.at(control_role(role), control::Phase::Unspecified)))
+        }
+    }
+}
+
+fn control_role(role: Role) -> control::Role {
+    match role {
+        Role::Source => control::Role::Source,
+        Role::Destination => control::Role::Destination,
+    }
+}
+
+fn description(record: &Record) -> Description {
+    Description {
+        id: record.id.clone(),
+        container: record.container.clone(),
+        runtime: record.runtime.clone(),
+        role: control_role(record.role),
+        peer: record.peer.name.clone(),
+        strategy: match record.strategy {
+            Strategy::Global => control::Strategy::Global,
+            Strategy::OneShot => control::Strategy::OneShot,
+        },
+        request_id: record.request_id.clone(),
+    }
+}
+
+/// Whether a copy that could not be let go in the ordinary way runs all the same. Blocks.
+pub(crate) fn copy_runs(record: &Record) -> bool {
+    remains::copy_lives(record)
+}

@@ -1,0 +1,74 @@
+//! What a migration leaves when its agent is gone, and how it is ended. Blocks.
+//!
+//! At the source: the cgroup freezer, connections in repair mode, the firewall's lock. At the destination: the
+//! created container, host ends of veth pairs; the lock goes with the namespace.
+
+use std::time::Duration;
+
+use pclive_engine::capture::Leftover;
+use pclive_engine::model::Pid;
+
+use super::decision::Held;
+use super::process;
+use crate::error::{ErrorCode, MigrationError};
+use crate::journal::{Process, Record};
+use crate::network::{self, Namespace};
+
+fn capture_error(error: &pclive_engine::capture::CaptureError) -> MigrationError {
+    MigrationError::caused(ErrorCode::CaptureFailed, error)
+}
+
+fn network_error(error: &network::Error) -> MigrationError {
+    MigrationError::caused(ErrorCode::NetworkFailed, error)
+}
+
+/// The init, if it is still there.
+fn init(record: &Record) -> Option<Process> {
+    record.init.filter(|init| record.boot_id == process::boot_id() && process::is_there(*init))
+}
+
+/// What is left of the container at its source.
+pub(super) fn held(record: &Record) -> Result<Held, MigrationError> {
+    let Some(init) = init(record) else { return Ok(Held::Gone) };
+    let looked = Leftover::find(Pid(init.pid)).and_then(|leftover| leftover.is_frozen());
+    match looked {
+        Ok(true) => Ok(Held::Frozen),
+        Ok(false) => Ok(Held::Free),
+        Err(_) if !process::is_there(init) => Ok(Held::Gone),
+        Err(error) => Err(capture_error(&error)),
+    }
+}
+
+/// Whether the copy at the destination outlived its agent.
+pub(super) fn copy_lives(record: &Record) -> bool {
+    init(record).is_some_and(process::outlived_tracer)
+}
+
+/// Lets the container run on at its source: first the network, then the tasks. On `Err` it can be tried again.
+pub(super) fn let_go(record: &Record) -> Result<(), MigrationError> {
+    let Some(init) = init(record) else { return Ok(()) };
+    let namespace = Namespace::of(init.pid).map_err(|error| network_error(&error))?;
+    network::remove_stale_lock(&namespace, &record.container).map_err(|error| network_error(&error))?;
+    let leftover = Leftover::find(Pid(init.pid)).map_err(|error| capture_error(&error))?;
+    leftover.let_go().map_err(|error| capture_error(&error))
+}
+
+/// Ends the container at its source without letting it run or speak.
+pub(super) fn destroy(record: &Record, timeout: Duration) -> Result<(), MigrationError> {
+    let Some(init) = init(record) else {
+        return network::remove_host_ends(&record.container).map(drop).map_err(|error| network_error(&error));
+    };
+    let namespace = Namespace::of(init.pid).map_err(|error| network_error(&error))?;
+    let interfaces = network::capture(&namespace).map_err(|error| network_error(&error))?;
+    let leftover = Leftover::find(Pid(init.pid)).map_err(|error| capture_error(&error))?;
+    leftover.destroy(timeout).map_err(|error| capture_error(&error))?;
+    network::retire(&namespace, &record.container, &interfaces).map_err(|error| network_error(&error))
+}
+
+/// Tells the neighbours once more where the container is: its agent may have died before it could.
+pub(super) fn announce(record: &Record) -> Result<(), network::Error> {
+    let Some(init) = init(record) else { return Ok(()) };
+    let namespace = Namespace::of(init.pid)?;
+    let interfaces = network::capture(&namespace)?;
+    network::Announcer::prepare(&namespace, &interfaces)?.announce()
+}

@@ -1,0 +1,30 @@
+//! `resolve`: where a container belongs whose migration is in doubt.
+
+use pclive_proto::control::Phase;
+
+use crate::args::Resolve;
+use crate::client::Client;
+use crate::exit::Exit;
+use crate::failure::Failure;
+use crate::output::Output;
+use crate::render::{json, text};
+
+/// Decides, and says where the container is now.
+pub(super) async fn run(mut client: Client, wish: &Resolve, output: &mut Output) -> Result<Exit, Failure> {
+    let decided = client.resolve(wish.request()).await?;
+    output.result(&json::Resolved::new(&wish.id, &decided), || {
+        let place = match decided.phase() {
+            Phase::Done => "removed here; it belongs to the destination",
+            Phase::Failed => "let go here, as far as it was there",
+            Phase::Unspecified
+            | Phase::Negotiating
+            | Phase::PreCopy
+            | Phase::Frozen
+            | Phase::Ready
+            | Phase::Committed
+            | Phase::Unknown => "not decided",
+        };
+        format!("{place}\nthe destination said: {}\n", text::printable(&decided.peer))
+    })?;
+    Ok(Exit::Ok)
+}
