@@ -9,10 +9,14 @@ CARGO   ?= cargo
 PREFIX  ?= /usr/local
 DESTDIR ?=
 
-.PHONY: build demo test bench lint install deps
+.PHONY: faulty-agent build demo test bench lint install deps
 
 build:
 	$(CARGO) build --release --workspace --bins
+
+# For tests only: an agent that can be made to end at named points of a migration.
+faulty-agent:
+	$(CARGO) build --release -p pclive-agent --features fault-injection --target-dir target/fault
 
 demo: deps build
 	target/release/demo
@@ -21,7 +25,7 @@ bench: deps build
 	target/release/bench
 
 # The tests of whole migrations run one after the other: each has two hosts, agents and a gigabyte or more.
-test: deps build
+test: deps build faulty-agent
 	tests/run-tests
 
 lint:

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 
 use crate::bundle::Bundle;
-use crate::command::{output, workspace_binary};
+use crate::command::{faulty_agent, output, workspace_binary};
 use crate::link::{self, BRIDGE, Speed};
 use crate::node::{Node, only_child};
 use crate::wait::until;
@@ -186,10 +186,31 @@ impl Host {
 
     /// Starts the agent and waits until its control socket answers connections.
     pub fn start_agent(&self) -> Result<()> {
+        self.launch(&workspace_binary("pclive-agent")?, None)
+    }
+
+    /// Starts an agent that ends or stands still at a named point of a migration (`POINT:kill`, `POINT:stop`).
+    pub fn start_agent_with_fault(&self, fault: &str) -> Result<()> {
+        self.launch(&faulty_agent()?, Some(fault))
+    }
+
+    /// Waits until the agent has ended by itself.
+    pub fn await_agent_end(&self) -> Result<()> {
+        let taken = self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take();
+        let Some(mut agent) = taken else { return Ok(()) };
+        let ended = until("the agent's end", LIMIT, || Ok(agent.try_wait()?.is_some()));
+        if ended.is_err() {
+            *self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(agent);
+        }
+        ended.with_context(|| self.last_words())
+    }
+
+    fn launch(&self, binary: &Path, fault: Option<&str>) -> Result<()> {
         let config = self.directory.join("agent.toml");
         std::fs::write(&config, self.agent_config()).context("cannot write the agent's configuration")?;
         let log = File::options().create(true).append(true).open(self.directory.join("agent.log"))?;
-        let mut command = self.node.command(&workspace_binary("pclive-agent")?.display().to_string());
+        let mut command = self.node.command(&binary.display().to_string());
+        command.envs(fault.map(|fault| ("FAULT_INJECTION", fault)));
         command.arg("--config").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut agent = command.spawn().context("cannot run nsenter")?;
         let socket = self.directory.join(CONTROL.trim_start_matches('/'));

@@ -44,8 +44,13 @@ impl Log {
     /// A log of a record that is not on disk yet.
     pub(super) fn create(directory: Arc<Directory>, record: Record) -> Result<Self, JournalError> {
         let mut log = Self { directory, record: record.clone(), staged: None, spare: false, let_go: false };
-        log.put(record)?;
-        Ok(log)
+        match log.put(record) {
+            Ok(()) => Ok(log),
+            Err(error) => {
+                log.remove();
+                Err(error)
+            }
+        }
     }
 
     /// The log of a record that was read.

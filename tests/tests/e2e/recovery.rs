@@ -1,0 +1,246 @@
+//! Agents that die at every step of a migration: after their restart exactly one copy runs, with its data and its
+//! connections, nothing is left of the other, and a second migration works.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use pclive_tests::command::{finish, output};
+use pclive_tests::ctl::{FAILED, Following};
+use pclive_tests::link::TEN_GIGABIT;
+use pclive_tests::wait::until;
+use pclive_tests::workload::clients::Clients;
+use pclive_tests::workload::redis::{Redis, bundle};
+use pclive_tests::{Container, Host, Lab};
+use serde_json::Value;
+
+use crate::{migrate, nothing_left_in_network, ready};
+
+/// How long recovery may take: the questions to the other agent have growing pauses.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Where the container must run afterwards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Source,
+    Destination,
+    /// Whether COMMIT had left the host is not known when the agent dies.
+    Either,
+}
+
+/// A lab in which the agent that the fault is about has it, with a small Redis on host a and clients.
+fn lab_with(fault: &str) -> Result<(Lab, Container, Clients)> {
+    let lab = Lab::without_agents(TEN_GIGABIT)?;
+    let (faulty, other) = if fault.starts_with("source") { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
+    faulty.start_agent_with_fault(fault)?;
+    other.start_agent()?;
+    let container = lab.start(&bundle("redis-1"))?;
+    let redis = Redis::new(&lab.client, container.v4);
+    redis.populate(16 << 20)?;
+    let clients = redis.clients(2, Duration::from_millis(1))?;
+    Ok((lab, container, clients))
+}
+
+fn ask(host: &Host, words: &[&str]) -> Result<Value> {
+    let said = finish(host.ctl()?.arg("--json").args(words))?;
+    let text = String::from_utf8_lossy(&said.stdout);
+    serde_json::from_str(text.trim()).with_context(|| format!("not JSON: {text}"))
+}
+
+/// The migrations that a host lists, newest first.
+fn migrations(host: &Host) -> Result<Vec<Value>> {
+    let listed = ask(host, &["list"])?;
+    Ok(listed["migrations"].as_array().cloned().unwrap_or_default())
+}
+
+/// Waits until every migration that a host lists has an end.
+fn settled(host: &Host) -> Result<()> {
+    let what = format!("the end of every migration on {}", host.name());
+    until(&what, LIMIT, || {
+        let open = |migration: &Value| migration["phase"] != "done" && migration["phase"] != "failed";
+        Ok(!migrations(host)?.iter().any(open))
+    })
+}
+
+/// Where it runs; the other host has nothing of it.
+fn place(lab: &Lab, container: &Container) -> Result<Place> {
+    let at = [container.status(&lab.a)?, container.status(&lab.b)?];
+    let running = Some("running".to_owned());
+    if at == [running.clone(), None] {
+        ensure!(!container.has_cgroup(&lab.b), "the destination has a cgroup left");
+        nothing_left_in_network(&lab.b)?;
+        Ok(Place::Source)
+    } else if at == [None, running] {
+        ensure!(!container.has_cgroup(&lab.a), "the source has a cgroup left");
+        nothing_left_in_network(&lab.a)?;
+        Ok(Place::Destination)
+    } else {
+        anyhow::bail!("not one copy: {at:?}\n{}{}", lab.a.last_words(), lab.b.last_words())
+    }
+}
+
+/// One copy runs, where it should; the clients go on, a second migration works, and nothing is lost.
+fn whole_again(lab: &Lab, container: &Container, clients: Clients, expected: Place) -> Result<()> {
+    settled(&lab.a)?;
+    settled(&lab.b)?;
+    let found = place(lab, container)?;
+    ensure!(
+        expected == Place::Either || expected == found,
+        "it runs at the {found:?}\n{}{}",
+        lab.a.last_words(),
+        lab.b.last_words()
+    );
+    clients.wait_for_answers(100)?;
+    let (from, to) = if found == Place::Source { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
+    migrate(container, from, to, &[])?;
+    clients.wait_for_answers(100)?;
+    clients.stop()?.nothing_lost()
+}
+
+/// Kills the agent at a point, restarts it, and looks at what is there.
+fn killed_at(point: &str, expected: Place) -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = lab_with(&format!("{point}:kill"))?;
+    let migration = Following::start(&lab.a, &container.name, "host-b", &[])?;
+    let died = if point.starts_with("source") { &lab.a } else { &lab.b };
+    died.await_agent_end()?;
+    died.start_agent()?;
+    drop(migration);
+    let listed = migrations(died)?;
+    ensure!(listed.len() == 1, "the restarted agent does not list its migration: {listed:?}");
+    whole_again(&lab, &container, clients, expected)
+}
+
+macro_rules! killed {
+    ($($name:ident: $point:literal => $place:ident,)*) => {
+        $(#[test]
+        fn $name() -> Result<()> {
+            killed_at($point, Place::$place)
+        })*
+    };
+}
+
+killed! {
+    source_killed_before_it_asked_anybody_runs_on: "source-begun" => Source,
+    source_killed_in_its_rounds_runs_on: "source-round" => Source,
+    source_killed_when_frozen_runs_on: "source-frozen" => Source,
+    source_killed_after_its_dump_runs_on: "source-dumped" => Source,
+    source_killed_when_the_copy_is_ready_runs_on: "source-offered" => Source,
+    source_killed_before_commit_runs_on_once_the_destination_has_answered: "source-held" => Source,
+    source_killed_as_it_commits_leaves_one_copy: "source-commit-sent" => Either,
+    source_killed_after_the_answer_leaves_the_copy: "source-answered" => Destination,
+    source_killed_after_its_end_leaves_the_copy: "source-destroyed" => Destination,
+    destination_killed_before_it_made_anything_leaves_the_source: "destination-begun" => Source,
+    destination_killed_with_a_created_container_leaves_the_source: "destination-created" => Source,
+    destination_killed_in_the_rounds_leaves_the_source: "destination-round" => Source,
+    destination_killed_with_a_restored_copy_leaves_the_source: "destination-restored" => Source,
+    destination_killed_when_ready_leaves_the_source: "destination-offered" => Source,
+    destination_killed_at_the_commit_gives_the_container_back: "destination-committed" => Source,
+    destination_killed_with_a_running_copy_keeps_it: "destination-resumed" => Destination,
+    destination_killed_before_the_runtime_knows_keeps_the_copy: "destination-told" => Destination,
+}
+
+/// The only migration of host a, in doubt.
+fn in_doubt(lab: &Lab) -> Result<String> {
+    until("a migration in doubt", LIMIT, || {
+        Ok(migrations(&lab.a)?.first().is_some_and(|migration| migration["phase"] == "unknown"))
+    })?;
+    let listed = migrations(&lab.a)?;
+    Ok(listed[0]["migration_id"].as_str().context("a migration without an id")?.to_owned())
+}
+
+#[test]
+fn a_commit_without_an_answer_is_explained_kept_frozen_and_ended_by_the_answer() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = lab_with("destination-offered:stop")?;
+    let migration = Following::start(&lab.a, &container.name, "host-b", &[])?;
+    let refusal = migration.finish()?.err().context("migrated without an answer")?;
+    ensure!(refusal.exit == Some(3) && refusal.problem.code == "commit-unknown", "{refusal:?}");
+    let id = in_doubt(&lab)?;
+    ensure!(container.status(&lab.a)?.as_deref() == Some("paused"), "the source is not frozen");
+    let status = ask(&lab.a, &["status", &id])?;
+    ensure!(status["doubt"]["here"].as_str().is_some_and(|words| words.contains("frozen")), "{status}");
+    for wish in ["--run-here", "--discard-here"] {
+        let refused = finish(lab.a.ctl()?.args(["--json", "resolve", &id, wish]))?;
+        let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+        ensure!(refused.status.code() == Some(FAILED) && said.contains("peer-disagrees"), "{wish}: {said}");
+    }
+    // A restart of the source changes nothing: it goes on asking.
+    lab.a.stop_agent(Signal::SIGKILL)?;
+    lab.a.start_agent()?;
+    ensure!(in_doubt(&lab)? == id && container.status(&lab.a)?.as_deref() == Some("paused"));
+    lab.b.stop_agent(Signal::SIGKILL)?;
+    lab.b.start_agent()?;
+    whole_again(&lab, &container, clients, Place::Source)
+}
+
+#[test]
+fn an_operator_decides_when_the_destination_is_lost() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = lab_with("destination-offered:kill")?;
+    let migration = Following::start(&lab.a, &container.name, "host-b", &[])?;
+    lab.b.await_agent_end()?;
+    let refusal = migration.finish()?.err().context("migrated without a destination")?;
+    // COMMIT may not have left before the link broke: then there is no doubt.
+    if refusal.exit == Some(3) {
+        let id = in_doubt(&lab)?;
+        output(lab.a.ctl()?.args(["resolve", &id, "--run-here", "--override"]))?;
+        let again = finish(lab.a.ctl()?.args(["--json", "resolve", &id, "--run-here"]))?;
+        ensure!(String::from_utf8_lossy(&again.stdout).contains("not-in-doubt"), "{again:?}");
+    }
+    ensure!(container.status(&lab.a)?.as_deref() == Some("running"), "it does not run");
+    clients.wait_for_answers(100)?;
+    lab.b.start_agent()?;
+    whole_again(&lab, &container, clients, Place::Source)
+}
+
+#[test]
+fn the_same_request_twice_is_one_migration_also_after_a_restart() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let container = lab.start(&bundle("redis-1"))?;
+    let start = || {
+        let words =
+            ["--json", "migrate", &container.name, "--to", "host-b", "--detach", "--request-id", "job-7"];
+        output(lab.a.ctl()?.args(words))
+    };
+    let first = start()?;
+    ensure!(first == start()?, "two migrations for one request");
+    settled(&lab.a)?;
+    lab.a.stop_agent(Signal::SIGTERM)?;
+    lab.a.start_agent()?;
+    ensure!(first == start()?, "the request is forgotten");
+    let listed = migrations(&lab.a)?;
+    ensure!(listed.len() == 1 && listed[0]["phase"] == "done", "{listed:?}");
+    Ok(())
+}
+
+#[test]
+fn a_journal_that_cannot_be_written_stops_the_migration_before_the_container() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let container = lab.start(&bundle("redis-1"))?;
+    let clients = Redis::new(&lab.client, container.v4).clients(2, Duration::from_millis(1))?;
+    for host in [&lab.a, &lab.b] {
+        let state = lab.directory().join(host.name()).join("state/migrations").display().to_string();
+        host.node().run(&["mount", "-t", "tmpfs", "-o", "ro,size=64k", "tmpfs", &state])?;
+        let refusal = lab.a.migrate_in_vain(&container.name, "host-b", &[])?;
+        ensure!(refusal.exit == Some(FAILED) && refusal.problem.code == "journal-failed", "{refusal:?}");
+        ensure!(refusal.problem.message.contains("migrations"), "{refusal:?}");
+        host.node().run(&["umount", &state])?;
+    }
+    ensure!(container.status(&lab.b)?.is_none(), "the destination has something left");
+    migrate(&container, &lab.a, &lab.b, &[])?;
+    clients.wait_for_answers(100)?;
+    clients.stop()?.nothing_lost()
+}
