@@ -90,3 +90,35 @@ fn a_container_that_nobody_froze_is_let_go_without_effect() {
     let seen = last_number(&container.output());
     wait_until("counting", || last_number(&container.output()) > seen);
 }
+
+/// Stops and dumps a container with a thread that then ends without letting go, as an agent that is killed does.
+fn dumped_by_one_who_died(name: &str, program: &[&str]) -> Created {
+    let container = Created::new(name, program);
+    container.start();
+    wait_until("counting", || last_number(&container.output()) > 10);
+    let init = container.init();
+    std::thread::scope(|scope| {
+        let died = scope.spawn(|| {
+            let mut source = Source::open(init, SourceOptions::default()).unwrap();
+            source.round(&mut Nowhere).unwrap();
+            let mut frozen = source.freeze().unwrap();
+            frozen.dump(&mut Nowhere).unwrap();
+            std::mem::forget(frozen);
+            std::mem::forget(source);
+        });
+        died.join().unwrap();
+    });
+    container
+}
+
+#[test]
+fn a_container_whose_agent_died_after_the_dump_runs_on() {
+    let sleeper = ["sh", "-c", "i=0; while true; do i=$((i+1)); echo $i; usleep 1000; done"];
+    for (name, program) in [("died-busy", COUNTER), ("died-asleep", &sleeper)] {
+        let container = dumped_by_one_who_died(name, program);
+        let seen = last_number(&container.output());
+        wait_until("counting on", || last_number(&container.output()) > seen + 100);
+        let numbers: Vec<u64> = container.output().lines().map(|line| line.trim().parse().unwrap()).collect();
+        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{name}: no number is lost");
+    }
+}

@@ -105,7 +105,10 @@ impl<'a> Frozen<'a> {
                 shape.add_zombie(process);
                 continue;
             };
-            self.source.track(process, |process| Tracked::start_stopped(process, leader))?;
+            self.source.track(process, |process| {
+                let started = Tracked::start_stopped(process, leader);
+                started.and_then(|tracked| Ok(leader.restore_context().map(|()| tracked)?))
+            })?;
             if let Some(tracked) = self.source.tracked.get(&process.pid) {
                 stopped.threads.iter_mut().for_each(|captive| captive.join(tracked.slot));
             }
@@ -164,18 +167,21 @@ impl<'a> Frozen<'a> {
     }
 }
 
-/// Everything of a process but its memory and its descriptors.
+/// Everything of a process but its memory and its descriptors. Threads share their process's slot, so each gets its
+/// own context back before the next uses it: the agent may die at any time, and all of them then go on from there.
 fn small_state(process: &mut StoppedProcess, cpus: &CpuSet) -> Result<ProcessState, CaptureError> {
     let mut threads = process.threads.iter_mut();
     let leader = threads.next().ok_or(TraceError::Gone { pid: process.tree.pid })?;
     let registers = *leader.registers();
     let frame = Frame { registers: &registers, signal_mask: leader.signal_mask() };
     let mut state = super::process::capture(leader, frame, cpus)?;
+    leader.restore_context()?;
     state.job_stopped = process.job_stopped;
     for captive in threads {
         let registers = *captive.registers();
         let frame = Frame { registers: &registers, signal_mask: captive.signal_mask() };
         super::thread::capture(captive, frame, cpus, &mut state)?;
+        captive.restore_context()?;
     }
     Ok(state)
 }
