@@ -244,6 +244,9 @@ impl Host {
         let Some(mut agent) = taken else { return Ok(()) };
         // `nsenter` waits for the agent, its child in the node's PID namespace.
         kill(only_child(&agent)?, signal).context("cannot signal the agent")?;
+        // It stands still when its child does, and would not see it end.
+        let waiting = nix::unistd::Pid::from_raw(i32::try_from(agent.id()).context("a pid")?);
+        kill(waiting, Signal::SIGCONT).context("cannot wake nsenter")?;
         until("the agent's end", LIMIT, || Ok(agent.try_wait()?.is_some()))
     }
 
