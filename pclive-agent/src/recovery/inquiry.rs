@@ -29,7 +29,8 @@ async fn request(agent: &Agent, record: &Record) -> Result<InquireResponse, Migr
     let recorded = PeerAddress { name: record.peer.name.clone(), address: record.peer.address.clone() };
     // An administrator may have given the peer another address since.
     let address = agent.peer_address(&record.peer.name).unwrap_or(recorded);
-    let mut client = link::connect(&address, &agent.config.peer, &agent.config.migration).await?;
+    let mut client =
+        link::connect(&address, &agent.config.peer, &agent.config.migration, agent.keeper.as_ref()).await?;
     let request = InquireRequest {
         protocol_version: PROTOCOL_VERSION,
         migration_id: record.id.clone(),
