@@ -14,7 +14,7 @@ use pclive_proto::control::control_client::ControlClient;
 use pclive_proto::control::{CancelMigrationRequest, Error, GetHostRequest, ListMigrationsRequest};
 use pclive_proto::peer::destination_message::Message as Answer;
 use pclive_proto::peer::source_message::Message;
-use pclive_proto::peer::{HelloRequest, Prepare, SourceMessage};
+use pclive_proto::peer::{HelloRequest, InquireRequest, Prepare, SourceMessage};
 use pclive_tls::{Connector, Credentials, End, Fault, Files};
 use rcgen::SanType;
 use rustls::pki_types::ServerName;
@@ -220,6 +220,27 @@ async fn a_migration_under_another_agents_name_is_refused() {
     };
     assert_eq!(failure.code, "access-denied");
     assert!(failure.message.contains("host-q") && failure.message.contains("host-s"), "{failure:?}");
+}
+
+#[tokio::test]
+async fn what_became_of_a_migration_is_told_to_no_agent_under_anothers_name() {
+    let authority = Authority::new();
+    let served = serve(&authority).await;
+    let files = authority.issue(&served.path("s"), "host-s");
+    let channel = channel(served.peer_address(), &files).await.unwrap();
+    let mut client = pclive_proto::peer::peer_client::PeerClient::new(channel);
+    let mut ask = async |source_agent: &str| {
+        let request = InquireRequest {
+            protocol_version: PROTOCOL_VERSION,
+            migration_id: "7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a69".into(),
+            container_id: "web".into(),
+            source_agent: source_agent.into(),
+        };
+        client.inquire(request).await
+    };
+    let status = ask("host-q").await.unwrap_err();
+    assert_eq!(Error::from_status(&status).unwrap().code, "access-denied");
+    assert!(ask("host-s").await.is_ok());
 }
 
 /// A channel to the served agent that shows this certificate.

@@ -61,12 +61,16 @@ fn heard(response: &InquireResponse) -> Heard {
     Heard { answer, words }
 }
 
-/// Answers a source. What is undecided is decided against the copy, durably, before this returns.
+/// Answers the source of a migration, and nobody else: an answer can end it. What is undecided is decided against
+/// the copy, durably, before this returns.
 pub async fn answer(agent: &Agent, request: InquireRequest) -> Result<InquireResponse, MigrationError> {
     crate::migration::version_matches(PROTOCOL_VERSION, request.protocol_version, &request.source_agent)?;
     let log = agent.journal.log(&request.migration_id).filter(|log| {
         let log = journal::guard(log);
-        log.record().role == Role::Destination && log.record().container == request.container_id
+        let record = log.record();
+        record.role == Role::Destination
+            && record.container == request.container_id
+            && record.peer.name.eq_ignore_ascii_case(&request.source_agent)
     });
     let respond = |answer: WireAnswer, detail: String| InquireResponse {
         answer: answer.into(),

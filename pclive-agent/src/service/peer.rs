@@ -53,6 +53,7 @@ impl Peer for PeerService {
     }
 
     async fn inquire(&self, request: Request<InquireRequest>) -> Result<Response<InquireResponse>, Status> {
+        caller(&request)?.speaks_for(&request.get_ref().source_agent)?;
         Ok(Response::new(recovery::answer(&self.agent, request.into_inner()).await?))
     }
 
