@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::pty::{Winsize, openpty};
 use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, Termios, tcgetattr, tcsetattr};
@@ -88,7 +89,12 @@ impl Terminal {
         while found.len() < expected.len() {
             let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
             let heard = String::from_utf8_lossy(&found);
-            ensure!(poll(&mut fds, LIMIT_MS)? == 1, "no answer to {typed:?} but {heard:?}");
+            // Other states' timers ring meanwhile.
+            let ready = match poll(&mut fds, LIMIT_MS) {
+                Err(Errno::EINTR) => continue,
+                ready => ready?,
+            };
+            ensure!(ready == 1, "no answer to {typed:?} but {heard:?}");
             let mut buffer = [0; 64];
             let length = self.master.read(&mut buffer)?;
             found.extend_from_slice(&buffer[..length]);
