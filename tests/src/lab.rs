@@ -66,7 +66,7 @@ impl Lab {
     }
 
     /// Makes a CA and a certificate for each host, as an administrator does.
-    fn certify(&self) -> Result<()> {
+    pub fn certify(&self) -> Result<()> {
         let authority = self.directory.0.join("ca");
         let certs = |arguments: &[&str]| {
             let mut ctl = std::process::Command::new(workspace_binary("pclivectl")?);

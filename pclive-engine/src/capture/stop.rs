@@ -165,7 +165,8 @@ struct Seized {
 }
 
 impl Seized {
-    /// Stops tasks until two readings of the tree agree; returns that tree.
+    /// Stops tasks until two readings of the tree agree; returns that tree. Leaders stop last: as long as one runs it
+    /// takes the signals of its process, which would end with EINTR what another thread waits for.
     fn gather(
         &mut self,
         read: impl Fn() -> Result<Vec<TreeProcess>, TreeError>,
@@ -173,18 +174,26 @@ impl Seized {
     ) -> Result<Vec<TreeProcess>, CaptureError> {
         loop {
             let tree = read()?;
-            let threads: Vec<Pid> = tree.iter().flat_map(|p| p.threads.iter().map(|t| t.pid)).collect();
-            let mut new = 0;
-            for pid in threads {
-                if !self.stopped.contains_key(&pid) && !self.gone.contains(&pid) {
-                    new += usize::from(self.seize(pid)?);
-                }
-            }
-            self.await_stops(deadline)?;
+            let threads = tree.iter().flat_map(|process| process.threads.iter().map(|thread| thread.pid));
+            let (leaders, others): (Vec<Pid>, Vec<Pid>) =
+                threads.partition(|pid| tree.iter().any(|process| process.pid == *pid));
+            let new = self.stop_new(others, deadline)? + self.stop_new(leaders, deadline)?;
             if new == 0 {
                 return Ok(tree);
             }
         }
+    }
+
+    /// Stops those that are not stopped yet; how many that were.
+    fn stop_new(&mut self, threads: Vec<Pid>, deadline: Deadline) -> Result<usize, CaptureError> {
+        let mut new = 0;
+        for pid in threads {
+            if !self.stopped.contains_key(&pid) && !self.gone.contains(&pid) {
+                new += usize::from(self.seize(pid)?);
+            }
+        }
+        self.await_stops(deadline)?;
+        Ok(new)
     }
 
     /// False if the task has ended meanwhile.

@@ -31,6 +31,7 @@ enum Place {
 /// A lab in which the agent that the fault is about has it, with a small Redis on host a and clients.
 fn lab_with(fault: &str) -> Result<(Lab, Container, Clients)> {
     let lab = Lab::without_agents(TEN_GIGABIT)?;
+    lab.certify()?;
     let (faulty, other) = if fault.starts_with("source") { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
     faulty.start_agent_with_fault(fault)?;
     other.start_agent()?;
