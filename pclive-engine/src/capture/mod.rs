@@ -6,6 +6,7 @@
 //! the rounds had put into it. A container that an agent left frozen is a [`Leftover`] to the next one.
 
 mod attributes;
+mod calls;
 mod check;
 pub(crate) mod creds;
 mod error;

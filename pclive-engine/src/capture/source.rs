@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use super::calls::InterruptedCalls;
 use super::files::Table;
 use super::freezer::Freezer;
 use super::frozen::Frozen;
@@ -45,6 +46,8 @@ pub struct Source {
     /// Somebody may have written shared memory unseen since the last round: a process came, went, or executed.
     pub(super) strangers: bool,
     pub(super) cpus: CpuSet,
+    /// What threads were in when they were stopped.
+    calls: InterruptedCalls,
     pub(super) files: Table,
     /// What will hold the container across the commit.
     pub(super) freezer: Option<Freezer>,
@@ -62,6 +65,7 @@ impl Source {
             objects: Objects::new(),
             strangers: false,
             cpus: CpuSet::of(init),
+            calls: InterruptedCalls::default(),
             files: Table::open(init)?,
             freezer: None,
         })
@@ -121,7 +125,8 @@ impl Source {
     pub fn freeze(&mut self) -> Result<Frozen<'_>, CaptureError> {
         let deadline = Deadline::after(self.options.stop_timeout);
         loop {
-            let processes = stop::stop_tree(self.init, self.options.stop_timeout)?;
+            let mut processes = stop::stop_tree(self.init, self.options.stop_timeout)?;
+            self.calls.settle(&mut processes);
             let Some(shared) = check::shared_memory(processes.iter().map(|process| &process.tree)) else {
                 return Ok(Frozen::new(self, processes));
             };
@@ -143,7 +148,9 @@ impl Source {
             return Ok(());
         }
         let timeout = self.options.stop_timeout;
-        let described = self.track(process, |process| Tracked::start(process, timeout));
+        let mut calls = std::mem::take(&mut self.calls);
+        let described = self.track(process, |process| Tracked::start(process, timeout, &mut calls));
+        self.calls = calls;
         let described = described.and_then(|()| round::describe(self, process, Detail::Full, shape));
         match described {
             Err(error) if is_loss(&error) && process.pid != self.init => {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::calls::InterruptedCalls;
 use super::tree::{self, TreeError, TreeProcess, TreeThread};
 use super::{CaptureError, rseq, thread};
 use crate::model::{Deadline, Pid, Vpid};
@@ -61,11 +62,13 @@ fn stop(
 pub(super) fn with_process_stopped<T>(
     process: &TreeProcess,
     timeout: Duration,
+    calls: &mut InterruptedCalls,
     action: impl Fn(&mut Captive) -> Result<T, CaptureError>,
 ) -> Result<T, CaptureError> {
     let deadline = Deadline::after(timeout);
     loop {
         let mut stopped = stop(timeout, || tree::again(process))?;
+        calls.settle(&mut stopped);
         let captive = stopped.first_mut().and_then(|process| process.threads.last_mut());
         let captive = captive.ok_or(TraceError::Gone { pid: process.pid })?;
         let outcome = action(captive);
@@ -404,7 +407,10 @@ mod tests {
         }
         let program = Threads::start(3);
         let process = program.process(3);
-        let seen = with_process_stopped(&process, TIMEOUT, |_| Ok(states(&process))).unwrap();
+        let seen = with_process_stopped(&process, TIMEOUT, &mut InterruptedCalls::default(), |_| {
+            Ok(states(&process))
+        })
+        .unwrap();
         assert_eq!(seen, vec![b't'; process.threads.len()]);
         let deadline = Deadline::after(TIMEOUT);
         while states(&process).contains(&b't') {

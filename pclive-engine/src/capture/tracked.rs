@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::CaptureError;
+use super::calls::InterruptedCalls;
 use super::stop::{with_process_stopped, with_thread_stopped};
 use super::tree::TreeProcess;
 use crate::memory::{AddressSpace, MemoryError};
@@ -30,8 +31,13 @@ pub(super) struct Tracked {
 
 impl Tracked {
     /// Puts a running process under the tracker; it stops for a moment.
-    pub(super) fn start(process: &TreeProcess, timeout: Duration) -> Result<Self, CaptureError> {
-        let (slot, tracker) = with_process_stopped(process, timeout, |captive| settle(process.pid, captive))?;
+    pub(super) fn start(
+        process: &TreeProcess,
+        timeout: Duration,
+        calls: &mut InterruptedCalls,
+    ) -> Result<Self, CaptureError> {
+        let settle = |captive: &mut Captive| settle(process.pid, captive);
+        let (slot, tracker) = with_process_stopped(process, timeout, calls, settle)?;
         Ok(Self::new(process, slot, tracker)?)
     }
 

@@ -267,6 +267,11 @@ impl Captive {
         self.owed = 0;
     }
 
+    /// The number of the interrupted call, where the registers have only that of its continuation.
+    pub fn is_in_call(&mut self, number: u64) {
+        self.original.orig_rax = number;
+    }
+
     /// Changes where the application goes on when it is let go: the abort handler of a restartable sequence.
     pub fn go_on_at(&mut self, rip: u64) {
         self.original.rip = rip;

@@ -172,8 +172,11 @@ fn a_commit_without_an_answer_is_explained_kept_frozen_and_ended_by_the_answer()
     ensure!(refusal.exit == Some(3) && refusal.problem.code == "commit-unknown", "{refusal:?}");
     let id = in_doubt(&lab)?;
     ensure!(is_frozen(&lab.a, &container), "the source is not frozen");
-    let status = ask(&lab.a, &["status", &id])?;
-    ensure!(status["doubt"]["here"].as_str().is_some_and(|words| words.contains("frozen")), "{status}");
+    // The peer is asked in the background; what is known shows once that has begun.
+    until("the words on the doubt", LIMIT, || {
+        let status = ask(&lab.a, &["status", &id])?;
+        Ok(status["doubt"]["here"].as_str().is_some_and(|words| words.contains("frozen")))
+    })?;
     for wish in ["--run-here", "--discard-here"] {
         let refused = finish(lab.a.ctl()?.args(["--json", "resolve", &id, wish]))?;
         let said = String::from_utf8_lossy(&refused.stdout).into_owned();
