@@ -2,7 +2,7 @@
 //!
 //! At the start, before anything is served, every record of the journal is brought to its end: what was not decided
 //! runs on at its source and is removed at its destination; a copy that was let go is kept. Only a source that may
-//! have sent COMMIT has to ask, and is in doubt until it is answered ([`doubt`]). What is decided is decided by the
+//! have sent COMMIT has to ask, and is in doubt until it is answered (`doubt`). What is decided is decided by the
 //! pure functions of [`decision`].
 
 pub mod decision;
