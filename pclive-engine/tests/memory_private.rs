@@ -6,8 +6,8 @@ use std::io::Write;
 
 use pclive_engine::capture::SinkError;
 use pclive_engine::memory::layout_diff::plan;
-use pclive_engine::memory::{AddressSpace, Filler, MemoryError, Objects, SharedWrites};
-use pclive_engine::model::{Batch, ExtentKind, Mapping, Vma};
+use pclive_engine::memory::{AddressSpace, Filler, MemoryError, Objects, SharedWrites, Staging, StagingError};
+use pclive_engine::model::{Batch, ExtentKind, Layout, Mapping, ProcessLayout, Vma, Vpid};
 use pclive_engine::remote::{Outcome, RemoteTask};
 use proptest::prelude::*;
 use subject::{ARENA, PAGE, Subject};
@@ -22,6 +22,18 @@ struct Pair {
     filler: Filler,
     vmas: Vec<Vma>,
     file: tempfile::NamedTempFile,
+    /// Where batches wait, if they do.
+    staging: Option<Staging>,
+    /// How many batches are put in place between two that arrive.
+    slices: usize,
+}
+
+/// Puts a batch in place as the engine does.
+fn put(filler: &mut Filler, copy: &mut Subject, batch: &Batch) {
+    let lifted = filler.lift(batch).unwrap().calls();
+    assert!(copy.task.run(&lifted).unwrap().iter().all(|result| *result == 0));
+    let calls = filler.fill(batch).unwrap().calls();
+    assert!(copy.task.run(&calls).unwrap().iter().all(|result| *result == 0));
 }
 
 impl Pair {
@@ -32,7 +44,43 @@ impl Pair {
         let contents: Vec<u8> = (0..40 * PAGE).map(|at| (at / 7 + at / PAGE) as u8).collect();
         file.write_all(&contents).unwrap();
         let (space, filler) = (source.track(), Filler::new(copy.pid()));
-        Self { source, space, copy, filler, vmas: Vec::new(), file }
+        Self { source, space, copy, filler, vmas: Vec::new(), file, staging: None, slices: 0 }
+    }
+
+    /// A pair whose batches wait until their round is whole, and are then put in place while the next one arrives.
+    fn pipelined(slices: usize) -> Self {
+        Self { staging: Some(Staging::new(1 << 30).unwrap()), slices, ..Self::start() }
+    }
+
+    /// The mappings as a layout of one process.
+    fn layout(&self) -> Layout {
+        let process = ProcessLayout {
+            vpid: self.space.vpid(),
+            start_time: 1,
+            parent: Vpid(0),
+            pgid: Vpid(1),
+            sid: Vpid(1),
+            terminal: None,
+            zombie: None,
+            generation: 1,
+            exe: Vec::new(),
+            threads: Vec::new(),
+            vmas: self.vmas.clone(),
+            vdso: Default::default(),
+        };
+        Layout { processes: vec![process], objects: Vec::new() }
+    }
+
+    /// Puts everything in place that waits.
+    fn settle(&mut self) {
+        let Some(staging) = &mut self.staging else { return };
+        let (filler, copy) = (&mut self.filler, &mut self.copy);
+        let put = &mut |batch: &Batch| -> Result<(), StagingError> {
+            put(filler, copy, batch);
+            Ok(())
+        };
+        staging.apply(put).unwrap();
+        assert_eq!(staging.staged_bytes(), 0);
     }
 
     /// One round; the sink fails after `patience` batches. Returns what was handed over.
@@ -41,17 +89,35 @@ impl Pair {
         self.copy.follow(&plan(&self.vmas, &vmas));
         self.filler.set_layout(&vmas).unwrap();
         self.vmas = vmas;
+        let layout = self.layout();
+        if let Some(staging) = &mut self.staging {
+            staging.follow(&layout).unwrap();
+        }
         let mut batches = Vec::new();
-        let (filler, copy) = (&mut self.filler, &mut self.copy);
+        let (filler, copy, staging) = (&mut self.filler, &mut self.copy, &mut self.staging);
         let result = self.space.round(&self.vmas, 5 * PAGE as usize, &mut |batch| {
             if batches.len() == patience {
                 return Err(SinkError { reason: "the test's sink is full".into() });
             }
-            let calls = filler.fill(&batch).unwrap().calls();
-            assert!(copy.task.run(&calls).unwrap().iter().all(|result| *result == 0));
+            match staging {
+                None => put(filler, copy, &batch),
+                Some(staging) => {
+                    staging.stage(&batch).unwrap();
+                    for _ in 0..self.slices {
+                        let place = &mut |batch: &Batch| -> Result<(), StagingError> {
+                            put(filler, copy, batch);
+                            Ok(())
+                        };
+                        staging.apply_next(place).unwrap();
+                    }
+                }
+            }
             batches.push(batch);
             Ok(())
         });
+        if let (Some(staging), Ok(_)) = (&mut self.staging, &result) {
+            staging.seal();
+        }
         (batches, result.map(drop))
     }
 
@@ -302,14 +368,42 @@ proptest! {
 
     #[test]
     fn the_copy_is_the_same_whatever_the_program_does(steps in prop::collection::vec(step(), 1..60)) {
-        let mut pair = Pair::start();
-        let zero = pair.source.open(b"/dev/zero", libc::O_RDONLY);
-        for step in &steps {
-            pair.apply(step, zero);
-        }
+        the_copy_is_the_same(Pair::start(), &steps);
+    }
+
+    #[test]
+    fn rounds_that_wait_and_are_merged_make_the_same_copy(
+        steps in prop::collection::vec(step(), 1..60),
+        slices in 0..3usize,
+    ) {
+        the_copy_is_the_same(Pair::pipelined(slices), &steps);
+    }
+}
+
+fn the_copy_is_the_same(mut pair: Pair, steps: &[Step]) {
+    let zero = pair.source.open(b"/dev/zero", libc::O_RDONLY);
+    for step in steps {
+        pair.apply(step, zero);
+    }
+    for _ in 0..2 {
         pair.complete_round();
-        pair.assert_same(ARENA_PAGES);
-        pair.complete_round();
+        pair.settle();
         pair.assert_same(ARENA_PAGES);
     }
+}
+
+#[test]
+fn contents_on_a_guard_page_whose_end_was_merged_away_arrive() {
+    let mut pair = Pair::pipelined(0);
+    pair.source.map(ARENA, 8 * PAGE, READ_WRITE, libc::MAP_PRIVATE);
+    pair.source.scribble(ARENA, 8 * PAGE);
+    pair.source.must(libc::SYS_madvise, &[ARENA + PAGE, 4 * PAGE, GUARD_INSTALL]);
+    pair.complete_round();
+    pair.settle();
+    pair.source.must(libc::SYS_madvise, &[ARENA + PAGE, 3 * PAGE, 103 /* MADV_GUARD_REMOVE */]);
+    pair.complete_round();
+    pair.source.scribble(ARENA + 2 * PAGE, PAGE);
+    pair.complete_round();
+    pair.settle();
+    pair.assert_same(8);
 }

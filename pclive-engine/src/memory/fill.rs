@@ -88,6 +88,26 @@ impl Filler {
         Ok(())
     }
 
+    /// What has to be run before [`Self::fill`] of the same batch: contents come to guard pages that nobody said were
+    /// lifted, because rounds were merged and of every page only the newest word is left.
+    pub fn lift(&mut self, batch: &Batch) -> Result<Discards, FillError> {
+        let mut discards = Discards::default();
+        if self.guarded.is_empty() {
+            return Ok(discards);
+        }
+        check_batch(batch, USER_END)?;
+        for extent in &batch.extents {
+            match extent.kind {
+                ExtentKind::Data | ExtentKind::Zero => {
+                    discards.unguard.extend(self.guarded.within(extent.start, extent.end()));
+                    self.guarded.remove(extent.start, extent.end());
+                }
+                ExtentKind::Hole | ExtentKind::Guard => {}
+            }
+        }
+        Ok(discards)
+    }
+
     /// Puts a batch for this process in place. The result must be run in the restorer before the next call.
     pub fn fill(&mut self, batch: &Batch) -> Result<Discards, FillError> {
         check_batch(batch, USER_END)?;

@@ -17,6 +17,7 @@ mod error;
 mod fill_error;
 mod payload;
 mod pending;
+mod pieces;
 mod reader;
 mod tracker;
 

@@ -1,10 +1,15 @@
-//! Pages that wait at the destination (strategy `one-shot`): kept in a memfd, put in place after the final dump.
+//! Pages that wait at the destination, in a memfd, until they are put into restorers.
 //!
-//! Invariants: of every page the newest word wins; memory that a layout drops is dropped here too, by the same
-//! [`plan`] that the source reckons with; memory freed by newer contents is used again, so that no more is taken than
-//! the container has pages. Everything from the peer is checked before it is stored.
+//! Rounds are merged: of every page the newest word wins, so that a page which is sent twice is kept once. What
+//! arrives is apart from the rounds that are whole ([`Staging::seal`]); only these are yielded, a batch at a time, so
+//! that a round is put in place while the next one is on its way. Memory is given back as it is yielded.
+//!
+//! Invariants: memory that a layout drops is dropped here too, by the same [`plan`] that the source reckons with and
+//! that restorers follow - so what waits always fits restorers that have the newest layout, however many rounds it
+//! waited; memory freed by newer contents is used again, so that no more is taken than the container has pages.
+//! Everything from the peer is checked before it is stored.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -14,12 +19,14 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use super::error::errno;
 use super::fill_error::{FillError, check_batch};
 use super::layout_diff::{LayoutOp, check_vmas, plan};
+use super::payload::MAX_EXTENTS;
+use super::pieces::{Piece, Pieces, Run, What};
 use super::ranges::RangeSet;
 use crate::model::layout::ProcessLayout;
-use crate::model::{Batch, Extent, ExtentKind, Layout, PAGE_SIZE, Pid, Target, Vma, Vpid};
+use crate::model::{Batch, ExtentKind, Layout, Pid, Target, Vma, Vpid};
 use crate::sys::memfd;
 
-/// Payload of a batch that [`Staging::apply`] yields, at most.
+/// Payload of a batch that is yielded, at most.
 const BATCH_BYTES: u64 = 1 << 20;
 
 /// Failure to keep pages.
@@ -52,27 +59,14 @@ pub struct Staging {
     end: u64,
     /// Parts of it that nobody uses.
     free: RangeSet,
-    /// By start; not overlapping.
-    targets: BTreeMap<Target, BTreeMap<u64, Piece>>,
+    /// Of the round that is on its way. No page is both here and in `whole`.
+    arriving: Pieces,
+    /// Of rounds that are here whole.
+    whole: Pieces,
     processes: HashMap<Vpid, Known>,
     staged: u64,
     peak: u64,
     limit: u64,
-}
-
-/// A run of pages and what became of it.
-#[derive(Debug, Clone, Copy)]
-struct Piece {
-    end: u64,
-    what: What,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum What {
-    /// Contents, from this offset of the memfd on.
-    Data(u64),
-    /// No contents.
-    Plain(ExtentKind),
 }
 
 /// A process as the last layout had it.
@@ -83,17 +77,6 @@ struct Known {
     vmas: Vec<Vma>,
 }
 
-impl Piece {
-    /// The part of a piece that starts at `start` between `from` and `to`.
-    fn part(self, start: u64, from: u64, to: u64) -> Self {
-        let what = match self.what {
-            What::Data(slot) => What::Data(slot + (from - start)),
-            plain @ What::Plain(_) => plain,
-        };
-        Self { end: to, what }
-    }
-}
-
 impl Staging {
     /// An empty store that takes at most `limit_bytes` of memory.
     pub fn new(limit_bytes: u64) -> Result<Self, StagingError> {
@@ -102,7 +85,8 @@ impl Staging {
             file,
             end: 0,
             free: RangeSet::new(),
-            targets: BTreeMap::new(),
+            arriving: Pieces::default(),
+            whole: Pieces::default(),
             processes: HashMap::new(),
             staged: 0,
             peak: 0,
@@ -110,7 +94,7 @@ impl Staging {
         })
     }
 
-    /// Bytes of page contents that wait.
+    /// Bytes of page contents that wait, whole rounds or not.
     pub fn staged_bytes(&self) -> u64 {
         self.staged
     }
@@ -120,6 +104,16 @@ impl Staging {
         self.peak
     }
 
+    /// The most that may wait, in bytes.
+    pub fn limit_bytes(&self) -> u64 {
+        self.limit
+    }
+
+    /// True while [`Self::apply_next`] has something to yield.
+    pub fn has_whole(&self) -> bool {
+        !self.whole.is_empty()
+    }
+
     /// Takes over a layout: drops what waits for memory that is no more. Call it in the order in which layouts and
     /// batches came.
     pub fn follow(&mut self, layout: &Layout) -> Result<(), StagingError> {
@@ -127,7 +121,8 @@ impl Staging {
             Target::Process(vpid) => layout.processes.iter().any(|process| process.vpid == *vpid),
             Target::Object(id) => layout.objects.iter().any(|object| object.id == *id),
         };
-        let gone: Vec<Target> = self.targets.keys().filter(|target| !wanted(target)).copied().collect();
+        let known = self.arriving.targets().chain(self.whole.targets());
+        let gone: BTreeSet<Target> = known.filter(|target| !wanted(target)).collect();
         gone.into_iter().for_each(|target| self.cut(target, 0, u64::MAX));
         self.processes.retain(|vpid, _| wanted(&Target::Process(*vpid)));
         layout.processes.iter().try_for_each(|process| self.follow_process(process))
@@ -153,7 +148,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Keeps a batch. On [`StagingError::Full`] a part of it may be kept.
+    /// Keeps a batch of the round that is on its way. On [`StagingError::Full`] a part of it may be kept.
     pub fn stage(&mut self, batch: &Batch) -> Result<(), StagingError> {
         check_batch(batch, u64::MAX)?;
         let mut payload = batch.payload.as_ref();
@@ -168,11 +163,23 @@ impl Staging {
                 }
                 kind @ (ExtentKind::Zero | ExtentKind::Hole | ExtentKind::Guard) => {
                     let piece = Piece { end: extent.end(), what: What::Plain(kind) };
-                    self.targets.entry(batch.target).or_default().insert(extent.start, piece);
+                    self.arriving.put(batch.target, extent.start, piece);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Forgets the pages of a batch that goes into the restorers by another way: what waits is older.
+    pub fn supersede(&mut self, batch: &Batch) -> Result<(), StagingError> {
+        check_batch(batch, u64::MAX)?;
+        batch.extents.iter().for_each(|extent| self.cut(batch.target, extent.start, extent.end()));
+        Ok(())
+    }
+
+    /// What was kept so far is whole, and may be yielded.
+    pub fn seal(&mut self) {
+        self.whole.absorb(&mut self.arriving);
     }
 
     /// Stores contents, in free parts of the memfd first.
@@ -183,7 +190,7 @@ impl Staging {
             let (now, rest) = bytes.split_at(usize::try_from(len).unwrap_or(bytes.len()).min(bytes.len()));
             self.file.write_all_at(now, slot).map_err(|error| failed("write", errno(&error)))?;
             let piece = Piece { end: at + len, what: What::Data(slot) };
-            self.targets.entry(target).or_default().insert(at, piece);
+            self.arriving.put(target, at, piece);
             self.staged += len;
             at += len;
             bytes = rest;
@@ -209,43 +216,39 @@ impl Staging {
 
     /// Forgets what is known of a range.
     fn cut(&mut self, target: Target, start: u64, end: u64) {
-        let Some(pieces) = self.targets.get_mut(&target) else { return };
-        let before = pieces.range(..start).next_back().filter(|(_, piece)| piece.end > start);
-        let first = before.map_or(start, |(at, _)| *at);
-        let hit: Vec<(u64, Piece)> = pieces.range(first..end).map(|(at, piece)| (*at, *piece)).collect();
-        for (at, piece) in hit {
-            pieces.remove(&at);
-            let (from, to) = (at.max(start), piece.end.min(end));
-            if at < from {
-                pieces.insert(at, piece.part(at, at, from));
-            }
-            if to < piece.end {
-                pieces.insert(to, piece.part(at, to, piece.end));
-            }
-            if let What::Data(slot) = piece.part(at, from, to).what {
-                self.free.insert(slot, slot + (to - from));
-                self.staged -= to - from;
-            }
-        }
-        if pieces.is_empty() {
-            self.targets.remove(&target);
-        }
+        let Self { arriving, whole, free, staged, .. } = self;
+        let mut freed = |from: u64, to: u64| {
+            free.insert(from, to);
+            *staged -= to - from;
+        };
+        arriving.cut(target, start, end, &mut freed);
+        whole.cut(target, start, end, &mut freed);
     }
 
-    /// Yields everything, ascending within each target, and lets go of the memory as it goes. A batch must have been
-    /// used up when `put` returns. After an error what was not yielded is still there.
+    /// Yields one batch of the whole rounds and lets go of its memory; false when nothing of them is left. A batch must
+    /// have been used up when `put` returns. After an error it is still here.
+    pub fn apply_next<E: From<StagingError>>(
+        &mut self,
+        put: &mut dyn FnMut(&Batch) -> Result<(), E>,
+    ) -> Result<bool, E> {
+        if let Some(run) = self.whole.first_run(MAX_EXTENTS, BATCH_BYTES) {
+            let payload = self.contents(&run)?;
+            let batch = Batch { target: run.target, extents: run.extents, payload };
+            put(&batch)?;
+            // Its payload is a mapping of what is about to be freed.
+            drop(batch);
+            self.release(run.target, (run.start, run.end), run.slots)?;
+        }
+        Ok(self.has_whole())
+    }
+
+    /// Yields everything, ascending within each target; as [`Self::apply_next`].
     pub fn apply<E: From<StagingError>>(
         &mut self,
         put: &mut dyn FnMut(&Batch) -> Result<(), E>,
     ) -> Result<(), E> {
-        while let Some((target, pieces)) = self.targets.first_key_value() {
-            let (target, run) = (*target, Run::first(pieces));
-            let payload = self.contents(&run)?;
-            put(&Batch { target, extents: run.extents, payload })?;
-            self.release(target, run.start, run.end, run.slots)?;
-        }
-        self.free.clear();
-        self.end = 0;
+        self.seal();
+        while self.apply_next(put)? {}
         Ok(())
     }
 
@@ -262,60 +265,26 @@ impl Staging {
     fn release(
         &mut self,
         target: Target,
-        start: u64,
-        end: u64,
+        (start, end): (u64, u64),
         slots: (u64, u64),
     ) -> Result<(), StagingError> {
-        self.cut(target, start, end);
+        // What arrives may lie between the runs of a batch: it stays.
+        let Self { whole, free, staged, .. } = self;
+        whole.cut(target, start, end, &mut |from, to| {
+            free.insert(from, to);
+            *staged -= to - from;
+        });
+        if self.whole.is_empty() && self.arriving.is_empty() {
+            self.free.clear();
+            self.end = 0;
+            return self.file.set_len(0).map_err(|error| failed("free", errno(&error)));
+        }
         if slots.0 < slots.1 {
             let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
             fallocate(&self.file, flags, slots.0.cast_signed(), (slots.1 - slots.0).cast_signed())
                 .map_err(|source| failed("free", source))?;
         }
         Ok(())
-    }
-}
-
-/// Pieces that make one batch: their contents follow each other in the memfd.
-struct Run {
-    start: u64,
-    end: u64,
-    slots: (u64, u64),
-    extents: Vec<Extent>,
-}
-
-impl Run {
-    fn first(pieces: &BTreeMap<u64, Piece>) -> Self {
-        let start = pieces.keys().next().copied().unwrap_or(0);
-        let mut run = Self { start, end: start, slots: (0, 0), extents: Vec::new() };
-        for (at, piece) in pieces {
-            if run.extents.len() == super::payload::MAX_EXTENTS || !run.take(*at, *piece) {
-                break;
-            }
-        }
-        run
-    }
-
-    /// Adds a piece, or the part of it that fits; false when the run is at its end.
-    fn take(&mut self, at: u64, piece: Piece) -> bool {
-        let room = BATCH_BYTES - (self.slots.1 - self.slots.0);
-        let (kind, end) = match piece.what {
-            What::Plain(kind) => (kind, piece.end),
-            What::Data(slot) => {
-                if self.slots == (0, 0) {
-                    self.slots = (slot, slot);
-                }
-                if slot != self.slots.1 || room == 0 {
-                    return false;
-                }
-                let end = piece.end.min(at + room);
-                self.slots.1 += end - at;
-                (ExtentKind::Data, end)
-            }
-        };
-        self.extents.push(Extent { start: at, pages: (end - at) / PAGE_SIZE, kind });
-        self.end = end;
-        end == piece.end
     }
 }
 

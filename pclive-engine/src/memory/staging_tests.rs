@@ -1,10 +1,12 @@
 //! The store against a map of single pages.
 
+use std::collections::BTreeMap;
+
 use bytes::BytesMut;
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Mapping, Protection, VmaFlags};
+use crate::model::{Extent, Mapping, PAGE_SIZE, Protection, VmaFlags};
 
 const PAGE: usize = PAGE_SIZE as usize;
 
@@ -31,27 +33,47 @@ fn batch(target: Target, extents: &[(u64, u64, Page)]) -> Batch {
     Batch { target, extents: list, payload: payload.freeze() }
 }
 
-fn applied(staging: &mut Staging) -> BTreeMap<(Target, u64), Page> {
-    let mut pages = BTreeMap::new();
-    let put = &mut |batch: &Batch| {
-        check_batch(batch, u64::MAX)?;
-        let mut contents = batch.payload.chunks_exact(PAGE);
-        for extent in &batch.extents {
-            for page in 0..extent.pages {
-                let what = match extent.kind {
-                    ExtentKind::Data => {
-                        let bytes = contents.next().unwrap();
-                        assert!(bytes.iter().all(|byte| *byte == bytes[0]));
-                        Page::Full(bytes[0])
-                    }
-                    kind => Page::Plain(kind),
-                };
-                assert_eq!(pages.insert((batch.target, extent.start / PAGE_SIZE + page), what), None);
-            }
+/// What is known of every page.
+type Known = BTreeMap<(Target, u64), Page>;
+
+fn pages_of(batch: &Batch) -> Known {
+    check_batch(batch, u64::MAX).unwrap();
+    let mut pages = Known::new();
+    let mut contents = batch.payload.chunks_exact(PAGE);
+    for extent in &batch.extents {
+        for page in 0..extent.pages {
+            let what = match extent.kind {
+                ExtentKind::Data => {
+                    let bytes = contents.next().unwrap();
+                    assert!(bytes.iter().all(|byte| *byte == bytes[0]));
+                    Page::Full(bytes[0])
+                }
+                kind @ (ExtentKind::Zero | ExtentKind::Hole | ExtentKind::Guard) => Page::Plain(kind),
+            };
+            assert_eq!(pages.insert((batch.target, extent.start / PAGE_SIZE + page), what), None);
         }
+    }
+    pages
+}
+
+fn applied(staging: &mut Staging) -> Known {
+    let mut all = Known::new();
+    let put = &mut |batch: &Batch| {
+        pages_of(batch).into_iter().for_each(|(at, page)| assert_eq!(all.insert(at, page), None));
         Ok::<(), StagingError>(())
     };
     staging.apply(put).unwrap();
+    all
+}
+
+/// One batch of the whole rounds.
+fn next(staging: &mut Staging) -> Known {
+    let mut pages = Known::new();
+    let put = &mut |batch: &Batch| {
+        pages = pages_of(batch);
+        Ok::<(), StagingError>(())
+    };
+    staging.apply_next(put).unwrap();
     pages
 }
 
@@ -79,6 +101,117 @@ proptest! {
         prop_assert_eq!(staging.staged_bytes(), 0);
         prop_assert_eq!(applied(&mut staging), BTreeMap::new());
     }
+}
+
+/// What happens to a store between its first and its last round.
+#[derive(Debug, Clone)]
+enum Event {
+    /// Pages of the round on its way.
+    Stage(u64, u64, Page),
+    /// The same pages by another way.
+    Supersede(u64, u64, Page),
+    /// The round is whole.
+    Seal,
+    /// One batch is taken.
+    Next,
+    /// A layout in which these pages are not mapped.
+    Layout(u64, u64),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let run = || (0u64..40, 1u64..9);
+    prop_oneof![
+        6 => (run(), page()).prop_map(|((at, pages), page)| Event::Stage(at, pages, page)),
+        1 => (run(), page()).prop_map(|((at, pages), page)| Event::Supersede(at, pages, page)),
+        2 => Just(Event::Seal),
+        4 => Just(Event::Next),
+        1 => run().prop_map(|(at, pages)| Event::Layout(at, pages)),
+    ]
+}
+
+proptest! {
+    /// The oracle is a copy that every word reaches at once.
+    #[test]
+    fn a_copy_that_rounds_reach_late_ends_as_one_that_they_reach_at_once(
+        events in prop::collection::vec(event(), 0..80)
+    ) {
+        let target = Target::Process(Vpid(1));
+        let mut staging = Staging::new(1 << 30).unwrap();
+        let (mut copy, mut oracle, mut arriving) = (Known::new(), Known::new(), Known::new());
+        staging.follow(&layout(1, &[(0, 60)])).unwrap();
+        for event in events {
+            match event {
+                Event::Stage(at, pages, page) => {
+                    let batch = batch(target, &[(at, pages, page)]);
+                    staging.stage(&batch).unwrap();
+                    oracle.extend(pages_of(&batch));
+                    arriving.extend(pages_of(&batch));
+                }
+                Event::Supersede(at, pages, page) => {
+                    let batch = batch(target, &[(at, pages, page)]);
+                    staging.supersede(&batch).unwrap();
+                    oracle.extend(pages_of(&batch));
+                    copy.extend(pages_of(&batch));
+                    arriving.retain(|(_, page), _| !(at..at + pages).contains(page));
+                }
+                Event::Seal => {
+                    staging.seal();
+                    arriving.clear();
+                }
+                Event::Next => {
+                    let some = next(&mut staging);
+                    prop_assert!(some.keys().all(|at| !arriving.contains_key(at)), "a round that is not whole");
+                    copy.extend(some);
+                }
+                Event::Layout(at, pages) => {
+                    let left = [(0, at), (at + pages, 60)].map(|(from, to)| (from.min(60), to.max(1)));
+                    let left: Vec<_> = left.into_iter().filter(|(from, to)| from < to && (at > 0 || *from > 0)).collect();
+                    staging.follow(&layout(1, &left)).unwrap();
+                    staging.follow(&layout(1, &[(0, 60)])).unwrap();
+                    for known in [&mut copy, &mut oracle, &mut arriving] {
+                        known.retain(|(_, page), _| !(at..at + pages).contains(page));
+                    }
+                }
+            }
+        }
+        copy.extend(applied(&mut staging));
+        prop_assert_eq!(copy, oracle);
+        prop_assert_eq!(staging.staged_bytes(), 0);
+    }
+}
+
+#[test]
+fn a_round_on_its_way_is_not_yielded_and_its_pages_replace_older_ones() {
+    let target = Target::Object(3);
+    let mut staging = Staging::new(1 << 30).unwrap();
+    staging.stage(&batch(target, &[(0, 4, Page::Full(1))])).unwrap();
+    assert_eq!(next(&mut staging), Known::new());
+    staging.seal();
+    staging.stage(&batch(target, &[(2, 4, Page::Full(2))])).unwrap();
+    let first: Known = (0..2).map(|page| ((target, page), Page::Full(1))).collect();
+    assert_eq!(next(&mut staging), first);
+    assert!(!staging.has_whole());
+    assert_eq!(staging.staged_bytes(), 4 * PAGE_SIZE);
+    assert_eq!(staging.peak_bytes(), 6 * PAGE_SIZE);
+}
+
+#[test]
+fn memory_is_given_back_as_it_is_yielded() {
+    use std::os::unix::fs::MetadataExt;
+    let held = |staging: &Staging| staging.file.metadata().unwrap().blocks() * 512;
+    let mut staging = Staging::new(1 << 30).unwrap();
+    for part in 0..16 {
+        staging.stage(&batch(Target::Object(0), &[(part * 256, 256, Page::Full(7))])).unwrap();
+    }
+    staging.seal();
+    let mut before = held(&staging);
+    assert_eq!(before, 16 << 20);
+    while staging.has_whole() {
+        next(&mut staging);
+        assert!(held(&staging) < before);
+        before = held(&staging);
+    }
+    assert_eq!(before, 0);
 }
 
 fn layout(generation: u32, vmas: &[(u64, u64)]) -> Layout {

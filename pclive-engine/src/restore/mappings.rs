@@ -71,6 +71,10 @@ impl Mappings {
             Target::Object(_) => Ok(self.objects.fill(batch)?),
             Target::Process(vpid) => {
                 let filler = self.fillers.get_mut(&vpid).ok_or(RestoreError::NoProcess { vpid })?;
+                let lifted = filler.lift(batch)?;
+                if !lifted.is_empty() {
+                    discard(skeleton.restorer_mut(vpid)?, &lifted)?;
+                }
                 let discards = filler.fill(batch)?;
                 if discards.is_empty() {
                     return Ok(());
