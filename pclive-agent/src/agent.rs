@@ -144,6 +144,7 @@ impl Agent {
             control::Strategy::Unspecified => self.config.migration.strategy,
             control::Strategy::OneShot => Strategy::OneShot,
             control::Strategy::Global => Strategy::Global,
+            control::Strategy::Pipelined => Strategy::Pipelined,
         }
     }
 

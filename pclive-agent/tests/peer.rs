@@ -39,6 +39,7 @@ fn prepare() -> Prepare {
         host: Some(host::facts().unwrap()),
         interfaces: Vec::new(),
         allow_clock_step_back: true,
+        restore_after: 0,
     }
 }
 

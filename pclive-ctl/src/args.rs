@@ -119,6 +119,9 @@ pub(crate) struct Migrate {
     /// How memory reaches the destination [default: the agent's configuration]
     #[arg(long, value_enum)]
     pub(crate) strategy: Option<Strategy>,
+    /// Merge the rounds before this one at the destination, then build the copy [default: the agent's configuration]
+    #[arg(long, value_name = "N")]
+    pub(crate) restore_after: Option<u32>,
     #[command(flatten)]
     pub(crate) limits: Limits,
     /// Most bandwidth of the copy while the container runs: 500Mbit, 1Gbit, or bytes a second
@@ -269,6 +272,8 @@ pub(crate) struct Check {
 pub(crate) enum Strategy {
     /// Stage everything at the destination, restore after the stop
     OneShot,
+    /// Rebuild it there while it runs here; a round is put in place while the next one is on its way
+    Pipelined,
     /// Rebuild the container at the destination while it runs here
     Global,
 }
@@ -277,6 +282,7 @@ impl From<Strategy> for WireStrategy {
     fn from(strategy: Strategy) -> Self {
         match strategy {
             Strategy::OneShot => Self::OneShot,
+            Strategy::Pipelined => Self::Pipelined,
             Strategy::Global => Self::Global,
         }
     }
@@ -349,6 +355,7 @@ impl Migrate {
             max_time_ms: self.limits.max_time_ms(),
             bandwidth_bytes_per_second: self.bandwidth.unwrap_or(0),
             request_id: self.request_id.clone().unwrap_or_default(),
+            restore_after: self.restore_after,
         }
     }
 }
@@ -448,7 +455,9 @@ mod tests {
     fn every_option_of_migrate_reaches_the_request() {
         let arguments = [
             "--strategy",
-            "one-shot",
+            "pipelined",
+            "--restore-after",
+            "2",
             "--max-downtime",
             "300ms",
             "--max-rounds",
@@ -468,7 +477,7 @@ mod tests {
         let expected = StartMigrationRequest {
             container: "redis-1".into(),
             destination: "host-b".into(),
-            strategy: WireStrategy::OneShot.into(),
+            strategy: WireStrategy::Pipelined.into(),
             runtime: "runc".into(),
             max_downtime_ms: 300,
             max_rounds: 7,
@@ -477,8 +486,15 @@ mod tests {
             max_time_ms: 120_000,
             bandwidth_bytes_per_second: 62_500_000,
             request_id: "job-7".into(),
+            restore_after: Some(2),
         };
         assert_eq!(migrate(&arguments).unwrap(), expected);
+    }
+
+    #[test]
+    fn restoring_from_the_first_round_on_is_not_taken_for_the_default() {
+        assert_eq!(migrate(&["--restore-after", "0"]).unwrap().restore_after, Some(0));
+        assert_eq!(migrate(&[]).unwrap().restore_after, None);
     }
 
     #[test]

@@ -44,6 +44,15 @@ pub struct Ledger {
     pub resume_ns: u64,
 }
 
+/// What a migration cost an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Usage {
+    /// CPU time, nanoseconds.
+    pub cpu_ns: u64,
+    /// Memory beyond the container's at most.
+    pub peak_memory_bytes: u64,
+}
+
 /// The report of a migration that is done.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Report {
@@ -59,6 +68,10 @@ pub struct Report {
     pub total_ns: u64,
     /// Bytes on the wire.
     pub bytes: u64,
+    /// The agent that sent.
+    pub source: Option<Usage>,
+    /// The agent that received.
+    pub destination: Option<Usage>,
     /// Most memory that waited at the destination.
     pub staging_peak_bytes: u64,
     /// Why the rounds ended.

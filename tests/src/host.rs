@@ -186,12 +186,17 @@ impl Host {
 
     /// Starts the agent and waits until its control socket answers connections.
     pub fn start_agent(&self) -> Result<()> {
-        self.launch(&workspace_binary("pclive-agent")?, None)
+        self.start_agent_with("")
+    }
+
+    /// The same with more lines for `[migration]` of its configuration.
+    pub fn start_agent_with(&self, lines: &str) -> Result<()> {
+        self.launch(&workspace_binary("pclive-agent")?, None, lines)
     }
 
     /// Starts an agent that ends or stands still at a named point of a migration (`POINT:kill`, `POINT:stop`).
     pub fn start_agent_with_fault(&self, fault: &str) -> Result<()> {
-        self.launch(&faulty_agent()?, Some(fault))
+        self.launch(&faulty_agent()?, Some(fault), "")
     }
 
     /// Waits until the agent has ended by itself.
@@ -205,9 +210,10 @@ impl Host {
         ended.with_context(|| self.last_words())
     }
 
-    fn launch(&self, binary: &Path, fault: Option<&str>) -> Result<()> {
+    fn launch(&self, binary: &Path, fault: Option<&str>, lines: &str) -> Result<()> {
         let config = self.directory.join("agent.toml");
-        std::fs::write(&config, self.agent_config()).context("cannot write the agent's configuration")?;
+        std::fs::write(&config, self.agent_config() + lines)
+            .context("cannot write the agent's configuration")?;
         let log = File::options().create(true).append(true).open(self.directory.join("agent.log"))?;
         let mut command = self.node.command(&binary.display().to_string());
         command.envs(fault.map(|fault| ("FAULT_INJECTION", fault)));

@@ -20,9 +20,9 @@ const AFTER: u64 = 1000;
 
 /// What is to be measured.
 #[derive(Debug, Clone, Copy)]
-pub struct Setting {
-    /// `one-shot` or `global`.
-    pub strategy: &'static str,
+pub struct Setting<'a> {
+    /// `one-shot`, `pipelined` or `global`.
+    pub strategy: &'a str,
     /// Redis's data set.
     pub data_bytes: u64,
     /// Clients, each on one connection; none: the container idles.
@@ -60,7 +60,7 @@ type Samples = Vec<(Instant, u64)>;
 ///
 /// # Errors
 /// When the migration fails, or when the data set differs afterwards. What clients lost is in the measurement.
-pub fn migrate_redis(setting: Setting) -> Result<Measurement> {
+pub fn migrate_redis(setting: Setting<'_>) -> Result<Measurement> {
     let lab = Lab::with_links(setting.links)?;
     let container = lab.start(&bundle("redis-1"))?;
     let redis = Redis::new(&lab.client, container.v4);

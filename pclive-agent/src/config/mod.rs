@@ -157,6 +157,8 @@ pub struct Network {
 pub struct Migration {
     /// Strategy of a request that names none.
     pub strategy: Strategy,
+    /// Delayed restoration: rounds before this one are merged at the destination, then the copy is built.
+    pub restore_after: u32,
     /// The container is stopped once the predicted downtime is below this.
     pub max_downtime_ms: u64,
     /// Most rounds while the container runs.
@@ -169,9 +171,12 @@ pub struct Migration {
     pub bandwidth_bytes_per_second: u64,
     /// Contents in one message of the page stream.
     pub batch_bytes: u64,
+    /// Page contents on their way, beside the link's own windows: what a source and a destination with this value
+    /// hold together.
+    pub in_flight_bytes: u64,
     /// Most migrations at once, both roles together.
     pub max_concurrent: u32,
-    /// Most memory that waits at the destination in one-shot migrations; 0: half of what is available.
+    /// Most memory that waits at the destination before it is put in place; 0: half of what is available.
     pub staging_limit_bytes: u64,
     /// Ended migrations that stay listed.
     pub history: u32,
@@ -202,13 +207,16 @@ pub enum Strategy {
     /// The copy is built from round 0 on; pages go straight into it.
     #[default]
     Global,
+    /// The copy is built from round 0 on; a round waits until it is whole, and is put in place while the next one is
+    /// on its way.
+    Pipelined,
     /// Everything waits at the destination and is restored after the stop.
     OneShot,
 }
 
 impl Strategy {
     /// Every strategy.
-    pub const ALL: [Self; 2] = [Self::Global, Self::OneShot];
+    pub const ALL: [Self; 3] = [Self::Global, Self::Pipelined, Self::OneShot];
 }
 
 impl TryFrom<String> for LogFormat {
@@ -229,8 +237,9 @@ impl TryFrom<String> for Strategy {
     fn try_from(text: String) -> Result<Self, String> {
         match text.as_str() {
             "global" => Ok(Self::Global),
+            "pipelined" => Ok(Self::Pipelined),
             "one-shot" => Ok(Self::OneShot),
-            other => Err(format!("{other:?} is neither \"global\" nor \"one-shot\"")),
+            other => Err(format!("{other:?} is none of \"global\", \"pipelined\" and \"one-shot\"")),
         }
     }
 }
@@ -300,12 +309,14 @@ impl Default for Migration {
     fn default() -> Self {
         Self {
             strategy: Strategy::Global,
+            restore_after: 0,
             max_downtime_ms: 300,
             max_rounds: 15,
             max_time_ms: 0,
             policy: Policy::StopAnyway,
             bandwidth_bytes_per_second: 0,
             batch_bytes: 1 << 20,
+            in_flight_bytes: 64 << 20,
             max_concurrent: 4,
             staging_limit_bytes: 0,
             history: 100,
@@ -359,7 +370,29 @@ impl From<&Network> for NetworkConfig {
     }
 }
 
+impl Strategy {
+    /// As users write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Global => "global",
+            Self::Pipelined => "pipelined",
+            Self::OneShot => "one-shot",
+        }
+    }
+}
+
 impl Migration {
+    /// The source's part of [`Self::in_flight_bytes`]: what waits for the link.
+    pub fn in_flight_at_source(&self) -> u64 {
+        self.in_flight_bytes / 4
+    }
+
+    /// The destination's part of [`Self::in_flight_bytes`], KiB: what waits for the restorers. More than a message
+    /// holds.
+    pub fn in_flight_kib_at_destination(&self) -> usize {
+        usize::try_from(self.in_flight_bytes / 4 * 3 / 1024).unwrap_or(usize::MAX)
+    }
+
     /// [`Self::connect_timeout_ms`].
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)

@@ -138,6 +138,11 @@ impl Checker<'_> {
         if !m.batch_bytes.is_multiple_of(4096) {
             self.complain("migration.batch_bytes", format!("{} is not a multiple of 4096", m.batch_bytes));
         }
+        self.range("migration.in_flight_bytes", m.in_flight_bytes, 16 << 20..=1 << 30);
+        if m.restore_after > 0 && m.restore_after >= m.max_rounds {
+            let what = format!("{} is not below migration.max_rounds, {}", m.restore_after, m.max_rounds);
+            self.complain("migration.restore_after", what);
+        }
         self.range("migration.max_concurrent", m.max_concurrent.into(), 1..=64);
         self.range("migration.history", m.history.into(), 1..=100_000);
     }
@@ -245,6 +250,12 @@ mod tests {
     fn limits_are_inclusive() {
         assert!(keys_of(|c| c.migration.batch_bytes = 4 << 20).is_empty());
         assert_eq!(keys_of(|c| c.migration.batch_bytes = (4 << 20) + 4096), ["migration.batch_bytes"]);
+        assert_eq!(keys_of(|c| c.migration.in_flight_bytes = (16 << 20) - 1), ["migration.in_flight_bytes"]);
+        assert!(keys_of(|c| c.migration.restore_after = c.migration.max_rounds - 1).is_empty());
+        assert_eq!(
+            keys_of(|c| c.migration.restore_after = c.migration.max_rounds),
+            ["migration.restore_after"]
+        );
         assert!(keys_of(|c| c.migration.shutdown_grace_ms = 0).is_empty());
         assert_eq!(keys_of(|c| c.migration.connect_timeout_ms = 0), ["migration.connect_timeout_ms"]);
     }

@@ -65,8 +65,9 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         max_time_ms: request.max_time_ms,
         policy: request.policy(),
         bandwidth: request.bandwidth_bytes_per_second,
+        restore_after: request.restore_after,
     };
-    let (limits, bandwidth) = wishes.or_configured(agent)?;
+    let (limits, bandwidth) = wishes.or_configured(agent, strategy)?;
     let begun = agent.registry.begin(Description {
         id: Uuid::new_v4().to_string(),
         container: request.container.clone(),
@@ -178,11 +179,17 @@ struct Wishes {
     max_time_ms: u64,
     policy: control::Policy,
     bandwidth: u64,
+    /// Absent: as configured; 0 is a wish.
+    restore_after: Option<u32>,
 }
 
 impl Wishes {
-    /// The limits, and the bandwidth if it is limited.
-    fn or_configured(self, agent: &Agent) -> Result<(Limits, Option<u64>), MigrationError> {
+    /// The limits of a migration by this strategy, and the bandwidth if it is limited.
+    fn or_configured(
+        self,
+        agent: &Agent,
+        strategy: Strategy,
+    ) -> Result<(Limits, Option<u64>), MigrationError> {
         let migration = &agent.config.migration;
         let or = |asked: u64, configured| if asked == 0 { configured } else { asked };
         let downtime = or(self.max_downtime_ms, migration.max_downtime_ms);
@@ -204,6 +211,7 @@ impl Wishes {
             max_downtime: Duration::from_millis(downtime),
             max_rounds,
             max_time: (time > 0).then(|| Duration::from_millis(time)),
+            restore_after: restore_after(agent, self.restore_after, strategy, max_rounds)?,
             policy: match self.policy {
                 control::Policy::Unspecified => migration.policy,
                 control::Policy::StopAnyway => Policy::StopAnyway,
@@ -212,6 +220,34 @@ impl Wishes {
             },
         };
         Ok((limits, (bandwidth > 0).then_some(bandwidth)))
+    }
+}
+
+/// The round from which on the copy is built: the one asked for, else the configured one; 0 where there is no such thing.
+fn restore_after(
+    agent: &Agent,
+    asked: Option<u32>,
+    strategy: Strategy,
+    max_rounds: u32,
+) -> Result<u32, MigrationError> {
+    let refuse =
+        |message: String, hint: &str| Err(MigrationError::new(ErrorCode::InvalidRequest, message).hint(hint));
+    match (strategy, asked) {
+        (Strategy::OneShot, None | Some(0)) => Ok(0),
+        (Strategy::OneShot, Some(round)) => refuse(
+            format!("cannot restore after round {round} by strategy one-shot, which restores after the stop"),
+            "leave --restore-after out, or migrate with --strategy global or pipelined",
+        ),
+        (Strategy::Global | Strategy::Pipelined, asked) => {
+            let round = asked.unwrap_or(agent.config.migration.restore_after);
+            if round < max_rounds {
+                return Ok(round);
+            }
+            refuse(
+                format!("cannot restore after round {round}: there are {max_rounds} rounds at most"),
+                "allow more rounds (--max-rounds) or restore earlier (--restore-after)",
+            )
+        }
     }
 }
 

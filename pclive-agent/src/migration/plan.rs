@@ -18,7 +18,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::check::{hello, source_options};
-use super::convergence::{Course, Experience, Limits, Scenario, Tasks, interpolate, simulate};
+use super::convergence::{Course, Experience, Limits, Scenario, Staged, Tasks, interpolate, simulate};
 use super::report::ns;
 use super::{Wishes, wire};
 use crate::agent::Agent;
@@ -54,8 +54,9 @@ pub async fn plan(
         max_time_ms: request.max_time_ms,
         policy: request.policy(),
         bandwidth: request.bandwidth_bytes_per_second,
+        restore_after: None,
     };
-    let (limits, _) = wishes.or_configured(agent)?;
+    let (limits, _) = wishes.or_configured(agent, Strategy::Global)?;
     let watch = match request.watch_ms {
         0 => WATCH,
         asked if asked <= LONGEST_WATCH_MS => Duration::from_millis(asked),
@@ -205,6 +206,11 @@ fn answer(watched: &Watched, way: &Way, limits: &Limits) -> PlanMigrationRespons
 fn course(watched: &Watched, way: &Way, limits: &Limits, strategy: Strategy) -> Course {
     let stats = &watched.first;
     let memory = stats.data_pages;
+    let (staged, restore_after) = match strategy {
+        Strategy::Global => (Staged::Nothing, limits.restore_after),
+        Strategy::Pipelined => (Staged::Round, limits.restore_after),
+        Strategy::OneShot => (Staged::Everything, 0),
+    };
     let written = |_: Duration, span: Duration| interpolate(&watched.curve, span).min(memory);
     let scenario = Scenario {
         memory_pages: memory,
@@ -212,7 +218,7 @@ fn course(watched: &Watched, way: &Way, limits: &Limits, strategy: Strategy) -> 
         throughput: way.bytes_per_second.min(ENDS),
         round_cost: stats.scan,
         round_trip: way.round_trip,
-        staged: strategy == Strategy::OneShot,
+        staged,
         tasks: Tasks {
             processes: stats.processes.into(),
             threads: stats.threads.into(),
@@ -220,7 +226,7 @@ fn course(watched: &Watched, way: &Way, limits: &Limits, strategy: Strategy) -> 
         },
         experience: way.experience.without_link(),
     };
-    simulate(&scenario, limits)
+    simulate(&scenario, &Limits { restore_after, ..*limits })
 }
 
 fn message(watched: &Watched, limits: &Limits, strategy: Strategy, course: &Course) -> Plan {

@@ -145,6 +145,7 @@ pub(super) fn link_ended() -> MigrationError {
 pub(super) fn peer_strategy(strategy: Strategy) -> peer::Strategy {
     match strategy {
         Strategy::Global => peer::Strategy::Global,
+        Strategy::Pipelined => peer::Strategy::Pipelined,
         Strategy::OneShot => peer::Strategy::OneShot,
     }
 }
@@ -153,6 +154,7 @@ pub(super) fn peer_strategy(strategy: Strategy) -> peer::Strategy {
 pub(super) fn control_strategy(strategy: Strategy) -> control::Strategy {
     match strategy {
         Strategy::Global => control::Strategy::Global,
+        Strategy::Pipelined => control::Strategy::Pipelined,
         Strategy::OneShot => control::Strategy::OneShot,
     }
 }
@@ -170,6 +172,7 @@ pub(super) fn control_policy(policy: Policy) -> control::Policy {
 pub(super) fn strategy(asked: peer::Strategy) -> Result<Strategy, MigrationError> {
     match asked {
         peer::Strategy::Global => Ok(Strategy::Global),
+        peer::Strategy::Pipelined => Ok(Strategy::Pipelined),
         peer::Strategy::OneShot => Ok(Strategy::OneShot),
         peer::Strategy::Unspecified => Err(bad("a strategy that this agent does not know")),
     }

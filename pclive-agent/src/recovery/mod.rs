@@ -181,6 +181,7 @@ fn description(record: &Record) -> Description {
         peer: record.peer.name.clone(),
         strategy: match record.strategy {
             Strategy::Global => control::Strategy::Global,
+            Strategy::Pipelined => control::Strategy::Pipelined,
             Strategy::OneShot => control::Strategy::OneShot,
         },
         request_id: record.request_id.clone(),

@@ -56,6 +56,7 @@ pub(crate) fn strategy(strategy: Strategy) -> &'static str {
     match strategy {
         Strategy::Unspecified => "-",
         Strategy::OneShot => "one-shot",
+        Strategy::Pipelined => "pipelined",
         Strategy::Global => "global",
     }
 }
@@ -65,6 +66,7 @@ pub(crate) fn strategy_json(strategy: Strategy) -> Option<&'static str> {
     match strategy {
         Strategy::Unspecified => None,
         Strategy::OneShot => Some("one_shot"),
+        Strategy::Pipelined => Some("pipelined"),
         Strategy::Global => Some("global"),
     }
 }

@@ -1,4 +1,4 @@
-//! The demo: a Redis with a gigabyte and eight clients moves from one host to another, by both strategies.
+//! The demo: a Redis with a gigabyte and eight clients moves from one host to another, once by each strategy.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use pclive_tests::ctl::Ledger;
+use pclive_tests::ctl::{Ledger, Usage};
 use pclive_tests::host::Links;
 use pclive_tests::measure::{Measurement, Setting, migrate_redis, warm_memory};
 use pclive_tests::needs;
@@ -15,10 +15,10 @@ use serde_json::json;
 
 /// One entry of the ledger.
 type Part = fn(&Ledger) -> u64;
-/// Both strategies, the one that PCLive is compared with first.
-const STRATEGIES: [&str; 2] = ["one-shot", "global"];
+/// Every strategy.
+const STRATEGIES: [&str; 3] = ["one-shot", "pipelined", "global"];
 
-/// Moves a Redis with clients between two hosts on this machine, by both strategies, and compares them.
+/// Moves a Redis with clients between two hosts on this machine, once by each strategy, and compares them.
 #[derive(Debug, Parser)]
 struct Options {
     /// Redis's data set, MiB.
@@ -33,6 +33,14 @@ struct Options {
     /// Agents talk in plain text, to see what TLS costs.
     #[arg(long)]
     plain: bool,
+    /// The columns, in this order.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "one-shot,global",
+        value_parser = clap::builder::PossibleValuesParser::new(STRATEGIES)
+    )]
+    strategies: Vec<String>,
     /// Where the results go as JSON.
     #[arg(long, default_value = "target/demo.json")]
     output: PathBuf,
@@ -42,7 +50,7 @@ fn main() -> Result<ExitCode> {
     let options = Options::parse();
     needs::check(&["redis-server"])?;
     let mut results = Vec::new();
-    for strategy in STRATEGIES {
+    for strategy in &options.strategies {
         println!(
             "{strategy}: two hosts, a 10 Gbit/s link, a Redis with {} MiB, {} clients ...",
             options.size_mib, options.clients
@@ -52,7 +60,7 @@ fn main() -> Result<ExitCode> {
         let links = if options.plain { Links::Plain } else { Links::Tls };
         let pause = Duration::from_micros(options.pause_us);
         let setting = Setting { strategy, data_bytes, clients: options.clients, pause, links };
-        results.push((strategy, migrate_redis(setting).with_context(|| format!("by {strategy}"))?));
+        results.push((strategy.as_str(), migrate_redis(setting).with_context(|| format!("by {strategy}"))?));
     }
     print(&results);
     write(&options.output, &results)?;
@@ -78,6 +86,9 @@ fn write(path: &PathBuf, results: &[(&str, Measurement)]) -> Result<()> {
             "client_gap_ms": result.clients.longest_gap.as_secs_f64() * 1e3,
             "bytes": result.report.bytes,
             "rounds": result.report.rounds.len(),
+            "staging_peak_bytes": result.report.staging_peak_bytes,
+            "source_cpu_ms": result.report.source.as_ref().map(|usage| ms(usage.cpu_ns)),
+            "destination_cpu_ms": result.report.destination.as_ref().map(|usage| ms(usage.cpu_ns)),
             "lost_connections": result.clients.lost_connections,
             "lost_writes": result.clients.lost_writes,
         })
@@ -109,6 +120,10 @@ fn print(results: &[(&str, Measurement)]) {
     line(results, "sent, MiB", |result| format!("{:.1}", result.report.bytes as f64 / f64::from(1 << 20)));
     line(results, "rounds", |result| result.report.rounds.len().to_string());
     line(results, "most staged, MiB", |result| (result.report.staging_peak_bytes >> 20).to_string());
+    let cpu =
+        |usage: &Option<Usage>| usage.as_ref().map_or("-".into(), |usage| format!("{:.0}", ms(usage.cpu_ns)));
+    line(results, "CPU at the source, ms", |result| cpu(&result.report.source));
+    line(results, "CPU at the destination, ms", |result| cpu(&result.report.destination));
     line(results, "answers to clients", |result| result.clients.answers.to_string());
     line(results, "lost connections", |result| result.clients.lost_connections.to_string());
     line(results, "lost writes", |result| result.clients.lost_writes.to_string());
@@ -134,18 +149,28 @@ fn print(results: &[(&str, Measurement)]) {
 }
 
 fn how_to_read(results: &[(&str, Measurement)]) -> String {
-    let ratio = match results {
-        [(_, one_shot), (_, global)] if global.report.restore_ns > 0 => {
-            one_shot.report.restore_ns as f64 / global.report.restore_ns as f64
-        }
-        _ => f64::NAN,
+    let restore = |wanted: &str| {
+        let found = results.iter().find(|(strategy, _)| *strategy == wanted);
+        found.map(|(_, result)| result.report.restore_ns as f64).filter(|time| *time > 0.0)
+    };
+    let shorter = |strategy: &str| match (restore("one-shot"), restore(strategy)) {
+        (Some(one_shot), Some(this)) => format!(": its restore was {:.0} times shorter", one_shot / this),
+        (None, _) | (_, None) => String::new(),
+    };
+    let global = shorter("global");
+    let pipelined = match results.iter().any(|(strategy, _)| *strategy == "pipelined") {
+        true => format!(
+            "\nWith pipelined a round waits until it is whole, and is put in place while the next one is on its way{}.",
+            shorter("pipelined")
+        ),
+        false => String::new(),
     };
     format!(
         "
-How to read it: both columns move the same container in the same way, except for one thing. With one-shot all
+How to read it: all columns move the same container in the same way, except for one thing. With one-shot all
 memory waits at the destination and is put in place after the container has stopped, as checkpoint/restore tools
 do. With global the container is rebuilt while it still runs at the source, so that only the last written pages
-and the small state of the kernel are left for the stop: its restore was {ratio:.0} times shorter.
+and the small state of the kernel are left for the stop{global}.{pipelined}
 
   downtime            from the begin of the stop at the source until the destination says that it runs
   restore time        the destination's part of it: from the last byte received until it runs

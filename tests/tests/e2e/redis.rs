@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use pclive_tests::ctl::Report;
 use pclive_tests::workload::redis::{Redis, bundle};
 use pclive_tests::{Container, Lab};
 
@@ -28,12 +29,17 @@ fn moves(strategy: &str, bytes: u64) -> Result<()> {
     if !ready(&["redis-server"]) {
         return Ok(());
     }
+    moves_with(&["--strategy", strategy], bytes).map(drop)
+}
+
+/// The same with these words for `pclivectl`; the report.
+fn moves_with(words: &[&str], bytes: u64) -> Result<Report> {
     let (lab, container, keys) = filled(bytes)?;
     let redis = Redis::new(&lab.client, container.v4);
     let digest = redis.digest(keys)?;
     let clients = redis.clients(CLIENTS, Duration::ZERO)?;
     clients.wait_for_answers(MORE)?;
-    let report = migrate(&container, &lab.a, &lab.b, &["--strategy", strategy])?;
+    let report = migrate(&container, &lab.a, &lab.b, words)?;
     ensure!(report.bytes > bytes / 2, "too little was sent: {report:?}");
     clients.wait_for_answers(MORE)?;
     redis.save_in_background()?;
@@ -41,7 +47,33 @@ fn moves(strategy: &str, bytes: u64) -> Result<()> {
     clients.stop()?.nothing_lost()?;
     ensure!(redis.digest(keys)? == digest, "the untouched keys have changed");
     ensure!(container.exec(&lab.b, &["/usr/bin/redis-server", "--version"])?.contains("v=7"));
-    container.delete(&lab.b)
+    container.delete(&lab.b)?;
+    Ok(report)
+}
+
+#[test]
+fn redis_with_clients_moves_by_the_pipelined_strategy_and_little_is_left_for_the_stop() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let bytes = 256 << 20;
+    let report = moves_with(&["--strategy", "pipelined"], bytes)?;
+    ensure!(report.staging_peak_bytes > bytes / 2, "round 0 was not staged whole: {report:?}");
+    let (rounds, last) = (report.rounds.len(), report.rounds.last());
+    ensure!(rounds > 2 && last.is_some_and(|round| round.bytes < bytes / 4), "{report:?}");
+    Ok(())
+}
+
+#[test]
+fn redis_with_clients_moves_when_restorers_live_late() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let bytes = 256 << 20;
+    let report = moves_with(&["--strategy", "global", "--restore-after", "1"], bytes)?;
+    ensure!(report.staging_peak_bytes > bytes / 2, "round 0 was not staged: {report:?}");
+    ensure!(report.rounds.len() > 2, "stopped before restorers lived: {report:?}");
+    Ok(())
 }
 
 #[test]

@@ -57,6 +57,42 @@ fn destination_without_the_bundle_is_refused_and_works_once_it_is_there() -> Res
 }
 
 #[test]
+fn destination_without_memory_for_staging_refuses_with_both_figures_and_takes_it_by_global() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = with_client()?;
+    lab.b.stop_agent(Signal::SIGTERM)?;
+    lab.b.start_agent_with("staging_limit_bytes = 8388608\n")?;
+    for words in [
+        &["--strategy", "one-shot"][..],
+        &["--strategy", "pipelined"],
+        &["--strategy", "global", "--restore-after", "1"],
+    ] {
+        let refusal = lab.a.migrate_in_vain(&container.name, "host-b", words)?;
+        is_clear(&refusal, &["it uses ", " mib", "8 mib may wait"])?;
+        ensure!(refusal.problem.code == "no-memory", "{refusal:?}");
+        ensure!(refusal.problem.hint.as_ref().is_some_and(|hint| hint.contains("--strategy global")));
+    }
+    unharmed(&lab, &container, clients)
+}
+
+#[test]
+fn delayed_restoration_that_cannot_be_is_refused() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = with_client()?;
+    for words in [
+        &["--strategy", "one-shot", "--restore-after", "2"][..],
+        &["--strategy", "pipelined", "--restore-after", "3", "--max-rounds", "3"],
+    ] {
+        is_clear(&lab.a.migrate_in_vain(&container.name, "host-b", words)?, &["cannot restore after round"])?;
+    }
+    unharmed(&lab, &container, clients)
+}
+
+#[test]
 fn absent_agent_and_wrong_addresses_are_named() -> Result<()> {
     if !ready(&["redis-server"]) {
         return Ok(());

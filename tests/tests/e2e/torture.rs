@@ -18,8 +18,9 @@ fn seeds() -> Result<std::ops::Range<u64>> {
     Ok(from.parse()?..to.parse()?)
 }
 
-/// Moves the torture there and back with every seed; `options` are the torture's.
-fn survives(strategy: &str, seeds: std::ops::Range<u64>, options: &[&str]) -> Result<()> {
+/// Moves the torture there and back with every seed. `strategy` has the words for `pclivectl` after `--strategy`;
+/// `options` are the torture's.
+fn survives(strategy: &[&str], seeds: std::ops::Range<u64>, options: &[&str]) -> Result<()> {
     if !ready(&[]) {
         return Ok(());
     }
@@ -27,11 +28,12 @@ fn survives(strategy: &str, seeds: std::ops::Range<u64>, options: &[&str]) -> Re
     for seed in seeds {
         let container = lab.start(&bundle(&format!("torture-{seed}"), seed, options))?;
         let verifier = Verifier::new(&lab.client, container.v4);
-        let told = || format!("seed {seed} by {strategy}");
+        let words = [&["--strategy"], strategy].concat();
+        let told = || format!("seed {seed} by {}", strategy.join(" "));
         for turn in 0..TURNS {
             let (from, to) = if turn % 2 == 0 { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
             verifier.check().with_context(told)?;
-            migrate(&container, from, to, &["--strategy", strategy]).with_context(told)?;
+            migrate(&container, from, to, &words).with_context(told)?;
             verifier.check().with_context(|| format!("{} after migration {turn}", told()))?;
         }
         let stats = verifier.ask("STATS")?;
@@ -43,15 +45,27 @@ fn survives(strategy: &str, seeds: std::ops::Range<u64>, options: &[&str]) -> Re
 
 #[test]
 fn torture_keeps_every_byte_by_the_global_strategy() -> Result<()> {
-    survives("global", seeds()?, &["--pause-us", "50"])
+    survives(&["global"], seeds()?, &["--pause-us", "50"])
 }
 
 #[test]
 fn torture_keeps_every_byte_by_the_one_shot_strategy() -> Result<()> {
-    survives("one-shot", seeds()?, &["--pause-us", "50"])
+    survives(&["one-shot"], seeds()?, &["--pause-us", "50"])
+}
+
+#[test]
+fn torture_keeps_every_byte_by_the_pipelined_strategy() -> Result<()> {
+    survives(&["pipelined"], seeds()?, &["--pause-us", "50"])
+}
+
+#[test]
+fn torture_keeps_every_byte_when_restorers_live_late() -> Result<()> {
+    survives(&["global", "--restore-after", "2"], 200..203, &["--pause-us", "50"])?;
+    survives(&["pipelined", "--restore-after", "2"], 200..203, &["--pause-us", "50"])
 }
 
 #[test]
 fn torture_without_a_pause_keeps_every_byte() -> Result<()> {
-    survives("global", 100..102, &[])
+    survives(&["global"], 100..102, &[])?;
+    survives(&["pipelined"], 100..102, &[])
 }

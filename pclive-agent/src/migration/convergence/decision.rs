@@ -18,6 +18,9 @@ pub struct Limits {
     pub max_rounds: u32,
     /// Longest time from the migration's begin to the end of its rounds.
     pub max_time: Option<Duration>,
+    /// The rounds go on at least to this one, below `max_rounds`: the destination builds the copy from it on, and before
+    /// that a stop would put everything in place while the container stands still.
+    pub restore_after: u32,
     /// When the predicted downtime stays above the limit.
     pub policy: Policy,
 }
@@ -75,6 +78,9 @@ impl fmt::Display for Reason {
 /// Decides after a round; `known` is what [`super::estimate()`] makes of the same history.
 pub fn decide(history: &History<'_>, known: &Estimate, limits: &Limits) -> Verdict {
     let done = u32::try_from(history.rounds.len()).unwrap_or(u32::MAX);
+    if done <= limits.restore_after {
+        return Verdict::Continue;
+    }
     if known.downtime.is_some_and(|downtime| downtime <= limits.max_downtime) {
         return Verdict::Stop;
     }
@@ -116,6 +122,7 @@ mod tests {
         max_downtime: Duration::from_millis(300),
         max_rounds: 5,
         max_time: Some(Duration::from_secs(60)),
+        restore_after: 0,
         policy: Policy::StopAnyway,
     };
 
@@ -170,6 +177,16 @@ mod tests {
     fn without_a_limit_of_time_none_is_reached() {
         let limits = Limits { max_time: None, ..LIMITS };
         assert_eq!(decided(&rounds(9000, &[8000]), u64::MAX / 2, 0, limits), Verdict::Continue);
+    }
+
+    #[test]
+    fn nothing_ends_the_rounds_before_the_copy_is_built() {
+        let limits = Limits { restore_after: 2, ..LIMITS };
+        assert_eq!(decided(&rounds(1024, &[0, 0]), 99, 0, limits), Verdict::Continue);
+        assert_eq!(decided(&rounds(1024, &[0, 0, 0]), 99, 0, limits), Verdict::Stop);
+        let busy = rounds(9000, &[8000, 8000, 8000]);
+        assert_eq!(decided(&busy[..2], 99, 0, limits), Verdict::Continue);
+        assert_eq!(decided(&busy, 99, 0, limits), Verdict::Ask(Obstacle::MaxTime));
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! How long the container would stand still if it were stopped now.
 //!
 //! The stop is a sum: finding the last written pages (as long as the last scan took), sending them (their count over
-//! the rounds' throughput, both ends and the link in it), putting in place what waits at the destination, the small
-//! state (by the number of its parts), and two round trips. The pages are counted after each round while the
-//! container runs; where that failed, they follow from the rounds: what round k sends was written while round k-1
-//! ran, so the container writes that much in that time.
+//! the rounds' throughput, both ends and the link in it), putting in place what waits at the destination (by
+//! experience, or by its own word), the small state (by the number of its parts), and two round trips. The pages
+//! are counted after each round while the container runs; where that failed, they follow from the rounds: what round k
+//! sends was written while round k-1 ran, so the container writes that much in that time.
 
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct Sample {
     pub scan: Duration,
     /// What waits at the destination and is put in place in the stop, bytes.
     pub staged_bytes: u64,
+    /// How long the destination takes by its own word for what waits there beside that.
+    pub backlog: Duration,
     /// What was written since its scan, counted when it had ended.
     pub pending: Option<Pending>,
     /// What the container is made of.
@@ -100,6 +102,7 @@ pub fn estimate(history: &History<'_>) -> Estimate {
         last.scan
             .saturating_add(time_for(pages.saturating_mul(PAGE), throughput))
             .saturating_add(nanoseconds(u128::from(staged_pages) * u128::from(history.experience.fill_ns)))
+            .saturating_add(last.backlog)
             .saturating_add(history.experience.small_state(last.tasks))
             .saturating_add(history.round_trip.saturating_mul(2))
     });
@@ -213,6 +216,9 @@ mod tests {
         let plain = History { round_trip: Duration::from_millis(20), ..history(std::slice::from_ref(&last)) };
         let direct = estimate(&plain).downtime.unwrap();
         assert_eq!(direct, Duration::from_millis(5 + 40) + small_state(tasks));
+        let behind = Sample { backlog: Duration::from_millis(70), ..last };
+        let told = estimate(&History { rounds: &[behind], ..plain }).downtime.unwrap();
+        assert_eq!(told - direct, Duration::from_millis(70));
         let staged = Sample { staged_bytes: 1 << 30, ..last };
         let waiting = estimate(&History { rounds: &[staged], ..plain }).downtime.unwrap();
         assert_eq!(waiting - direct, Duration::from_nanos(Experience::default().fill_ns * 262_144));
@@ -238,14 +244,14 @@ mod tests {
     prop_compose! {
         fn any_sample()(
             counts in any::<[u64; 5]>(),
-            times in any::<[u64; 3]>(),
+            times in any::<[u64; 4]>(),
             tasks in any::<[u64; 3]>(),
             counted in any::<bool>(),
         ) -> Sample {
             let [data_pages, bytes, staged_bytes, pages, _] = counts;
-            let [duration, scan, age] = times.map(Duration::from_secs);
+            let [duration, scan, age, backlog] = times.map(Duration::from_secs);
             Sample {
-                data_pages, bytes, duration, scan, staged_bytes,
+                data_pages, bytes, duration, scan, staged_bytes, backlog,
                 pending: counted.then_some(Pending { pages, age }),
                 tasks: Tasks { processes: tasks[0], threads: tasks[1], descriptors: tasks[2] },
             }

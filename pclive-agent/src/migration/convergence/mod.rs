@@ -17,7 +17,7 @@ pub use decision::{Limits, Obstacle, Reason, Verdict, decide};
 pub use estimate::{Estimate, History, Pending, Sample, Tasks, estimate};
 pub use experience::{Experience, Measured};
 pub use policy::{Action, Policy, Step};
-pub use simulation::{Course, Scenario, interpolate, simulate};
+pub use simulation::{Course, Scenario, Staged, interpolate, simulate};
 
 /// Bytes in a page.
 const PAGE: u64 = 4096;

@@ -20,12 +20,23 @@ pub struct Scenario<'a> {
     pub round_cost: Duration,
     /// A question to the destination and its answer.
     pub round_trip: Duration,
-    /// Whether pages wait at the destination and are put in place in the stop.
-    pub staged: bool,
+    /// What waits at the destination, once the copy is built.
+    pub staged: Staged,
     /// What the container is made of.
     pub tasks: Tasks,
     /// What earlier migrations to this destination have shown.
     pub experience: Experience,
+}
+
+/// What waits at the destination before it is put in place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Staged {
+    /// Pages go straight into the copy.
+    Nothing,
+    /// The last round, while the next one is on its way.
+    Round,
+    /// Everything, until the stop.
+    Everything,
 }
 
 /// How a migration would go.
@@ -49,10 +60,17 @@ pub struct Course {
 
 /// Runs the rounds on paper. They end, because the limit of rounds ends them.
 pub fn simulate(scenario: &Scenario<'_>, limits: &Limits) -> Course {
-    let mut run = Run { rounds: Vec::new(), elapsed: Duration::ZERO, step: None, outdated: 0 };
+    let mut run = Run {
+        rounds: Vec::new(),
+        elapsed: Duration::ZERO,
+        step: None,
+        outdated: 0,
+        waiting_bytes: 0,
+        peak_bytes: 0,
+    };
     let mut pages = scenario.memory_pages;
     loop {
-        run.round(scenario, pages);
+        run.round(scenario, limits, pages);
         let history = run.history(scenario);
         let known = estimate(&history);
         let reason = match decide(&history, &known, limits) {
@@ -69,7 +87,7 @@ pub fn simulate(scenario: &Scenario<'_>, limits: &Limits) -> Course {
         };
         pages = known.dirty_pages.unwrap_or(0);
         if let Some(reason) = reason {
-            return run.end(scenario, &known, reason);
+            return run.end(&known, reason);
         }
     }
 }
@@ -97,27 +115,48 @@ struct Run {
     elapsed: Duration,
     step: Option<Step>,
     outdated: usize,
+    /// What waits at the destination, and the most that has.
+    waiting_bytes: u64,
+    peak_bytes: u64,
 }
 
 impl Run {
-    fn round(&mut self, scenario: &Scenario<'_>, data_pages: u64) {
+    fn round(&mut self, scenario: &Scenario<'_>, limits: &Limits, data_pages: u64) {
         let bytes = data_pages.saturating_mul(PAGE);
         let duration = scenario.round_cost.saturating_add(time_for(bytes, scenario.throughput));
         let written = (scenario.written)(self.elapsed, duration);
         let share = u128::from(self.step.map_or(100, Step::percent));
         let pages = u64::try_from(u128::from(written) * share / 100).unwrap_or(u64::MAX);
-        let staged_before = self.rounds.last().map_or(0, |round| round.staged_bytes);
+        let waiting = self.wait(scenario.staged, limits, bytes);
+        let fill_ns = u128::from(scenario.experience.fill_ns);
         self.rounds.push(Sample {
             data_pages,
             bytes,
             duration,
             scan: scenario.round_cost,
-            // A page that is sent again takes the place of the one that waits.
-            staged_bytes: if scenario.staged { staged_before.max(bytes) } else { 0 },
+            staged_bytes: if scenario.staged == Staged::Everything { waiting } else { 0 },
+            backlog: match scenario.staged {
+                Staged::Round => nanoseconds(u128::from(waiting / PAGE) * fill_ns),
+                Staged::Nothing | Staged::Everything => Duration::ZERO,
+            },
             pending: Some(Pending { pages, age: duration }),
             tasks: scenario.tasks,
         });
         self.elapsed = self.elapsed.saturating_add(duration);
+    }
+
+    /// What waits after a round of so many bytes.
+    fn wait(&mut self, staged: Staged, limits: &Limits, bytes: u64) -> u64 {
+        let merges = self.rounds.len() < limits.restore_after as usize;
+        self.waiting_bytes = match staged {
+            // A page that is sent again takes the place of the one that waits.
+            Staged::Nothing | Staged::Round if merges => self.waiting_bytes.max(bytes),
+            Staged::Everything => self.waiting_bytes.max(bytes),
+            Staged::Round => bytes,
+            Staged::Nothing => 0,
+        };
+        self.peak_bytes = self.peak_bytes.max(self.waiting_bytes);
+        self.waiting_bytes
     }
 
     fn history(&self, scenario: &Scenario<'_>) -> History<'_> {
@@ -130,17 +169,16 @@ impl Run {
         }
     }
 
-    fn end(self, scenario: &Scenario<'_>, known: &Estimate, reason: Option<Reason>) -> Course {
+    fn end(self, known: &Estimate, reason: Option<Reason>) -> Course {
         let downtime = known.downtime.unwrap_or_else(|| nanoseconds(u128::MAX));
         let last = known.dirty_pages.unwrap_or(0).saturating_mul(PAGE);
         let sent = self.rounds.iter().fold(0u64, |sum, round| sum.saturating_add(round.bytes));
-        let staged = self.rounds.last().map_or(0, |round| round.staged_bytes);
         Course {
             rounds: u32::try_from(self.rounds.len()).unwrap_or(u32::MAX),
             bytes: sent.saturating_add(last),
             time: self.elapsed.saturating_add(downtime),
             downtime,
-            staged_bytes: if scenario.staged { staged } else { 0 },
+            staged_bytes: self.peak_bytes,
             cpu_percent: self.step.map_or(100, Step::percent),
             reason,
         }
@@ -159,6 +197,7 @@ mod tests {
         max_downtime: Duration::from_millis(300),
         max_rounds: 15,
         max_time: None,
+        restore_after: 0,
         policy: Policy::StopAnyway,
     };
 
@@ -174,7 +213,7 @@ mod tests {
             throughput: 1 << 30,
             round_cost: Duration::from_millis(3),
             round_trip: Duration::from_micros(500),
-            staged: false,
+            staged: Staged::Nothing,
             tasks: Tasks { processes: 1, threads: 5, descriptors: 20 },
             experience: Experience::default(),
         }
@@ -245,9 +284,20 @@ mod tests {
     fn what_waits_at_the_destination_is_part_of_the_stop() {
         let idle = constant(0);
         let direct = simulate(&scenario(&idle), &LIMITS);
-        let staged = simulate(&Scenario { staged: true, ..scenario(&idle) }, &LIMITS);
+        let staged = simulate(&Scenario { staged: Staged::Everything, ..scenario(&idle) }, &LIMITS);
         assert_eq!(staged.staged_bytes, 1 << 30);
         assert!(staged.downtime > direct.downtime + Duration::from_millis(500), "{staged:?}");
+        let pipelined = simulate(&Scenario { staged: Staged::Round, ..scenario(&idle) }, &LIMITS);
+        assert_eq!((pipelined.staged_bytes, pipelined.rounds), (1 << 30, 2), "round 0 is in place after round 1");
+        assert!(pipelined.downtime < direct.downtime + Duration::from_millis(50), "{pipelined:?}");
+    }
+
+    #[test]
+    fn delayed_restoration_takes_its_rounds_and_the_memory_for_them() {
+        let idle = constant(0);
+        let course = run(&idle, &Limits { restore_after: 2, ..LIMITS });
+        assert_eq!((course.rounds, course.staged_bytes), (3, 1 << 30));
+        assert_eq!(course.downtime, run(&idle, &LIMITS).downtime);
     }
 
     /// Distinct pages over time as they were counted in a real container (`pclivectl plan --json`): milliseconds and
@@ -302,15 +352,17 @@ mod tests {
         #[test]
         fn every_migration_ends(
             rate in 0u64..100_000, memory in 0u64..1 << 34, throughput in 0u64..1 << 36, max_rounds in 1u32..50,
-            policy in 0usize..3, staged in any::<bool>(), downtime_ms in 1u64..100_000,
+            policy in 0usize..3, staged in 0usize..3, downtime_ms in 1u64..100_000,
         ) {
             let written = constant(rate);
             let limits = Limits {
                 max_downtime: Duration::from_millis(downtime_ms),
                 max_rounds,
                 max_time: None,
+                restore_after: 0,
                 policy: Policy::ALL[policy],
             };
+            let staged = [Staged::Nothing, Staged::Round, Staged::Everything][staged];
             let scenario = Scenario { memory_pages: memory, throughput, staged, ..scenario(&written) };
             let course = simulate(&scenario, &limits);
             prop_assert!(course.rounds <= max_rounds);

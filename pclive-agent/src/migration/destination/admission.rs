@@ -8,6 +8,7 @@ use pclive_proto::control::Role;
 use pclive_proto::peer::Prepare;
 use uuid::Uuid;
 
+use super::placement::StagingPlan;
 use crate::agent::{Agent, container_id};
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError};
@@ -30,8 +31,8 @@ pub(super) struct Admitted {
     pub(super) runtime: Runtime,
     pub(super) prepare: Prepare,
     pub(super) interfaces: Vec<Interface>,
-    /// One-shot: the most that may wait here, bytes.
-    pub(super) staging_limit_bytes: Option<u64>,
+    /// How pages wait here; `None`: they do not.
+    pub(super) staging: Option<StagingPlan>,
     /// Begun.
     pub(super) log: SharedLog,
 }
@@ -50,11 +51,11 @@ pub(super) async fn admit(
     let id = container_id(&prepare.container_id)?;
     let runtime = agent.runtime(&prepare.runtime)?.clone();
     let strategy = wire::strategy(prepare.strategy())?;
-    let staging_limit_bytes = staging_limit(agent, strategy)?;
     let interfaces = network::decode(&prepare.interfaces).map_err(|error| {
         wire::bad(format!("network interfaces that cannot be: {}", crate::error::chain(&error)))
     })?;
     host_fits(&prepare)?;
+    let staging = staging(agent, &prepare, strategy)?;
     if runtime.knows(&id) {
         let message =
             format!("cannot take container {id}: {} on {} has one of this name", runtime.name(), agent.name);
@@ -75,7 +76,7 @@ pub(super) async fn admit(
         entry.fail(error.clone());
         agent.registry.ended();
     })?;
-    Ok(Admitted { log, entry, id, runtime, prepare, interfaces, staging_limit_bytes })
+    Ok(Admitted { log, entry, id, runtime, prepare, interfaces, staging })
 }
 
 /// Writes the migration down before anything of it exists.
@@ -105,16 +106,61 @@ async fn begin_journal(
     written(move || agent.journal.begin(record)).await
 }
 
-/// One-shot holds the container's memory twice for a moment, so it may only use a part of what is available.
-fn staging_limit(agent: &Agent, strategy: Strategy) -> Result<Option<u64>, MigrationError> {
-    match (strategy, agent.config.migration.staging_limit_bytes) {
-        (Strategy::Global, _) => Ok(None),
-        (Strategy::OneShot, 0) => {
-            let available = host::memory_available()
-                .map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
-            Ok(Some(available / 2))
+/// How pages wait here by this strategy, refused at once if there is no memory for it. A strategy that stages has all
+/// of the container's memory waiting at some time: one-shot at the end, the others before restorers live or while
+/// round 0 arrives.
+fn staging(
+    agent: &Agent,
+    prepare: &Prepare,
+    strategy: Strategy,
+) -> Result<Option<StagingPlan>, MigrationError> {
+    let (live_from, direct) = match (strategy, prepare.restore_after) {
+        (Strategy::Global, 0) => return Ok(None),
+        (Strategy::Global, round) => (Some(round), true),
+        (Strategy::Pipelined, round) => (Some(round), false),
+        (Strategy::OneShot, _) => (None, false),
+    };
+    let available =
+        host::memory_available().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+    let memory = Memory { configured: agent.config.migration.staging_limit_bytes, available };
+    let limit_bytes = memory.limit_for(prepare.memory_bytes).map_err(|why| {
+        let (id, strategy, name) = (&prepare.container_id, strategy.name(), &agent.name);
+        let message = format!("cannot stage container {id} on {name} by strategy {strategy}: {why}");
+        MigrationError::new(ErrorCode::NoMemory, message)
+            .hint("migrate with --strategy global --restore-after 0, which stages nothing")
+    })?;
+    Ok(Some(StagingPlan { limit_bytes, live_from, direct }))
+}
+
+/// Memory of this host.
+#[derive(Debug, Clone, Copy)]
+struct Memory {
+    /// Most that may be staged, bytes; 0: half of what is available.
+    configured: u64,
+    available: u64,
+}
+
+impl Memory {
+    /// The most that may be staged, bytes, for a container that uses `needed`; or why that cannot be. What is staged is
+    /// counted beside the container, though it is given back as the container takes its place: the host's other
+    /// programs need memory, too.
+    fn limit_for(self, needed: u64) -> Result<u64, String> {
+        let mib = |bytes: u64| bytes >> 20;
+        let both = needed.saturating_add(needed);
+        if both > self.available {
+            let (needed, both, available) = (mib(needed), mib(both), mib(self.available));
+            return Err(format!(
+                "it uses {needed} MiB, with as much waiting that is {both} MiB, and {available} MiB are available"
+            ));
         }
-        (Strategy::OneShot, limit) => Ok(Some(limit)),
+        match self.configured {
+            0 => Ok(self.available / 2),
+            limit if needed > limit => {
+                let (needed, limit) = (mib(needed), mib(limit));
+                Err(format!("it uses {needed} MiB, and {limit} MiB may wait (migration.staging_limit_bytes)"))
+            }
+            limit => Ok(limit),
+        }
     }
 }
 
@@ -139,5 +185,30 @@ fn bundle_is_here(agent: &Agent, prepare: &Prepare) -> Result<(), MigrationError
     match bundle.blockers(0).first() {
         None => Ok(()),
         Some(blocker) => Err(missing(format!("its config.json has {}", blocker.what))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn half_of_what_is_available_may_wait_unless_configured() {
+        let memory = Memory { configured: 0, available: 1000 * MIB };
+        assert_eq!(memory.limit_for(500 * MIB), Ok(500 * MIB));
+        let memory = Memory { configured: 300 * MIB, ..memory };
+        assert_eq!(memory.limit_for(300 * MIB), Ok(300 * MIB));
+    }
+
+    #[test]
+    fn too_little_memory_is_refused_with_both_figures() {
+        let memory = Memory { configured: 0, available: 1000 * MIB };
+        let why = memory.limit_for(501 * MIB).unwrap_err();
+        assert!(why.contains("1002 MiB") && why.contains("1000 MiB"), "{why}");
+        let why = Memory { configured: 300 * MIB, ..memory }.limit_for(301 * MIB).unwrap_err();
+        assert!(why.contains("301 MiB") && why.contains("300 MiB"), "{why}");
+        assert!(memory.limit_for(u64::MAX).is_err());
     }
 }

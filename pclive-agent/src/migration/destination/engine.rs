@@ -10,12 +10,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pclive_engine::memory::staging::{Staging, StagingError};
-use pclive_engine::model::{Batch, FinalState, Layout, Pid};
-use pclive_engine::restore::{Destination, DestinationOptions, RestoreError};
-use pclive_proto::peer::DestinationLedger;
+use pclive_engine::model::{Batch, FinalState, Pid};
+use pclive_engine::restore::{Destination, DestinationOptions};
+use pclive_proto::peer::{DestinationLedger, RoundApplied};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
+use super::placement::{Placement, StagingPlan, restore_error};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::migration::report::ns;
 use crate::migration::wire;
@@ -35,8 +36,10 @@ pub(super) struct Plan {
     pub(super) network: NetworkConfig,
     /// Most bytes of frames that arrive at the source during the stop; 0: none are wanted.
     pub(super) capture_bytes: u64,
-    /// One-shot: everything waits, in this many bytes at most, and is put in place after the final state has come.
-    pub(super) staging_limit_bytes: Option<u64>,
+    /// How pages wait; `None`: they do not.
+    pub(super) staging: Option<StagingPlan>,
+    /// How long the end of a round may wait for the rounds before it to be in place.
+    pub(super) catch_up: Duration,
 }
 
 /// A batch on its way into the copy.
@@ -46,6 +49,23 @@ pub(super) struct Pages {
     pub(super) checksum: u64,
     /// Room for its bytes, given back when they are in place.
     pub(super) room: OwnedSemaphorePermit,
+}
+
+/// A round that has come whole.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Whole {
+    /// What waits.
+    pub(super) staged_bytes: u64,
+    /// How long putting it in place will take.
+    pub(super) backlog: Duration,
+}
+
+impl Whole {
+    /// What the source is told of it.
+    pub(super) fn answer(self, round: u32, took: Duration) -> RoundApplied {
+        let Self { staged_bytes, backlog } = self;
+        RoundApplied { round, staged_bytes, apply_ns: ns(took), backlog_ns: ns(backlog) }
+    }
 }
 
 /// What restoring brought.
@@ -70,9 +90,9 @@ pub(super) struct Resumed {
 }
 
 enum Command {
-    Layout(Bytes),
+    Layout { document: Bytes, round: u32, is_final: bool },
     Pages(Pages),
-    RoundEnd(oneshot::Sender<u64>),
+    RoundEnd(oneshot::Sender<Whole>),
     Restore { state: Bytes, received: Instant, reply: oneshot::Sender<Restored> },
     Resume { waiting: Waiting, reply: oneshot::Sender<Resumed> },
 }
@@ -108,8 +128,13 @@ impl Engine {
     }
 
     /// A round's layout, as it came.
-    pub(super) async fn layout(&self, document: Bytes) -> Result<(), MigrationError> {
-        self.give(Command::Layout(document)).await
+    pub(super) async fn layout(
+        &self,
+        document: Bytes,
+        round: u32,
+        is_final: bool,
+    ) -> Result<(), MigrationError> {
+        self.give(Command::Layout { document, round, is_final }).await
     }
 
     /// Pages of the round.
@@ -117,8 +142,9 @@ impl Engine {
         self.give(Command::Pages(pages)).await
     }
 
-    /// Waits until everything given so far is in place, or waits for the end; the bytes that wait.
-    pub(super) async fn round_end(&self) -> Result<u64, MigrationError> {
+    /// Waits until the round is in place; where it is staged, until it is staged whole and the rounds before it are in
+    /// place, so that of restorers that live no more than a round is behind.
+    pub(super) async fn round_end(&self) -> Result<Whole, MigrationError> {
         self.ask(Command::RoundEnd).await
     }
 
@@ -176,21 +202,6 @@ impl Engine {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn restore_error(error: RestoreError) -> MigrationError {
-    MigrationError::caused(ErrorCode::RestoreFailed, &error)
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
-fn staging_error(error: StagingError) -> MigrationError {
-    let code = match error {
-        StagingError::Full { .. } => ErrorCode::NoMemory,
-        StagingError::Malformed(_) => ErrorCode::BadMessage,
-        StagingError::Memory { .. } => ErrorCode::RestoreFailed,
-    };
-    MigrationError::caused(code, &error).hint("migrate with --strategy global, which stages nothing")
-}
-
-#[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn network_error(error: network::Error) -> MigrationError {
     MigrationError::caused(ErrorCode::NetworkFailed, &error).hint(error.hint().unwrap_or_default())
 }
@@ -201,16 +212,15 @@ struct Copy {
     announcer: Announcer,
     /// None: not wanted, or it does not work here.
     injector: Option<Injector>,
-    destination: Destination,
-    staged: Option<Staged>,
+    placement: Placement,
     /// Time that the last layout took.
     reconcile: Duration,
 }
 
-/// What waits in a one-shot migration.
-struct Staged {
-    pages: Staging,
-    layout: Layout,
+/// A round whose end has come and is answered once the rounds before it are in place, or at `until`.
+struct Closing {
+    reply: oneshot::Sender<Whole>,
+    until: Instant,
 }
 
 fn run(
@@ -221,16 +231,38 @@ fn run(
     let mut copy = prepare(plan)?;
     // A driver that is gone lets go at once, below.
     let _ = ready.send(copy.network.warnings().to_vec());
-    while let Some(command) = commands.blocking_recv() {
+    let mut closing = None;
+    // While something waits that may be put in place, that goes on in slices between the commands.
+    while let Some(command) = next(&mut commands, copy.placement.lags() || closing.is_some()) {
         match command {
-            Command::Layout(document) => copy.layout(&document)?,
-            Command::Pages(pages) => copy.fill(pages)?,
-            Command::RoundEnd(reply) => drop(reply.send(copy.staged_bytes())),
-            Command::Restore { state, received, reply } => drop(reply.send(copy.restore(&state, received)?)),
-            Command::Resume { waiting, reply } => return copy.resume(&waiting, reply),
+            Some(Command::Layout { document, round, is_final }) => copy.layout(&document, round, is_final)?,
+            Some(Command::Pages(pages)) => copy.fill(pages)?,
+            Some(Command::RoundEnd(reply)) => {
+                closing = Some(Closing { reply, until: Instant::now() + plan.catch_up });
+            }
+            Some(Command::Restore { state, received, reply }) => {
+                let _ = reply.send(copy.restore(&state, received)?);
+            }
+            Some(Command::Resume { waiting, reply }) => return copy.resume(&waiting, reply),
+            None => {}
         }
+        copy.placement.place_some()?;
+        closing = closing.and_then(|round| copy.close(round));
     }
     Ok(Vec::new())
+}
+
+/// The next command: waits for it, unless there is something else to do. `None` when the driver has let go.
+#[expect(clippy::option_option, reason = "no command is not the end of commands")]
+fn next(commands: &mut mpsc::Receiver<Command>, busy: bool) -> Option<Option<Command>> {
+    if !busy {
+        return commands.blocking_recv().map(Some);
+    }
+    match commands.try_recv() {
+        Ok(command) => Some(Some(command)),
+        Err(TryRecvError::Empty) => Some(None),
+        Err(TryRecvError::Disconnected) => None,
+    }
 }
 
 fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
@@ -240,8 +272,8 @@ fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
         network::apply(namespace, &plan.container, &plan.interfaces, &plan.network).map_err(network_error)?;
     let announcer = Announcer::prepare(network.namespace(), &plan.interfaces).map_err(network_error)?;
     let injector = injector(plan, network.namespace());
-    let staged = plan.staging_limit_bytes.map(Staged::new).transpose()?;
-    Ok(Copy { network, announcer, injector, destination, staged, reconcile: Duration::ZERO })
+    let placement = Placement::new(destination, plan.staging)?;
+    Ok(Copy { network, announcer, injector, placement, reconcile: Duration::ZERO })
 }
 
 /// A courtesy to clients: without it they wait for TCP's retransmission.
@@ -255,45 +287,10 @@ fn injector(plan: &Plan, namespace: &Namespace) -> Option<Injector> {
     prepared.map_err(failed).ok()
 }
 
-impl Staged {
-    fn new(limit_bytes: u64) -> Result<Self, MigrationError> {
-        let pages = Staging::new(limit_bytes).map_err(staging_error)?;
-        Ok(Self { pages, layout: Layout::default() })
-    }
-
-    /// Puts everything in place.
-    fn apply(mut self, destination: &mut Destination) -> Result<(), MigrationError> {
-        destination.apply_layout(&self.layout).map_err(restore_error)?;
-        let put =
-            &mut |batch: &Batch| destination.fill(batch).map_err(|error| Unplaced(restore_error(error)));
-        self.pages.apply(put).map_err(|Unplaced(error)| error)
-    }
-}
-
-/// Staged pages could not be put in place.
-struct Unplaced(MigrationError);
-
-impl From<StagingError> for Unplaced {
-    fn from(error: StagingError) -> Self {
-        Self(staging_error(error))
-    }
-}
-
 impl Copy {
-    fn staged_bytes(&self) -> u64 {
-        self.staged.as_ref().map_or(0, |staged| staged.pages.staged_bytes())
-    }
-
-    fn layout(&mut self, document: &[u8]) -> Result<(), MigrationError> {
+    fn layout(&mut self, document: &[u8], round: u32, is_final: bool) -> Result<(), MigrationError> {
         let began = Instant::now();
-        let layout: Layout = wire::document(document)?;
-        match &mut self.staged {
-            Some(staged) => {
-                staged.pages.follow(&layout).map_err(staging_error)?;
-                staged.layout = layout;
-            }
-            None => self.destination.apply_layout(&layout).map_err(restore_error)?,
-        }
+        self.placement.follow(wire::document(document)?, round, is_final)?;
         self.reconcile = began.elapsed();
         Ok(())
     }
@@ -301,24 +298,30 @@ impl Copy {
     fn fill(&mut self, pages: Pages) -> Result<(), MigrationError> {
         let Pages { batch, checksum, room } = pages;
         wire::verify(&batch.payload, checksum)?;
-        match &mut self.staged {
-            Some(staged) => staged.pages.stage(&batch).map_err(staging_error)?,
-            None => self.destination.fill(&batch).map_err(restore_error)?,
-        }
+        self.placement.take(&batch)?;
         drop(room);
         Ok(())
     }
 
+    /// Answers the end of a round if it is time; else it comes back.
+    fn close(&mut self, round: Closing) -> Option<Closing> {
+        if self.placement.lags() && Instant::now() < round.until {
+            return Some(round);
+        }
+        self.placement.seal();
+        let whole = Whole { staged_bytes: self.placement.staged_bytes(), backlog: self.placement.backlog() };
+        // A driver that is gone lets go.
+        let _ = round.reply.send(whole);
+        None
+    }
+
     fn restore(&mut self, state: &[u8], received: Instant) -> Result<Restored, MigrationError> {
         let state: FinalState = wire::document(state)?;
-        let staging_peak_bytes = self.staged.as_ref().map_or(0, |staged| staged.pages.peak_bytes());
-        if let Some(staged) = self.staged.take() {
-            staged.apply(&mut self.destination)?;
-        }
-        let filled = received.elapsed();
-        let parts = self.destination.restore(&state).map_err(restore_error)?;
+        let staging_peak_bytes = self.placement.peak_bytes();
+        let waited = received.elapsed();
+        let (filled, parts) = self.placement.restore(&state)?;
         let ledger = DestinationLedger {
-            fill_ns: ns(filled),
+            fill_ns: ns(waited + filled),
             reconcile_ns: ns(self.reconcile),
             files_ns: ns(parts.files),
             tasks_ns: ns(parts.tasks),
@@ -339,13 +342,14 @@ impl Copy {
         let mut warnings = Vec::new();
         self.network.open().map_err(network_error)?;
         warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
+        let mut destination = self.placement.into_destination();
         // The connections live by now, whatever it says; what has waited goes ahead of what peers send next.
-        warnings.extend(self.destination.wake_sockets().err().map(|error| chain(&error)));
+        warnings.extend(destination.wake_sockets().err().map(|error| chain(&error)));
         if let Some(injector) = &mut self.injector {
             waiting.iter().for_each(|arrival| injector.inject(arrival));
         }
         // The tasks run by now, whatever it says.
-        warnings.extend(self.destination.resume().err().map(|error| chain(&error)));
+        warnings.extend(destination.resume().err().map(|error| chain(&error)));
         let at = Instant::now();
         warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
         // A driver that is gone does not stop the copy.

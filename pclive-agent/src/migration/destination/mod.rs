@@ -9,6 +9,7 @@
 mod admission;
 mod engine;
 mod late;
+mod placement;
 mod reaper;
 mod state;
 
@@ -20,8 +21,8 @@ use pclive_proto::control::{self, Role};
 use pclive_proto::peer::destination_message::Message;
 use pclive_proto::peer::source_message::Message as Received;
 use pclive_proto::peer::{
-    Accepted, DestinationMessage, Failure, FinalState, PageBatch, Ready, RoundApplied, RoundBegin, RoundEnd,
-    Running, SourceMessage,
+    Accepted, DestinationMessage, Failure, FinalState, PageBatch, Ready, RoundBegin, RoundEnd, Running,
+    SourceMessage,
 };
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
@@ -46,8 +47,6 @@ use crate::tls::Caller;
 /// Where answers to the source go.
 pub(super) type Answers = mpsc::Sender<Result<DestinationMessage, Status>>;
 
-/// Most page contents that wait for the engine, KiB.
-const ROOM_KIB: usize = 48 << 10;
 /// How long the last word to the source may take.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
@@ -98,7 +97,7 @@ fn answer(message: Message) -> DestinationMessage {
 
 /// Creates the container, builds the copy in it, and cleans up what must not stay.
 async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceMessage>, answers: Answers) {
-    let Admitted { entry, id, runtime, prepare, interfaces, staging_limit_bytes, log } = admitted;
+    let Admitted { entry, id, runtime, prepare, interfaces, staging, log } = admitted;
     super::warn_of_plain_text(&agent, &entry);
     info!(from = prepare.source_agent, memory_bytes = prepare.memory_bytes, "migration begins");
     fault::reached(Point::DestinationBegun);
@@ -121,7 +120,9 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
         interfaces,
         network: (&agent.config.network).into(),
         capture_bytes: agent.config.network.capture_bytes,
-        staging_limit_bytes,
+        staging,
+        // Within the patience of the source, which waits for the answer.
+        catch_up: agent.config.migration.progress_timeout() / 2,
     };
     let started = match stage_committing(&log, created.pid).await {
         Ok(()) => Engine::start(plan).await,
@@ -237,7 +238,7 @@ impl<'a> Receiver<'a> {
             incoming,
             answers,
             engine,
-            room: Arc::new(Semaphore::new(ROOM_KIB)),
+            room: Arc::new(Semaphore::new(agent.config.migration.in_flight_kib_at_destination())),
             init_pid,
             round: control::Round::default(),
             round_began: Instant::now(),
@@ -366,7 +367,7 @@ impl<'a> Receiver<'a> {
         self.round = control::Round { number: begin.round, r#final: begin.r#final, ..Default::default() };
         self.round.bytes = begin.layout.len() as u64;
         self.round_began = Instant::now();
-        self.engine.layout(begin.layout).await
+        self.engine.layout(begin.layout, begin.round, begin.r#final).await
     }
 
     async fn pages(&mut self, message: PageBatch) -> Result<(), MigrationError> {
@@ -401,11 +402,13 @@ impl<'a> Receiver<'a> {
         self.round.r#final = false;
         self.all_came(ended.data_pages)?;
         let began = Instant::now();
-        let staged_bytes = self.engine.round_end().await?;
+        let whole = tokio::select! {
+            whole = self.engine.round_end() => whole?,
+            why = self.entry.cancelled() => return Err(why),
+        };
         self.finish_round();
         fault::reached(Point::DestinationRound);
-        let applied = RoundApplied { round: ended.round, staged_bytes, apply_ns: ns(began.elapsed()) };
-        self.say(Message::RoundApplied(applied)).await
+        self.say(Message::RoundApplied(whole.answer(ended.round, began.elapsed()))).await
     }
 
     async fn final_state(&mut self, state: FinalState, at: Instant) -> Result<Restored, MigrationError> {

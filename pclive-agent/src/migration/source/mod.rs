@@ -29,7 +29,7 @@ use tracing::{Instrument, info, info_span};
 use self::engine::{Dump, Engine, Moved, Opened, Plan, Stopped};
 use self::opening::{connect, open};
 use self::outgoing::Outgoing;
-use self::rounds::{Done, Rounds};
+use self::rounds::{Backlog, Done, Rounds};
 use self::session::{Expectation, Session, name_of};
 use self::sink::Outlet;
 use self::state::{Event, State};
@@ -49,9 +49,6 @@ use crate::network;
 use crate::recovery::decision::Answer;
 use crate::recovery::{doubt, inquiry};
 use crate::registry::Entry;
-
-/// Most page contents that wait in the stream, bytes, beside the link's own windows.
-const IN_FLIGHT: u64 = 16 << 20;
 
 /// How often a container is stopped before a migration is given up because of what should pass by itself.
 const MOST_STOPS: u32 = 10;
@@ -141,8 +138,9 @@ async fn drive(
     order: &Order,
     meter: &UsageMeter,
 ) -> Result<Option<control::Report>, Ended> {
-    let batch = agent.config.migration.batch_bytes.max(1);
-    let capacity = usize::try_from((IN_FLIGHT / batch).max(2)).unwrap_or(2);
+    let migration = &agent.config.migration;
+    let messages = migration.in_flight_at_source() / migration.batch_bytes.max(1);
+    let capacity = usize::try_from(messages.max(1)).unwrap_or(1);
     let (stream, sender, last_word) = Outgoing::new(capacity);
     let abort = CancellationToken::new();
     let outlet = Outlet::new(sender.clone(), abort.clone());
@@ -241,6 +239,7 @@ impl Driver<'_> {
             host: Some(facts.clone()),
             interfaces: network::encode(&opened.interfaces),
             allow_clock_step_back: order.allow_clock_step_back,
+            restore_after: order.limits.restore_after,
         };
         let patience = self.agent.config.migration.prepare_timeout();
         self.session.send(Message::Prepare(prepare), patience).await?;
@@ -297,16 +296,18 @@ impl Driver<'_> {
         let patience = self.agent.config.migration.progress_timeout();
         let expected = Expectation { round: number, total_bytes, counter: self.outlet.counter(), patience };
         let moved = self.session.moving(self.engine.round(number), &expected).await?;
-        let staged_bytes = self.applied(number).await?;
+        let backlog = self.applied(number).await?;
         fault::reached(Point::SourceRound);
-        self.ended(number, &moved, began.elapsed(), staged_bytes).await
+        self.ended(number, &moved, began.elapsed(), backlog).await
     }
 
-    /// Waits until a round is in place; what waits at the destination, bytes.
-    async fn applied(&mut self, number: u32) -> Result<u64, MigrationError> {
+    /// Waits until the destination has a round; what it has not put in place yet.
+    async fn applied(&mut self, number: u32) -> Result<Backlog, MigrationError> {
         let patience = self.agent.config.migration.progress_timeout();
         match self.session.answer("put a round in place", patience).await? {
-            Answered::RoundApplied(applied) if applied.round == number => Ok(applied.staged_bytes),
+            Answered::RoundApplied(applied) if applied.round == number => {
+                Ok(Backlog::told(self.order.strategy, &applied))
+            }
             other => Err(out_of_turn(&other)),
         }
     }
@@ -317,12 +318,12 @@ impl Driver<'_> {
         number: u32,
         moved: &Moved,
         duration: Duration,
-        staged_bytes: u64,
+        backlog: Backlog,
     ) -> Result<Estimate, MigrationError> {
         let patience = self.agent.config.migration.progress_timeout();
         let counted = self.session.step(self.engine.pending(), patience).await?;
         let pending = counted.map(|pages| Pending { pages, age: moved.began.elapsed() });
-        Ok(self.record(number, false, moved, Done { duration, staged_bytes, pending }))
+        Ok(self.record(number, false, moved, Done { duration, backlog, pending }))
     }
 
     fn record(&mut self, number: u32, is_final: bool, moved: &Moved, done: Done) -> Estimate {
@@ -381,8 +382,8 @@ impl Driver<'_> {
     /// The container runs again: what was dumped is a round like any other.
     async fn put_off(&mut self, number: u32, moved: &Moved) -> Result<(), MigrationError> {
         self.session.advance(Event::PutOff(number))?;
-        let staged_bytes = self.applied(number).await?;
-        self.ended(number, moved, moved.elapsed, staged_bytes).await.map(drop)
+        let backlog = self.applied(number).await?;
+        self.ended(number, moved, moved.elapsed, backlog).await.map(drop)
     }
 
     /// Stop, final dump, and the two-phase handover.
@@ -397,7 +398,8 @@ impl Driver<'_> {
         fault::reached(Point::SourceOffered);
         let running = self.commit(committing).await?;
         let now = Instant::now();
-        let done = Done { duration: now - stopped, staged_bytes: 0, pending: Some(Pending::default()) };
+        let (backlog, pending) = (Backlog::default(), Some(Pending::default()));
+        let done = Done { duration: now - stopped, backlog, pending };
         self.record(number, true, &moved, done);
         let handover = Handover {
             began: self.session.entry.began(),

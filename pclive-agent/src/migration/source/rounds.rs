@@ -6,8 +6,10 @@
 use std::time::{Duration, Instant};
 
 use pclive_proto::control::{self, Ledger, PolicyApplied, Report};
+use pclive_proto::peer::RoundApplied;
 
 use super::engine::Moved;
+use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::migration::convergence::{
     self, Action, Estimate, Experience, History, Limits, Measured, Obstacle, Pending, Policy, Reason, Sample,
@@ -97,7 +99,8 @@ impl Rounds {
             bytes: moved.bytes,
             duration: done.duration,
             scan: stats.scan,
-            staged_bytes: done.staged_bytes,
+            staged_bytes: done.backlog.staged_bytes,
+            backlog: done.backlog.time,
             pending: done.pending,
             tasks,
         });
@@ -203,7 +206,8 @@ impl Rounds {
         let history = self.history(Instant::now());
         let plain = History { rounds: running, experience: Experience::default(), ..history };
         let throughput = convergence::estimate(&plain).throughput;
-        let staged_pages = report.staging_peak_bytes / PAGE;
+        // With restorers that live the stop puts only a part in place of what has waited.
+        let staged_pages = if last.staged_bytes > 0 { report.staging_peak_bytes / PAGE } else { 0 };
         Some(Measured {
             tasks: last.tasks,
             small_state: Duration::from_nanos(rest),
@@ -213,13 +217,35 @@ impl Rounds {
     }
 }
 
+/// What the destination has not put in place yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Backlog {
+    /// What is put in place in the stop, all of it, bytes.
+    staged_bytes: u64,
+    /// How long the destination will take for the rest.
+    time: Duration,
+}
+
+impl Backlog {
+    /// What the destination says after a round. Where restorers live it knows how fast they take pages; by one-shot
+    /// nobody knows before the stop.
+    pub(super) fn told(strategy: Strategy, applied: &RoundApplied) -> Self {
+        match strategy {
+            Strategy::OneShot => Self { staged_bytes: applied.staged_bytes, time: Duration::ZERO },
+            Strategy::Global | Strategy::Pipelined => {
+                Self { staged_bytes: 0, time: Duration::from_nanos(applied.backlog_ns) }
+            }
+        }
+    }
+}
+
 /// How a round ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Done {
     /// From its begin to the destination's word.
     pub(super) duration: Duration,
     /// What waits at the destination.
-    pub(super) staged_bytes: u64,
+    pub(super) backlog: Backlog,
     /// What was written meanwhile.
     pub(super) pending: Option<Pending>,
 }
