@@ -6,7 +6,9 @@ use std::io::Write;
 
 use pclive_engine::capture::SinkError;
 use pclive_engine::memory::layout_diff::plan;
-use pclive_engine::memory::{AddressSpace, Filler, MemoryError, Objects, SharedWrites, Staging, StagingError};
+use pclive_engine::memory::{
+    AddressSpace, Filler, MemoryError, Objects, SharedWrites, Staging, StagingError,
+};
 use pclive_engine::model::{Batch, ExtentKind, Layout, Mapping, ProcessLayout, Vma, Vpid};
 use pclive_engine::remote::{Outcome, RemoteTask};
 use proptest::prelude::*;

@@ -382,9 +382,10 @@ impl Strategy {
 }
 
 impl Migration {
-    /// The source's part of [`Self::in_flight_bytes`]: what waits for the link.
-    pub fn in_flight_at_source(&self) -> u64 {
-        self.in_flight_bytes / 4
+    /// The source's part of [`Self::in_flight_bytes`], in messages: what waits for the link.
+    pub fn messages_in_flight_at_source(&self) -> usize {
+        let messages = self.in_flight_bytes / 4 / self.batch_bytes.max(1);
+        usize::try_from(messages.max(1)).unwrap_or(1)
     }
 
     /// The destination's part of [`Self::in_flight_bytes`], KiB: what waits for the restorers. More than a message

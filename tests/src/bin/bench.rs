@@ -74,7 +74,11 @@ fn main() -> Result<()> {
 }
 
 /// The median of a figure over the runs.
-fn median(options: &Options, setting: Setting<'_>, figure: impl Fn(&Measurement) -> Option<f64>) -> Result<f64> {
+fn median(
+    options: &Options,
+    setting: Setting<'_>,
+    figure: impl Fn(&Measurement) -> Option<f64>,
+) -> Result<f64> {
     let mut figures = Vec::new();
     for run in 0..options.runs {
         eprintln!("{setting:?}, run {} of {}", run + 1, options.runs);

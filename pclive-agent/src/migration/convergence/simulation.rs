@@ -288,7 +288,11 @@ mod tests {
         assert_eq!(staged.staged_bytes, 1 << 30);
         assert!(staged.downtime > direct.downtime + Duration::from_millis(500), "{staged:?}");
         let pipelined = simulate(&Scenario { staged: Staged::Round, ..scenario(&idle) }, &LIMITS);
-        assert_eq!((pipelined.staged_bytes, pipelined.rounds), (1 << 30, 2), "round 0 is in place after round 1");
+        assert_eq!(
+            (pipelined.staged_bytes, pipelined.rounds),
+            (1 << 30, 2),
+            "round 0 is in place after round 1"
+        );
         assert!(pipelined.downtime < direct.downtime + Duration::from_millis(50), "{pipelined:?}");
     }
 

@@ -38,7 +38,7 @@ pub(super) struct Plan {
     pub(super) capture_bytes: u64,
     /// How pages wait; `None`: they do not.
     pub(super) staging: Option<StagingPlan>,
-    /// How long the end of a round may wait for the rounds before it to be in place.
+    /// How long the end of a round may wait for the rounds before it to be in place: within the source's patience.
     pub(super) catch_up: Duration,
 }
 

@@ -121,7 +121,6 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
         network: (&agent.config.network).into(),
         capture_bytes: agent.config.network.capture_bytes,
         staging,
-        // Within the patience of the source, which waits for the answer.
         catch_up: agent.config.migration.progress_timeout() / 2,
     };
     let started = match stage_committing(&log, created.pid).await {

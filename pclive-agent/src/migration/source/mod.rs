@@ -138,10 +138,7 @@ async fn drive(
     order: &Order,
     meter: &UsageMeter,
 ) -> Result<Option<control::Report>, Ended> {
-    let migration = &agent.config.migration;
-    let messages = migration.in_flight_at_source() / migration.batch_bytes.max(1);
-    let capacity = usize::try_from(messages.max(1)).unwrap_or(1);
-    let (stream, sender, last_word) = Outgoing::new(capacity);
+    let (stream, sender, last_word) = Outgoing::new(agent.config.migration.messages_in_flight_at_source());
     let abort = CancellationToken::new();
     let outlet = Outlet::new(sender.clone(), abort.clone());
     let plan = Plan {

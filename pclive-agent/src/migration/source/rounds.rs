@@ -249,3 +249,17 @@ pub(super) struct Done {
     /// What was written meanwhile.
     pub(super) pending: Option<Pending>,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_waits_is_counted_once_by_experience_or_by_the_destinations_word() {
+        let applied = RoundApplied { round: 3, staged_bytes: 1 << 30, apply_ns: 5, backlog_ns: 7_000 };
+        let told = |strategy| Backlog::told(strategy, &applied);
+        assert_eq!(told(Strategy::OneShot), Backlog { staged_bytes: 1 << 30, time: Duration::ZERO });
+        let by_its_word = Backlog { staged_bytes: 0, time: Duration::from_micros(7) };
+        assert_eq!([Strategy::Global, Strategy::Pipelined].map(told), [by_its_word; 2]);
+    }
+}
