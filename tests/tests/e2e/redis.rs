@@ -57,7 +57,7 @@ fn redis_with_clients_moves_by_the_pipelined_strategy_and_little_is_left_for_the
         return Ok(());
     }
     let bytes = 256 << 20;
-    let report = moves_with(&["--strategy", "pipelined"], bytes)?;
+    let report = moves_with(&["--strategy", "pipelined", "--max-downtime", "50ms"], bytes)?;
     ensure!(report.staging_peak_bytes > bytes / 2, "round 0 was not staged whole: {report:?}");
     let (rounds, last) = (report.rounds.len(), report.rounds.last());
     ensure!(rounds > 2 && last.is_some_and(|round| round.bytes < bytes / 4), "{report:?}");
