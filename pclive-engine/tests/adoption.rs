@@ -4,7 +4,10 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
 use pclive_engine::model::layout::VdsoLayout;
 use pclive_engine::model::terminal::number_of_device;
 use pclive_engine::model::{
@@ -166,5 +169,27 @@ fn hostile_layout_is_refused_and_changes_nothing() {
         let refused = destination.apply_layout(&bad).unwrap_err();
         assert!(refused.to_string().starts_with("cannot accept the layout"), "{refused}");
     }
+    assert_eq!(tree(init), [(1, 0, 1, 1, 1)]);
+}
+
+/// The runtime's init is a Go program, whose scheduler sends SIGURG to its threads at any time.
+#[test]
+fn signals_of_the_runtimes_scheduler_do_not_stop_an_adoption() {
+    let container = Created::new("urgent", &["sh"]);
+    let init = container.init();
+    let mut destination = Destination::adopt(init, DestinationOptions::default()).unwrap();
+    let layout = Layout { processes: vec![process(1, 0, 1, &[])], objects: Vec::new() };
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                let _ = kill(nix::unistd::Pid::from_raw(init.0), Signal::SIGURG);
+                std::thread::sleep(Duration::from_micros(20));
+            }
+        });
+        let applied = destination.apply_layout(&layout);
+        done.store(true, Ordering::Relaxed);
+        applied.unwrap();
+    });
     assert_eq!(tree(init), [(1, 0, 1, 1, 1)]);
 }

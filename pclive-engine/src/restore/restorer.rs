@@ -127,8 +127,7 @@ impl Restorer {
     pub(super) fn become_program(&mut self, layout: &ProcessLayout) -> Result<(), RestoreError> {
         let spot = spans::free_spot(layout, Slot::BYTES).ok_or(RestoreError::NoRoom { vpid: self.vpid })?;
         if self.leader.slot().is_none() {
-            let vdso = self.own_vdso()?;
-            self.leader.settle(vdso, Spot::Anywhere)?;
+            self.settle_in_runtime()?;
         }
         self.execute(&layout.exe)?;
         self.threads.clear();
@@ -137,6 +136,20 @@ impl Restorer {
         self.exe.clone_from(&layout.exe);
         self.vdso = spans::kernel_mappings(self.leader.pid())?;
         self.wipe()
+    }
+
+    /// Maps the slot in the runtime's own program. That is written in Go, whose scheduler sends SIGURG to its threads at
+    /// any time: to a program that is about to be replaced, it is lost without loss. Any other signal is meant.
+    fn settle_in_runtime(&mut self) -> Result<(), RestoreError> {
+        const ATTEMPTS: u32 = 100;
+        let vdso = self.own_vdso()?;
+        for _ in 1..ATTEMPTS {
+            match self.leader.settle(vdso, Spot::Anywhere) {
+                Err(RemoteError::Busy { signal: libc::SIGURG, .. }) => {}
+                settled => return settled.map(drop).map_err(RestoreError::from),
+            }
+        }
+        self.leader.settle(vdso, Spot::Anywhere).map(drop).map_err(RestoreError::from)
     }
 
     /// execve of the executable, with an empty environment: it sets `/proc/PID/exe`, ends other threads and makes
