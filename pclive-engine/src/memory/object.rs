@@ -144,9 +144,11 @@ impl Objects {
         Ok(id)
     }
 
-    /// Forgets that other objects than these were seen in this round.
+    /// Forgets every object but these, as far as they were seen in this round. The destination drops what the layout
+    /// does not name: an object that is met again later has a new id, and is sent whole.
     pub(crate) fn keep(&mut self, ids: &HashSet<u64>) {
-        self.table.iter_mut().for_each(|(id, object)| object.seen &= ids.contains(id));
+        self.table.retain(|id, object| object.seen && ids.contains(id));
+        self.ids.retain(|_, id| self.table.contains_key(id));
     }
 
     /// Objects that mappings were found of in this round, ascending by id.
@@ -210,8 +212,6 @@ impl Objects {
         let strangers = strangers || self.newest.is_none() || self.newest != self.newest_before;
         self.newest_before = self.newest;
         self.table.values_mut().for_each(|object| object.suspect |= strangers);
-        self.table.retain(|_, object| object.seen);
-        self.ids.retain(|_, id| self.table.contains_key(id));
         let mut stats = SpaceStats::default();
         for (id, object) in &mut self.table {
             object.round(*id, batch_bytes, &mut stats, out)?;

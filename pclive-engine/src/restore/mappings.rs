@@ -3,7 +3,7 @@
 //! Files are opened by the agent, below the container's root, and handed over; a shared anonymous object is born
 //! in one restorer and then known by the descriptor that `/proc/PID/map_files` gives.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -62,6 +62,9 @@ impl Mappings {
             let restorer = found.ok_or(RestoreError::NoProcess { vpid: process.vpid })?;
             self.follow_process(&process.vmas, restorer)?;
         }
+        // The memory of an object that nobody shows any more is given back; its id does not come again.
+        let shown: HashSet<u64> = layout.objects.iter().map(|object| object.id).collect();
+        self.objects.retain(|id| shown.contains(&id));
         Ok(())
     }
 
