@@ -14,6 +14,11 @@ use pclive_agent::config::{self, Config};
 use pclive_agent::tls::Keeper;
 use pclive_agent::{daemon, logging};
 
+/// Buffers of pages come and go by the gigabyte. glibc gives each back to the kernel and faults it in again, which
+/// costs a fifth of the CPU time of a round; jemalloc keeps them for ten seconds.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 /// Exit code for a configuration that cannot be used; clap uses the same for wrong usage.
 const UNUSABLE: u8 = 2;
 
