@@ -8,9 +8,11 @@
 
 mod admission;
 mod engine;
+mod handover;
 mod late;
 mod placement;
 mod reaper;
+mod rounds;
 mod state;
 
 use std::sync::Arc;
@@ -20,27 +22,24 @@ use pclive_engine::restore::DestinationOptions;
 use pclive_proto::control::{self, Role};
 use pclive_proto::peer::destination_message::Message;
 use pclive_proto::peer::source_message::Message as Received;
-use pclive_proto::peer::{
-    Accepted, DestinationMessage, Failure, FinalState, PageBatch, Ready, RoundBegin, RoundEnd, Running,
-    SourceMessage,
-};
+use pclive_proto::peer::{Accepted, DestinationMessage, Failure, Ready, SourceMessage};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
-use tracing::{Instrument, Span, info, info_span};
+use tracing::{Instrument, info, info_span};
 
 use self::admission::Admitted;
-use self::engine::{Engine, Pages, Plan, Restored, Resumed};
+use self::engine::{Engine, Plan, Restored};
+use self::handover::stage_committing;
 use self::state::{Event, State};
-use super::report::{self, ns};
-use super::{SharedLog, wire, written};
+use super::{SharedLog, wire};
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
 use crate::host::{self, UsageMeter};
-use crate::journal::{self, Ending, JournalError, Record};
+use crate::journal::{Ending, JournalError};
 use crate::network::Waiting;
-use crate::recovery::{self, doubt, process};
+use crate::recovery::doubt;
 use crate::registry::Entry;
 use crate::tls::Caller;
 
@@ -171,20 +170,6 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
     }
 }
 
-/// Writes down in advance what must be in force before a task is let go.
-async fn stage_committing(log: &SharedLog, init_pid: i32) -> Result<(), MigrationError> {
-    let init = process::identify(init_pid).ok_or_else(|| {
-        MigrationError::new(ErrorCode::RuntimeFailed, "the init of the created container has ended")
-    })?;
-    let log = Arc::clone(log);
-    written(move || {
-        let mut log = journal::guard(&log);
-        let record = Record { init: Some(init), phase: journal::Phase::Committing, ..log.record().clone() };
-        log.stage(record)
-    })
-    .await
-}
-
 async fn failed(agent: &Agent, entry: &Entry, log: SharedLog, error: MigrationError) {
     tracing::warn!(code = error.code.as_str(), "migration failed, the copy is discarded: {error}");
     doubt::write_end(agent, log, doubt::failed(&error)).await;
@@ -267,22 +252,6 @@ impl<'a> Receiver<'a> {
         Ended::Discarded(error)
     }
 
-    /// The source has committed and the copy was not let go as it should: init tells whether it was at all. The
-    /// source asks, and is told.
-    async fn broken(self, error: MigrationError) -> Result<Option<control::Report>, Ended> {
-        let error = error.at(Role::Destination, self.state.phase());
-        self.engine.release().await;
-        let log = Arc::clone(&self.log);
-        let runs =
-            tokio::task::spawn_blocking(move || recovery::copy_runs(&journal::guard(&log).record().clone()));
-        if runs.await.unwrap_or(false) {
-            self.entry.warn(format!("the container runs, but not everything went well: {error}"));
-            return Ok(None);
-        }
-        refuse(&self.answers, &error).await;
-        Err(Ended::Discarded(error))
-    }
-
     /// From `Accepted` to `Commit`.
     async fn build(&mut self) -> Result<(Restored, Instant, Waiting), MigrationError> {
         self.accept().await?;
@@ -312,174 +281,11 @@ impl<'a> Receiver<'a> {
         Ok((restored, received_at, waiting))
     }
 
-    /// Begins to put `Committing` in force, beside the restore: that it is, is looked at in [`Self::take_commit`].
-    fn write_committing(&mut self) {
-        let log = Arc::clone(&self.log);
-        self.committing = Some(tokio::task::spawn_blocking(move || journal::guard(&log).enact()));
-    }
-
-    /// On `Ok` the copy may be let go: that is durable, and the source has not been promised the contrary.
-    async fn take_commit(&mut self) -> Result<(), MigrationError> {
-        if let Some(committing) = self.committing.take() {
-            let done =
-                committing.await.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
-            done.map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error))?;
-        }
-        if journal::guard(&self.log).take_commit() {
-            return Ok(());
-        }
-        let message = "COMMIT came after the source was promised that the container does not run here";
-        Err(MigrationError::new(ErrorCode::Discarded, message))
-    }
-
     async fn accept(&mut self) -> Result<(), MigrationError> {
         let facts = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
         let accepted = Accepted { host: Some(facts), agent_name: self.agent.name.clone() };
         self.advance(Event::Prepared)?;
         self.say(Message::Accepted(accepted)).await
-    }
-
-    /// One message of the rounds; the restored state once the final one has come.
-    async fn handle(&mut self, message: Received, at: Instant) -> Result<Option<Restored>, MigrationError> {
-        match message {
-            Received::RoundBegin(begin) => self.round_begin(begin).await?,
-            Received::PageBatch(batch) => self.pages(batch).await?,
-            Received::RoundEnd(ended) => self.round_end(&ended).await?,
-            Received::FinalState(state) => return self.final_state(state, at).await.map(Some),
-            other @ (Received::Prepare(_)
-            | Received::Commit(_)
-            | Received::Frames(_)
-            | Received::Failure(_)) => {
-                return Err(out_of_turn(&other));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn round_begin(&mut self, begin: RoundBegin) -> Result<(), MigrationError> {
-        let event =
-            if begin.r#final { Event::FinalBegun(begin.round) } else { Event::RoundBegun(begin.round) };
-        self.advance(event)?;
-        if begin.r#final {
-            self.write_committing();
-        }
-        self.round = control::Round { number: begin.round, r#final: begin.r#final, ..Default::default() };
-        self.round.bytes = begin.layout.len() as u64;
-        self.round_began = Instant::now();
-        self.engine.layout(begin.layout, begin.round, begin.r#final).await
-    }
-
-    async fn pages(&mut self, message: PageBatch) -> Result<(), MigrationError> {
-        self.advance(Event::Pages)?;
-        let checksum = message.checksum;
-        let batch = wire::batch(message)?;
-        self.count(&batch)?;
-        let kib = u32::try_from(batch.payload.len() / 1024).unwrap_or(u32::MAX);
-        let room = Arc::clone(&self.room).acquire_many_owned(kib).await;
-        let room = room.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
-        self.engine.pages(Pages { batch, checksum, room }).await
-    }
-
-    fn count(&mut self, batch: &pclive_engine::model::Batch) -> Result<(), MigrationError> {
-        use pclive_engine::model::ExtentKind;
-        for extent in &batch.extents {
-            let counter = match extent.kind {
-                ExtentKind::Data => &mut self.round.data_pages,
-                ExtentKind::Zero => &mut self.round.zero_pages,
-                ExtentKind::Hole | ExtentKind::Guard => &mut self.round.hole_pages,
-            };
-            *counter =
-                counter.checked_add(extent.pages).ok_or_else(|| wire::bad("more pages than there can be"))?;
-        }
-        self.round.bytes += batch.payload.len() as u64;
-        Ok(())
-    }
-
-    async fn round_end(&mut self, ended: &RoundEnd) -> Result<(), MigrationError> {
-        self.advance(Event::RoundEnded(ended.round))?;
-        // A final dump that was put off is a round like any other.
-        self.round.r#final = false;
-        self.all_came(ended.data_pages)?;
-        let began = Instant::now();
-        let whole = tokio::select! {
-            whole = self.engine.round_end() => whole?,
-            why = self.entry.cancelled() => return Err(why),
-        };
-        self.finish_round();
-        fault::reached(Point::DestinationRound);
-        self.say(Message::RoundApplied(whole.answer(ended.round, began.elapsed()))).await
-    }
-
-    async fn final_state(&mut self, state: FinalState, at: Instant) -> Result<Restored, MigrationError> {
-        self.all_came(state.data_pages)?;
-        if !matches!(self.state, State::Reconciling(_)) {
-            return Err(out_of_turn(&Received::FinalState(state)));
-        }
-        let restored = self.engine.restore(state.state, at).await?;
-        self.advance(Event::StateRestored)?;
-        self.finish_round();
-        fault::reached(Point::DestinationRestored);
-        Ok(restored)
-    }
-
-    fn all_came(&self, data_pages: u64) -> Result<(), MigrationError> {
-        if self.round.data_pages == data_pages {
-            return Ok(());
-        }
-        let came = self.round.data_pages;
-        Err(wire::bad(format!("{came} pages in round {} and counted {data_pages}", self.round.number)))
-    }
-
-    fn finish_round(&mut self) {
-        let elapsed = self.round_began.elapsed();
-        self.round.duration_ns = ns(elapsed);
-        let rate = u128::from(self.round.bytes) * 1_000_000_000 / elapsed.as_nanos().max(1);
-        self.round.bytes_per_second = u64::try_from(rate).unwrap_or(u64::MAX);
-        let round = self.round;
-        info!(
-            round = round.number,
-            last = round.r#final,
-            bytes = round.bytes,
-            data_pages = round.data_pages,
-            ms = round.duration_ns / 1_000_000,
-            "round in place"
-        );
-        self.entry.round(round);
-        self.rounds.push(round);
-    }
-
-    /// It runs: the source is told first, the rest has time.
-    async fn running(
-        self,
-        resumed: Resumed,
-        restored: Restored,
-        received_at: Instant,
-        meter: &UsageMeter,
-    ) -> control::Report {
-        fault::reached(Point::DestinationResumed);
-        let mut ledger = restored.ledger;
-        ledger.resume_ns = ns(resumed.elapsed);
-        ledger.restore_ns = ns(resumed.at.saturating_duration_since(received_at));
-        let used = meter.used();
-        let running = Running {
-            ledger: Some(ledger),
-            init_pid: self.init_pid,
-            cpu_ns: used.cpu_ns,
-            peak_memory_bytes: used.peak_memory_bytes,
-            staging_peak_bytes: restored.staging_peak_bytes,
-        };
-        if self.say(Message::Running(running)).await.is_err() {
-            self.entry.warn("the source could not be told that the container runs here");
-        }
-        tokio::spawn(late::take(self.incoming, resumed.injector).instrument(Span::current()));
-        let settled = self.engine.settled().await;
-        resumed.warnings.into_iter().chain(settled).for_each(|warning| self.entry.warn(warning));
-        tokio::spawn(async move {
-            if let Err(error) = resumed.announcer.repeat().await {
-                tracing::warn!("cannot announce the container again: {}", chain(&error));
-            }
-        });
-        report::received(self.rounds, &running, self.entry.began().elapsed())
     }
 
     /// The source's next message; also ends with the engine, with a user's wish, and at a deadline.

@@ -1,0 +1,105 @@
+//! The destination's side of the handover: what must be durable before a task is let go, and what comes after it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pclive_proto::control::{self, Role};
+use pclive_proto::peer::Running;
+use pclive_proto::peer::destination_message::Message;
+use tracing::{Instrument, Span};
+
+use super::engine::{Restored, Resumed};
+use super::{Ended, Receiver, late, refuse};
+use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
+use crate::host::UsageMeter;
+use crate::journal::{self, Record};
+use crate::migration::report::{self, ns};
+use crate::migration::{SharedLog, written};
+use crate::recovery::{self, process};
+
+/// Writes down in advance what must be in force before a task is let go.
+pub(super) async fn stage_committing(log: &SharedLog, init_pid: i32) -> Result<(), MigrationError> {
+    let init = process::identify(init_pid).ok_or_else(|| {
+        MigrationError::new(ErrorCode::RuntimeFailed, "the init of the created container has ended")
+    })?;
+    let log = Arc::clone(log);
+    written(move || {
+        let mut log = journal::guard(&log);
+        let record = Record { init: Some(init), phase: journal::Phase::Committing, ..log.record().clone() };
+        log.stage(record)
+    })
+    .await
+}
+
+impl Receiver<'_> {
+    /// Begins to put `Committing` in force, beside the restore: that it is, is looked at in [`Self::take_commit`].
+    pub(super) fn write_committing(&mut self) {
+        let log = Arc::clone(&self.log);
+        self.committing = Some(tokio::task::spawn_blocking(move || journal::guard(&log).enact()));
+    }
+
+    /// On `Ok` the copy may be let go: that is durable, and the source has not been promised the contrary.
+    pub(super) async fn take_commit(&mut self) -> Result<(), MigrationError> {
+        if let Some(committing) = self.committing.take() {
+            let done =
+                committing.await.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+            done.map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error))?;
+        }
+        if journal::guard(&self.log).take_commit() {
+            return Ok(());
+        }
+        let message = "COMMIT came after the source was promised that the container does not run here";
+        Err(MigrationError::new(ErrorCode::Discarded, message))
+    }
+
+    /// The source has committed and the copy was not let go as it should: init tells whether it was at all. The
+    /// source asks, and is told.
+    pub(super) async fn broken(self, error: MigrationError) -> Result<Option<control::Report>, Ended> {
+        let error = error.at(Role::Destination, self.state.phase());
+        self.engine.release().await;
+        let log = Arc::clone(&self.log);
+        let runs =
+            tokio::task::spawn_blocking(move || recovery::copy_runs(&journal::guard(&log).record().clone()));
+        if runs.await.unwrap_or(false) {
+            self.entry.warn(format!("the container runs, but not everything went well: {error}"));
+            return Ok(None);
+        }
+        refuse(&self.answers, &error).await;
+        Err(Ended::Discarded(error))
+    }
+
+    /// It runs: the source is told first, the rest has time.
+    pub(super) async fn running(
+        self,
+        resumed: Resumed,
+        restored: Restored,
+        received_at: Instant,
+        meter: &UsageMeter,
+    ) -> control::Report {
+        fault::reached(Point::DestinationResumed);
+        let mut ledger = restored.ledger;
+        ledger.resume_ns = ns(resumed.elapsed);
+        ledger.restore_ns = ns(resumed.at.saturating_duration_since(received_at));
+        let used = meter.used();
+        let running = Running {
+            ledger: Some(ledger),
+            init_pid: self.init_pid,
+            cpu_ns: used.cpu_ns,
+            peak_memory_bytes: used.peak_memory_bytes,
+            staging_peak_bytes: restored.staging_peak_bytes,
+        };
+        if self.say(Message::Running(running)).await.is_err() {
+            self.entry.warn("the source could not be told that the container runs here");
+        }
+        tokio::spawn(late::take(self.incoming, resumed.injector).instrument(Span::current()));
+        let settled = self.engine.settled().await;
+        resumed.warnings.into_iter().chain(settled).for_each(|warning| self.entry.warn(warning));
+        tokio::spawn(async move {
+            if let Err(error) = resumed.announcer.repeat().await {
+                tracing::warn!("cannot announce the container again: {}", chain(&error));
+            }
+        });
+        report::received(self.rounds, &running, self.entry.began().elapsed())
+    }
+}

@@ -1,0 +1,133 @@
+//! What arrives before the handover: layouts and pages, round by round, and the final state.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use pclive_proto::control;
+use pclive_proto::peer::destination_message::Message;
+use pclive_proto::peer::source_message::Message as Received;
+use pclive_proto::peer::{FinalState, PageBatch, RoundBegin, RoundEnd};
+use tracing::info;
+
+use super::engine::{Pages, Restored};
+use super::state::{Event, State};
+use super::{Receiver, out_of_turn};
+use crate::error::{ErrorCode, MigrationError};
+use crate::fault::{self, Point};
+use crate::migration::report::ns;
+use crate::migration::wire;
+
+impl Receiver<'_> {
+    /// One message of the rounds; the restored state once the final one has come.
+    pub(super) async fn handle(
+        &mut self,
+        message: Received,
+        at: Instant,
+    ) -> Result<Option<Restored>, MigrationError> {
+        match message {
+            Received::RoundBegin(begin) => self.round_begin(begin).await?,
+            Received::PageBatch(batch) => self.pages(batch).await?,
+            Received::RoundEnd(ended) => self.round_end(&ended).await?,
+            Received::FinalState(state) => return self.final_state(state, at).await.map(Some),
+            other @ (Received::Prepare(_)
+            | Received::Commit(_)
+            | Received::Frames(_)
+            | Received::Failure(_)) => {
+                return Err(out_of_turn(&other));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn round_begin(&mut self, begin: RoundBegin) -> Result<(), MigrationError> {
+        let event =
+            if begin.r#final { Event::FinalBegun(begin.round) } else { Event::RoundBegun(begin.round) };
+        self.advance(event)?;
+        if begin.r#final {
+            self.write_committing();
+        }
+        self.round = control::Round { number: begin.round, r#final: begin.r#final, ..Default::default() };
+        self.round.bytes = begin.layout.len() as u64;
+        self.round_began = Instant::now();
+        self.engine.layout(begin.layout, begin.round, begin.r#final).await
+    }
+
+    async fn pages(&mut self, message: PageBatch) -> Result<(), MigrationError> {
+        self.advance(Event::Pages)?;
+        let checksum = message.checksum;
+        let batch = wire::batch(message)?;
+        self.count(&batch)?;
+        let kib = u32::try_from(batch.payload.len() / 1024).unwrap_or(u32::MAX);
+        let room = Arc::clone(&self.room).acquire_many_owned(kib).await;
+        let room = room.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+        self.engine.pages(Pages { batch, checksum, room }).await
+    }
+
+    fn count(&mut self, batch: &pclive_engine::model::Batch) -> Result<(), MigrationError> {
+        use pclive_engine::model::ExtentKind;
+        for extent in &batch.extents {
+            let counter = match extent.kind {
+                ExtentKind::Data => &mut self.round.data_pages,
+                ExtentKind::Zero => &mut self.round.zero_pages,
+                ExtentKind::Hole | ExtentKind::Guard => &mut self.round.hole_pages,
+            };
+            *counter =
+                counter.checked_add(extent.pages).ok_or_else(|| wire::bad("more pages than there can be"))?;
+        }
+        self.round.bytes += batch.payload.len() as u64;
+        Ok(())
+    }
+
+    async fn round_end(&mut self, ended: &RoundEnd) -> Result<(), MigrationError> {
+        self.advance(Event::RoundEnded(ended.round))?;
+        // A final dump that was put off is a round like any other.
+        self.round.r#final = false;
+        self.all_came(ended.data_pages)?;
+        let began = Instant::now();
+        let whole = tokio::select! {
+            whole = self.engine.round_end() => whole?,
+            why = self.entry.cancelled() => return Err(why),
+        };
+        self.finish_round();
+        fault::reached(Point::DestinationRound);
+        self.say(Message::RoundApplied(whole.answer(ended.round, began.elapsed()))).await
+    }
+
+    async fn final_state(&mut self, state: FinalState, at: Instant) -> Result<Restored, MigrationError> {
+        self.all_came(state.data_pages)?;
+        if !matches!(self.state, State::Reconciling(_)) {
+            return Err(out_of_turn(&Received::FinalState(state)));
+        }
+        let restored = self.engine.restore(state.state, at).await?;
+        self.advance(Event::StateRestored)?;
+        self.finish_round();
+        fault::reached(Point::DestinationRestored);
+        Ok(restored)
+    }
+
+    fn all_came(&self, data_pages: u64) -> Result<(), MigrationError> {
+        if self.round.data_pages == data_pages {
+            return Ok(());
+        }
+        let came = self.round.data_pages;
+        Err(wire::bad(format!("{came} pages in round {} and counted {data_pages}", self.round.number)))
+    }
+
+    fn finish_round(&mut self) {
+        let elapsed = self.round_began.elapsed();
+        self.round.duration_ns = ns(elapsed);
+        let rate = u128::from(self.round.bytes) * 1_000_000_000 / elapsed.as_nanos().max(1);
+        self.round.bytes_per_second = u64::try_from(rate).unwrap_or(u64::MAX);
+        let round = self.round;
+        info!(
+            round = round.number,
+            last = round.r#final,
+            bytes = round.bytes,
+            data_pages = round.data_pages,
+            ms = round.duration_ns / 1_000_000,
+            "round in place"
+        );
+        self.entry.round(round);
+        self.rounds.push(round);
+    }
+}

@@ -1,0 +1,214 @@
+//! The stopped container: frozen, dumped, held; then let go, destroyed, or kept.
+
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Instant;
+
+use pclive_engine::capture::{Dumped, Frozen, Source};
+use pclive_proto::peer::FinalState;
+use pclive_proto::peer::source_message::Message;
+
+use super::{
+    Dump, Moved, Plan, Reply, Step, Stopped, capture_error, end_round, network_error, out_of_step, send, tell,
+};
+use crate::error::MigrationError;
+use crate::migration::source::relay::Relay;
+use crate::migration::source::sink::RoundSink;
+use crate::migration::throttle::Throttle;
+use crate::migration::wire;
+use crate::network::{self, Interface, Lock, Namespace, Tenure};
+
+pub(super) fn freeze(
+    plan: &Plan,
+    steps: &Receiver<Step>,
+    source: &mut Source,
+    (namespace, interfaces): (&Namespace, &[Interface]),
+    throttle: Option<Throttle>,
+    reply: Reply<Stopped>,
+) -> Option<Reached> {
+    // What can fail or is slow comes before the stop.
+    let prepared =
+        Lock::prepare(namespace, &plan.container, interfaces, Tenure::Agent).map_err(network_error);
+    let mut lock = match prepared {
+        Ok(lock) => lock,
+        Err(error) => return refused(reply, error),
+    };
+    let mut relay = Relay::prepare(namespace, interfaces, plan.capture_bytes);
+    drop(throttle);
+    let began = Instant::now();
+    let mut frozen = match source.freeze() {
+        Ok(frozen) => frozen,
+        Err(error) => return refused(reply, capture_error(plan)(error)),
+    };
+    relay.listen();
+    let engaged = lock.engage().map_err(network_error);
+    tell(reply, engaged.map(|()| Stopped { began, elapsed: began.elapsed() }))?;
+    let reached = stopped(plan, steps, &mut frozen, &mut lock, &mut relay);
+    match reached {
+        Some(Reached::Commit) => {
+            committed(plan, steps, frozen, lock, relay, (namespace, interfaces));
+        }
+        Some(Reached::Rounds(_)) | None => let_go(frozen, lock, relay),
+    }
+    reached
+}
+
+/// A step that failed, which ends the thread.
+fn refused<T>(reply: Reply<T>, error: MigrationError) -> Option<Reached> {
+    tell(reply, Err(error))?;
+    None
+}
+
+/// How a stop ended.
+pub(super) enum Reached {
+    /// COMMIT was sent.
+    Commit,
+    /// It was put off: the container runs, and rounds go on.
+    Rounds(PutOff),
+}
+
+/// A final dump that is to be ended as a round, and told, once the container runs again.
+pub(super) struct PutOff {
+    number: u32,
+    dump: Dump,
+    reply: Reply<Dump>,
+}
+
+impl PutOff {
+    pub(super) fn tell(mut self, plan: &Plan) -> Option<()> {
+        let ended = end_round(plan, self.number, &self.dump.moved.stats);
+        self.dump.moved.bytes += ended.as_ref().copied().unwrap_or_default();
+        tell(self.reply, ended.map(|_| self.dump))
+    }
+}
+
+fn stopped(
+    plan: &Plan,
+    steps: &Receiver<Step>,
+    frozen: &mut Frozen<'_>,
+    lock: &mut Lock,
+    relay: &mut Relay,
+) -> Option<Reached> {
+    loop {
+        match steps.recv().ok()? {
+            Step::Dump(number, reply) => match dump(plan, frozen, number) {
+                Ok(dump) if !dump.obstacles.is_empty() => {
+                    return Some(Reached::Rounds(PutOff { number, dump, reply }));
+                }
+                dumped => {
+                    tell(reply, dumped)?;
+                    // The destination restores meanwhile.
+                    relay.send_ahead(&plan.outlet);
+                }
+            },
+            Step::Hold(reply) => {
+                let held = hold(plan, frozen, lock);
+                relay.send_ahead(&plan.outlet);
+                tell(reply, held)?;
+            }
+            Step::Committed => return Some(Reached::Commit),
+            Step::LetGo => return None,
+            Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
+            Step::Pending(reply) => tell(reply, Err(out_of_step("pending")))?,
+            Step::Freeze(_, reply) => tell(reply, Err(out_of_step("freeze")))?,
+            Step::Destroy(reply) | Step::Retire(reply) => {
+                tell(reply, Err(out_of_step("destroy or retire")))?;
+            }
+        }
+    }
+}
+
+fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Dump, MigrationError> {
+    let began = Instant::now();
+    let mut sink = RoundSink::last(&plan.outlet, number);
+    let (stats, dumped) = frozen.dump(&mut sink).map_err(capture_error(plan))?;
+    let (bytes, obstacles) = match dumped {
+        Dumped::State(state) => {
+            let state = wire::encode(&*state)?.into();
+            let message = FinalState { state, data_pages: stats.data_pages };
+            (send(plan, Message::FinalState(message))?, Vec::new())
+        }
+        Dumped::NotNow(obstacles) => (0, obstacles),
+    };
+    let moved = Moved { stats, bytes: sink.bytes + bytes, elapsed: began.elapsed(), began };
+    Ok(Dump { moved, obstacles })
+}
+
+fn hold(plan: &Plan, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), MigrationError> {
+    frozen.hold().map_err(capture_error(plan))?;
+    lock.outlive_agent().map_err(network_error)
+}
+
+/// After the commit: destroyed, let go on the destination's word, or kept stopped.
+fn committed(
+    plan: &Plan,
+    steps: &Receiver<Step>,
+    frozen: Frozen<'_>,
+    lock: Lock,
+    mut relay: Relay,
+    (namespace, interfaces): (&Namespace, &[Interface]),
+) {
+    match next(plan, steps, &mut relay) {
+        Some(Step::Destroy(reply)) => {
+            // What cannot be killed is told; the network goes all the same.
+            let _ = tell(reply, frozen.destroy().map_err(capture_error(plan)));
+            retire(plan, steps, relay, namespace, interfaces);
+            // The namespace ends with the container.
+            lock.abandon();
+        }
+        Some(Step::LetGo) => let_go(frozen, lock, relay),
+        // The outcome is not known: neither the tasks nor the network may be let go.
+        Some(
+            Step::Round(..)
+            | Step::Pending(_)
+            | Step::Freeze(..)
+            | Step::Dump(..)
+            | Step::Hold(_)
+            | Step::Committed
+            | Step::Retire(_),
+        )
+        | None => {
+            lock.abandon();
+            frozen.abandon();
+        }
+    }
+}
+
+/// First the network, then the tasks: the first thing that a task sends must pass.
+fn let_go(frozen: Frozen<'_>, lock: Lock, relay: Relay) {
+    let heard = relay.stop();
+    drop(lock);
+    drop(frozen);
+    if let Some(heard) = heard {
+        heard.give_back();
+    }
+}
+
+/// Frames are handed on while the driver has other things to do, and until nothing comes any more.
+fn retire(
+    plan: &Plan,
+    steps: &Receiver<Step>,
+    mut relay: Relay,
+    namespace: &Namespace,
+    interfaces: &[Interface],
+) {
+    let destroyed = Instant::now();
+    let step = next(plan, steps, &mut relay);
+    relay.linger(&plan.outlet, destroyed);
+    let retired = network::retire(namespace, &plan.container, interfaces).map_err(network_error);
+    if let Some(Step::Retire(reply)) = step {
+        let _ = tell(reply, retired);
+    } else if let Err(error) = retired {
+        tracing::warn!("{error}");
+    }
+}
+
+/// The driver's next step; frames are handed on meanwhile. `None` when the driver is gone.
+fn next(plan: &Plan, steps: &Receiver<Step>, relay: &mut Relay) -> Option<Step> {
+    loop {
+        match steps.try_recv() {
+            Ok(step) => return Some(step),
+            Err(TryRecvError::Disconnected) => return None,
+            Err(TryRecvError::Empty) => relay.forward(&plan.outlet),
+        }
+    }
+}

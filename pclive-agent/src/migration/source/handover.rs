@@ -1,0 +1,139 @@
+//! The stop, the final dump and the two-phase handover: until COMMIT is sent the container can go on here, unchanged.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use pclive_proto::peer::destination_message::Message as Answered;
+use pclive_proto::peer::source_message::Message;
+use pclive_proto::peer::{Commit, Ready, Running};
+use tokio::sync::oneshot;
+
+use super::engine::{self, Dump, Moved, Stopped};
+use super::rounds::{Backlog, Done};
+use super::state::Event;
+use super::{Driver, out_of_turn};
+use crate::error::{ErrorCode, MigrationError};
+use crate::fault::{self, Point};
+use crate::journal;
+use crate::migration::convergence::Pending;
+use crate::migration::report::Handover;
+
+/// How often a container is stopped before a migration is given up because of what should pass by itself.
+const MOST_STOPS: u32 = 10;
+/// How long the container runs on after a stop that was put off, times the number of stops so far.
+const BREATH: Duration = Duration::from_millis(10);
+
+impl Driver<'_> {
+    /// Stop and final dump, until it is whole. The container runs in between.
+    async fn stop(&mut self) -> Result<(u32, Stopped, Moved), MigrationError> {
+        let migration = &self.agent.config.migration;
+        // Freezing has its own deadline in the engine; this one is for an engine that does not keep it.
+        let patience = migration.handover_timeout() + migration.stop_timeout();
+        let mut stops = 0;
+        loop {
+            stops += 1;
+            let throttle = self.rounds.take_throttle();
+            let stopped = self.session.step(self.engine.freeze(throttle), patience).await?;
+            self.session.advance(Event::Stopped)?;
+            fault::reached(Point::SourceFrozen);
+            let number = self.rounds.next();
+            let Dump { moved, obstacles } = self.session.step(self.engine.dump(number), patience).await?;
+            if obstacles.is_empty() {
+                self.session.advance(Event::FinalHandedOver)?;
+                fault::reached(Point::SourceDumped);
+                return Ok((number, stopped, moved));
+            }
+            self.put_off(number, &moved).await?;
+            let error = MigrationError::not_now(self.order.located.id.as_str(), stops, obstacles);
+            if stops >= MOST_STOPS {
+                return Err(error);
+            }
+            self.session.entry.warn(error.message);
+            self.session.pause(BREATH * stops).await?;
+        }
+    }
+
+    /// The container runs again: what was dumped is a round like any other.
+    async fn put_off(&mut self, number: u32, moved: &Moved) -> Result<(), MigrationError> {
+        self.session.advance(Event::PutOff(number))?;
+        let backlog = self.applied(number).await?;
+        self.ended(number, moved, moved.elapsed, backlog).await.map(drop)
+    }
+
+    /// Stop, final dump, and the two-phase handover.
+    pub(super) async fn stop_and_commit(&mut self) -> Result<(Handover, Running), MigrationError> {
+        // Beside the stop, the dump and the restore: it must be durable before COMMIT is sent, and no sooner.
+        let committing = self.write_committing();
+        let (number, Stopped { began: stopped, elapsed: freeze }, moved) = self.stop().await?;
+        let predicted = self.rounds.known().downtime;
+        let dumped = Instant::now();
+        self.ready().await?;
+        let ready = Instant::now();
+        fault::reached(Point::SourceOffered);
+        let running = self.commit(committing).await?;
+        let now = Instant::now();
+        let (backlog, pending) = (Backlog::default(), Some(Pending::default()));
+        let done = Done { duration: now - stopped, backlog, pending };
+        self.record(number, true, &moved, done);
+        let handover = Handover {
+            began: self.session.entry.began(),
+            stopped,
+            freeze,
+            dump: moved.elapsed,
+            stats: moved.stats,
+            until_ready: ready - dumped,
+            commit: now - ready,
+            running: now,
+            predicted,
+        };
+        Ok((handover, running))
+    }
+
+    async fn ready(&mut self) -> Result<(), MigrationError> {
+        let patience = self.agent.config.migration.handover_timeout();
+        match self.session.answer("restore the container", patience).await? {
+            Answered::Ready(Ready { .. }) => self.session.advance(Event::Ready),
+            other => Err(out_of_turn(&other)),
+        }
+    }
+
+    /// Puts `Committing` in force in the journal: from here on a successor of this agent asks the destination.
+    fn write_committing(&self) -> engine::Answer<()> {
+        let (written, answer) = oneshot::channel();
+        let log = Arc::clone(&self.order.log);
+        tokio::task::spawn_blocking(move || {
+            let mut log = journal::guard(&log);
+            let enacted =
+                log.enact().map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error));
+            let enacted = enacted.and_then(|_| match log.record().phase {
+                journal::Phase::Committing => Ok(()),
+                journal::Phase::Begun | journal::Phase::Discarded | journal::Phase::Ended(_) => Err(
+                    MigrationError::new(ErrorCode::Internal, "the journal had nothing written in advance"),
+                ),
+            });
+            // A driver that is gone has given up.
+            let _ = written.send(enacted);
+        });
+        answer
+    }
+
+    /// The point of no return is the message that this sends.
+    async fn commit(&mut self, committing: engine::Answer<()>) -> Result<Running, MigrationError> {
+        let patience = self.agent.config.migration.handover_timeout();
+        self.session.step(self.engine.hold(), patience).await?;
+        self.session.step(committing, patience).await?;
+        fault::reached(Point::SourceHeld);
+        self.session.entry.begin_commit()?;
+        self.session.send(Message::Commit(Commit {}), patience).await?;
+        // ==> Nothing below may let the container go.
+        self.engine.committed();
+        self.session.advance(Event::CommitHandedOver)?;
+        fault::reached(Point::SourceCommitSent);
+        let running = match self.session.answer("say that the container runs", patience).await? {
+            Answered::Running(running) => running,
+            other => return Err(out_of_turn(&other)),
+        };
+        self.session.advance(Event::Running)?;
+        Ok(running)
+    }
+}
