@@ -10,6 +10,7 @@
 mod check;
 pub mod convergence;
 mod destination;
+mod document;
 mod plan;
 mod report;
 mod source;

@@ -32,6 +32,7 @@ use self::admission::Admitted;
 use self::engine::{Engine, Plan, Restored};
 use self::handover::stage_committing;
 use self::state::{Event, State};
+use super::document::Arriving;
 use super::{SharedLog, wire};
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, chain};
@@ -197,6 +198,8 @@ struct Receiver<'a> {
     engine: Engine,
     room: Arc<Semaphore>,
     init_pid: i32,
+    /// The layout or final state that is arriving.
+    document: Arriving,
     /// The round that is arriving.
     round: control::Round,
     round_began: Instant,
@@ -223,6 +226,7 @@ impl<'a> Receiver<'a> {
             answers,
             engine,
             room: Arc::new(Semaphore::new(agent.config.migration.in_flight_kib_at_destination())),
+            document: Arriving::default(),
             init_pid,
             round: control::Round::default(),
             round_began: Instant::now(),
@@ -339,6 +343,7 @@ fn out_of_turn(message: &Received) -> MigrationError {
         Received::RoundBegin(_) => "RoundBegin",
         Received::PageBatch(_) => "PageBatch",
         Received::RoundEnd(_) => "RoundEnd",
+        Received::DocumentPart(_) => "DocumentPart",
         Received::FinalState(_) => "FinalState",
         Received::Commit(_) => "Commit",
         Received::Frames(_) => "Frames",

@@ -26,6 +26,7 @@ impl Receiver<'_> {
     ) -> Result<Option<Restored>, MigrationError> {
         match message {
             Received::RoundBegin(begin) => self.round_begin(begin).await?,
+            Received::DocumentPart(part) => self.document.add(&part.part)?,
             Received::PageBatch(batch) => self.pages(batch).await?,
             Received::RoundEnd(ended) => self.round_end(&ended).await?,
             Received::FinalState(state) => return self.final_state(state, at).await.map(Some),
@@ -47,9 +48,10 @@ impl Receiver<'_> {
             self.write_committing();
         }
         self.round = control::Round { number: begin.round, r#final: begin.r#final, ..Default::default() };
-        self.round.bytes = begin.layout.len() as u64;
+        let layout = self.document.finish(begin.layout)?;
+        self.round.bytes = layout.len() as u64;
         self.round_began = Instant::now();
-        self.engine.layout(begin.layout, begin.round, begin.r#final).await
+        self.engine.layout(layout, begin.round, begin.r#final).await
     }
 
     async fn pages(&mut self, message: PageBatch) -> Result<(), MigrationError> {
@@ -98,7 +100,8 @@ impl Receiver<'_> {
         if !matches!(self.state, State::Reconciling(_)) {
             return Err(out_of_turn(&Received::FinalState(state)));
         }
-        let restored = self.engine.restore(state.state, at).await?;
+        let state = self.document.finish(state.state)?;
+        let restored = self.engine.restore(state, at).await?;
         self.advance(Event::StateRestored)?;
         self.finish_round();
         fault::reached(Point::DestinationRestored);

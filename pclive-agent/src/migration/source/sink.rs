@@ -5,17 +5,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use pclive_engine::capture::{Sink, SinkError};
-use pclive_engine::model::{Batch, Layout, codec};
+use pclive_engine::model::{Batch, Layout};
 use pclive_proto::peer::source_message::Message;
-use pclive_proto::peer::{RoundBegin, SourceMessage};
+use pclive_proto::peer::{DocumentPart, RoundBegin, SourceMessage};
 use prost::Message as _;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::pace::Pace;
-use crate::error::chain;
-use crate::migration::wire;
+use crate::migration::{document, wire};
 
 /// The engine thread's end of the stream. Sending blocks while the stream is full.
 #[derive(Debug, Clone)]
@@ -47,6 +46,12 @@ impl Outlet {
         }
         self.sent.fetch_add(bytes, Ordering::Relaxed);
         Ok(bytes)
+    }
+
+    /// Hands over what goes ahead of a document's end.
+    pub(super) fn send_parts(&self, parts: Vec<DocumentPart>) -> Result<u64, SinkError> {
+        let messages = parts.into_iter().map(|part| wire::source_message(Message::DocumentPart(part)));
+        messages.map(|message| self.send(message)).sum()
     }
 
     /// Whether the stream takes a message now. One that has ended takes everything, to no effect.
@@ -112,8 +117,10 @@ impl<'a> RoundSink<'a> {
 
 impl Sink for RoundSink<'_> {
     fn layout(&mut self, layout: &Layout) -> Result<(), SinkError> {
-        let layout = codec::encode(layout).map_err(|error| SinkError { reason: chain(&error) })?;
-        let message = RoundBegin { round: self.round, r#final: self.is_final, layout: layout.into() };
+        let cut = document::encode(layout);
+        let (parts, layout) = cut.map_err(|error| SinkError { reason: error.to_string() })?;
+        self.bytes += self.outlet.send_parts(parts)?;
+        let message = RoundBegin { round: self.round, r#final: self.is_final, layout };
         self.bytes += self.outlet.send(wire::source_message(Message::RoundBegin(message)))?;
         Ok(())
     }

@@ -7,7 +7,8 @@ use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::sys::socket::sockopt::SndBuf;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair};
 
 use crate::{Check, State, same};
 
@@ -15,6 +16,7 @@ pub(crate) const STATES: &[State] = &[
     ("unix-stream", unix_stream),
     ("unix-datagrams", unix_datagrams),
     ("unix-packets", unix_packets),
+    ("full-queues", full_queues),
     ("half-closed-pair", half_closed_pair),
     ("udp", udp),
     ("listener", listener),
@@ -91,6 +93,49 @@ fn unix_packets() -> Result<Check> {
         }
         fill()
     }))
+}
+
+/// More waits in queues than one message between agents may hold.
+fn full_queues() -> Result<Check> {
+    const PAIRS: usize = 240;
+    /// Everybody may have that much (net.core.wmem_max); the kernel doubles it.
+    const BUFFER: usize = 212_992;
+    const MESSAGE: usize = 64 << 20;
+    let mut pairs = Vec::new();
+    for index in 0..PAIRS {
+        let (mut one, other) = UnixStream::pair()?;
+        setsockopt(&one, SndBuf, &BUFFER)?;
+        one.set_nonblocking(true)?;
+        other.set_nonblocking(true)?;
+        pairs.push((fill(&mut one, index as u8)?, one, other));
+    }
+    let waiting: usize = pairs.iter().map(|(length, ..)| length).sum();
+    ensure!(waiting > MESSAGE, "only {waiting} bytes fit into the queues");
+    Ok(Box::new(move || {
+        for (index, (length, one, other)) in pairs.iter_mut().enumerate() {
+            let mut found = Vec::new();
+            let end = other.read_to_end(&mut found).err().map(|error| error.kind());
+            same("end", &Some(ErrorKind::WouldBlock), &end)?;
+            same("bytes in a queue", length, &found.len())?;
+            let sent = pattern(index as u8).into_iter().cycle();
+            ensure!(sent.take(*length).eq(found), "queue {index} differs");
+            *length = fill(one, index as u8)?;
+        }
+        Ok(())
+    }))
+}
+
+/// Writes a pattern again and again until the queue is full; how much went in.
+fn fill(socket: &mut UnixStream, seed: u8) -> Result<usize> {
+    let pattern = pattern(seed);
+    let mut length = 0;
+    loop {
+        match socket.write(&pattern[length % LENGTH..]) {
+            Ok(written) => length += written,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(length),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// One end has said that it will write no more; the other still can.

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pclive_engine::capture::{CaptureError, RoundStats, Source, SourceOptions};
+use pclive_engine::capture::{CaptureError, RoundStats, SinkError, Source, SourceOptions};
 use pclive_engine::model::{Blocker, Pid};
 use pclive_proto::peer::RoundEnd;
 use pclive_proto::peer::source_message::Message;
@@ -273,6 +273,9 @@ fn end_round(plan: &Plan, round: u32, stats: &RoundStats) -> Result<u64, Migrati
 }
 
 fn send(plan: &Plan, message: Message) -> Result<u64, MigrationError> {
-    let sent = plan.outlet.send(wire::source_message(message));
-    sent.map_err(|error| MigrationError::caused(ErrorCode::PeerLost, &error))
+    plan.outlet.send(wire::source_message(message)).map_err(|error| stream_error(&error))
+}
+
+fn stream_error(error: &SinkError) -> MigrationError {
+    MigrationError::caused(ErrorCode::PeerLost, error)
 }

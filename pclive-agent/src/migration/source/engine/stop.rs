@@ -8,13 +8,14 @@ use pclive_proto::peer::FinalState;
 use pclive_proto::peer::source_message::Message;
 
 use super::{
-    Dump, Moved, Plan, Reply, Step, Stopped, capture_error, end_round, network_error, out_of_step, send, tell,
+    Dump, Moved, Plan, Reply, Step, Stopped, capture_error, end_round, network_error, out_of_step, send,
+    stream_error, tell,
 };
 use crate::error::MigrationError;
+use crate::migration::document;
 use crate::migration::source::relay::Relay;
 use crate::migration::source::sink::RoundSink;
 use crate::migration::throttle::Throttle;
-use crate::migration::wire;
 use crate::network::{self, Interface, Lock, Namespace, Tenure};
 
 pub(super) fn freeze(
@@ -123,9 +124,10 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Dump, Migra
     let (stats, dumped) = frozen.dump(&mut sink).map_err(capture_error(plan))?;
     let (bytes, obstacles) = match dumped {
         Dumped::State(state) => {
-            let state = wire::encode(&*state)?.into();
+            let (parts, state) = document::encode(&*state)?;
+            let ahead = plan.outlet.send_parts(parts).map_err(|error| stream_error(&error))?;
             let message = FinalState { state, data_pages: stats.data_pages };
-            (send(plan, Message::FinalState(message))?, Vec::new())
+            (ahead + send(plan, Message::FinalState(message))?, Vec::new())
         }
         Dumped::NotNow(obstacles) => (0, obstacles),
     };

@@ -1,0 +1,96 @@
+//! Documents of the engine on the wire: a layout or a final state, in as many messages as its size asks for.
+//!
+//! The end of a document travels in the message that it belongs to, and is all of it nearly always; what is before it
+//! goes ahead in messages of its own. What the peer sends is bounded by [`MAX_BYTES`].
+
+use bytes::{Bytes, BytesMut};
+use pclive_proto::peer::DocumentPart;
+use serde::Serialize;
+
+use super::wire;
+use crate::error::{ErrorCode, MigrationError};
+
+/// Largest piece in one message: far below what a message may be.
+const PART_BYTES: usize = 8 << 20;
+/// Largest document: the contents of many thousand full queues.
+const MAX_BYTES: usize = 1 << 30;
+
+/// Encodes a document and cuts it: what goes ahead, and the end.
+pub(super) fn encode<T: Serialize>(value: &T) -> Result<(Vec<DocumentPart>, Bytes), MigrationError> {
+    let document = Bytes::from(wire::encode(value)?);
+    if document.len() > MAX_BYTES {
+        let message =
+            format!("the container's state takes {} bytes, the limit is {MAX_BYTES}", document.len());
+        let hint = "try again when less waits in its sockets and pipes";
+        return Err(MigrationError::new(ErrorCode::CaptureFailed, message).hint(hint));
+    }
+    Ok(cut(document))
+}
+
+fn cut(mut document: Bytes) -> (Vec<DocumentPart>, Bytes) {
+    let mut parts = Vec::new();
+    while document.len() > PART_BYTES {
+        parts.push(DocumentPart { part: document.split_to(PART_BYTES) });
+    }
+    (parts, document)
+}
+
+/// A document that is arriving.
+#[derive(Debug, Default)]
+pub(super) struct Arriving {
+    parts: BytesMut,
+}
+
+impl Arriving {
+    /// Takes a piece.
+    pub(super) fn add(&mut self, part: &[u8]) -> Result<(), MigrationError> {
+        let bytes = self.parts.len().saturating_add(part.len());
+        if bytes > MAX_BYTES {
+            return Err(wire::bad(format!("a document of {bytes} bytes or more, the limit is {MAX_BYTES}")));
+        }
+        self.parts.extend_from_slice(part);
+        Ok(())
+    }
+
+    /// The document whose end this is; the next one begins.
+    pub(super) fn finish(&mut self, end: Bytes) -> Result<Bytes, MigrationError> {
+        if self.parts.is_empty() {
+            return Ok(end);
+        }
+        self.add(&end)?;
+        Ok(std::mem::take(&mut self.parts).freeze())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put_together(document: &Bytes) -> (usize, Bytes) {
+        let (parts, end) = cut(document.clone());
+        assert!(parts.iter().all(|message| message.part.len() <= PART_BYTES) && end.len() <= PART_BYTES);
+        let mut arriving = Arriving::default();
+        parts.iter().for_each(|message| arriving.add(&message.part).unwrap());
+        let whole = arriving.finish(end).unwrap();
+        assert_eq!(arriving.finish(Bytes::from_static(b"next")).unwrap(), "next");
+        (parts.len(), whole)
+    }
+
+    #[test]
+    fn a_document_of_any_size_arrives_as_it_was() {
+        for (bytes, parts) in [(0, 0), (1, 0), (PART_BYTES, 0), (PART_BYTES + 1, 1), (3 * PART_BYTES + 5, 3)]
+        {
+            let document: Bytes = (0..bytes).map(|index| (index % 251) as u8).collect();
+            assert_eq!(put_together(&document), (parts, document), "{bytes} bytes");
+        }
+    }
+
+    #[test]
+    fn a_peer_cannot_send_a_document_without_end() {
+        let part = Bytes::from(vec![0; PART_BYTES]);
+        let mut arriving = Arriving::default();
+        let taken = (0..).take_while(|_| arriving.add(&part).is_ok()).count();
+        assert_eq!(taken, MAX_BYTES / PART_BYTES);
+        assert!(arriving.finish(Bytes::from_static(b"more")).is_err());
+    }
+}
