@@ -1,12 +1,12 @@
 //! One migration as others see it: its phase, its rounds, how it ended, and every event on the way.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use pclive_proto::control::{self, Event, Phase, Role, event};
 use tokio::sync::watch;
 
+use super::watcher::Watcher;
 use crate::error::{ErrorCode, MigrationError};
 
 /// Most warnings that are kept; the rest are logged only.
@@ -73,6 +73,15 @@ struct Record {
     committing: bool,
     /// What is known while it is in doubt.
     doubt: Option<control::Doubt>,
+}
+
+/// What a watcher has not seen.
+#[derive(Debug)]
+pub(super) struct News {
+    pub(super) events: Vec<Event>,
+    /// The newest, and how many there were.
+    pub(super) progress: (u64, Option<Event>),
+    pub(super) ended: bool,
 }
 
 impl Entry {
@@ -325,12 +334,21 @@ impl Entry {
 
     /// All events so far, then each new one.
     pub fn watch(self: &Arc<Self>) -> Watcher {
-        Watcher {
-            version: self.version.subscribe(),
-            entry: Arc::clone(self),
-            next: 0,
-            progress: 0,
-            queue: VecDeque::new(),
+        Watcher::new(Arc::clone(self))
+    }
+
+    /// Wakes whoever waits for changes.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+
+    /// The events after the first `seen`.
+    pub(super) fn news(&self, seen: usize) -> News {
+        let record = self.lock();
+        News {
+            events: record.events.iter().skip(seen).cloned().collect(),
+            progress: record.progress.clone(),
+            ended: record.ended_at.is_some(),
         }
     }
 
@@ -358,114 +376,27 @@ fn unix_ms(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Follows the events of one migration. A slow watcher loses progress events only.
-#[derive(Debug)]
-pub struct Watcher {
-    entry: Arc<Entry>,
-    version: watch::Receiver<u64>,
-    /// Index of the first event that was not taken yet.
-    next: usize,
-    /// Count of the progress events, as of the last look.
-    progress: u64,
-    queue: VecDeque<Event>,
-}
-
-impl Watcher {
-    /// The next event; `None` after the last one.
-    pub async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.queue.pop_front() {
-                return Some(event);
-            }
-            if self.fetch() {
-                continue;
-            }
-            self.version.changed().await.ok()?;
-        }
-    }
-
-    /// Takes what is new. False: nothing yet. An ended migration with nothing new closes the watcher.
-    fn fetch(&mut self) -> bool {
-        self.version.borrow_and_update();
-        let record = self.entry.lock();
-        self.queue.extend(record.events.iter().skip(self.next).cloned());
-        let ended = record.ended_at.is_some();
-        let seen_all = self.next == record.events.len();
-        self.next = record.events.len();
-        if !ended && self.progress != record.progress.0 {
-            self.queue.extend(record.progress.1.clone());
-        }
-        self.progress = record.progress.0;
-        drop(record);
-        if ended && seen_all {
-            self.version = watch::Sender::new(0).subscribe();
-        }
-        !self.queue.is_empty()
-    }
+/// A migration as it begins.
+#[cfg(test)]
+pub(super) fn example() -> Arc<Entry> {
+    Arc::new(Entry::new(Description {
+        id: "1".into(),
+        container: "web".into(),
+        runtime: "runc".into(),
+        role: Role::Source,
+        peer: "host-b".into(),
+        strategy: control::Strategy::Global,
+        request_id: String::new(),
+    }))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn entry() -> Arc<Entry> {
-        Arc::new(Entry::new(Description {
-            id: "1".into(),
-            container: "web".into(),
-            runtime: "runc".into(),
-            role: Role::Source,
-            peer: "host-b".into(),
-            strategy: control::Strategy::Global,
-            request_id: String::new(),
-        }))
-    }
-
-    async fn drain(mut watcher: Watcher) -> Vec<&'static str> {
-        let mut kinds = Vec::new();
-        while let Some(event) = watcher.next().await {
-            kinds.push(match event.event.unwrap() {
-                event::Event::Phase(_) => "phase",
-                event::Event::Round(_) => "round",
-                event::Event::Progress(_) => "progress",
-                event::Event::Warning(_) => "warning",
-                event::Event::PolicyApplied(_) => "policy",
-                event::Event::Done(_) => "done",
-                event::Event::Failed(_) => "failed",
-            });
-        }
-        kinds
-    }
-
-    #[tokio::test]
-    async fn a_late_watcher_gets_every_event_and_then_the_end() {
-        let entry = entry();
-        entry.phase(Phase::PreCopy);
-        entry.progress(control::Progress::default());
-        entry.round(control::Round::default());
-        entry.warn("look out");
-        entry.finish(Some(control::Report::default()));
-        let expected = ["phase", "phase", "round", "warning", "phase", "done"];
-        assert_eq!(drain(entry.watch()).await, expected);
-        assert_eq!(drain(entry.watch()).await, expected);
-    }
-
-    #[tokio::test]
-    async fn an_early_watcher_gets_each_event_once_as_it_happens() {
-        let entry = entry();
-        let mut watcher = entry.watch();
-        assert!(matches!(watcher.next().await.unwrap().event, Some(event::Event::Phase(_))));
-        entry.progress(control::Progress { round: 3, ..Default::default() });
-        assert!(
-            matches!(watcher.next().await.unwrap().event, Some(event::Event::Progress(p)) if p.round == 3)
-        );
-        let rest = tokio::spawn(drain(watcher));
-        entry.fail(MigrationError::new(ErrorCode::Cancelled, "x"));
-        assert_eq!(rest.await.unwrap(), ["phase", "failed"]);
-    }
-
     #[tokio::test]
     async fn an_error_says_the_phase_that_it_ended() {
-        let entry = entry();
+        let entry = example();
         entry.phase(Phase::Frozen);
         entry.fail(MigrationError::new(ErrorCode::PeerLost, "x"));
         let error = entry.snapshot().error.unwrap();
@@ -474,42 +405,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_unknown_outcome_ends_the_events_with_phase_unknown() {
-        let entry = entry();
-        entry.phase(Phase::Committed);
-        entry.unknown(MigrationError::new(ErrorCode::CommitUnknown, "x"));
-        assert_eq!(entry.snapshot().error.unwrap().phase(), Phase::Unknown);
-        assert_eq!(drain(entry.watch()).await.last(), Some(&"failed"));
-    }
-
-    #[tokio::test]
-    async fn an_end_that_is_learnt_later_is_all_that_is_told() {
-        let entry = entry();
-        entry.phase(Phase::Committed);
-        entry.unknown(MigrationError::new(ErrorCode::CommitUnknown, "x"));
-        entry.doubt(control::Doubt { questions: 3, ..Default::default() });
-        assert_eq!(entry.snapshot().doubt.unwrap().questions, 3);
-        entry.finish(None);
-        assert_eq!(drain(entry.watch()).await, ["phase", "phase", "phase", "done"]);
-        assert_eq!((entry.snapshot().phase(), entry.snapshot().doubt), (Phase::Done, None));
-        assert!(entry.snapshot().error.is_none());
-    }
-
-    #[tokio::test]
     async fn cancelling_and_committing_exclude_each_other() {
         let why = || MigrationError::new(ErrorCode::Cancelled, "asked to");
-        let first = entry();
+        let first = example();
         assert!(first.cancel(why()));
         assert_eq!(first.begin_commit().unwrap_err().code, ErrorCode::Cancelled);
         assert_eq!(first.cancelled().await.message, "asked to");
-        let second = entry();
+        let second = example();
         second.begin_commit().unwrap();
         assert!(!second.cancel(why()));
     }
 
     #[test]
     fn a_flood_of_warnings_is_bounded() {
-        let entry = entry();
+        let entry = example();
         (0..10 * MAX_WARNINGS).for_each(|_| entry.warn("again"));
         assert!(entry.lock().events.len() <= MAX_WARNINGS + 1);
     }

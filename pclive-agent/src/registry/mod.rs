@@ -6,6 +6,7 @@
 //! Watching replays every event and then follows; an event is never lost or repeated (progress may be skipped).
 
 mod entry;
+mod watcher;
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,7 +15,8 @@ use std::time::Duration;
 use pclive_proto::control;
 use tokio::sync::watch;
 
-pub use entry::{Description, Entry, Past, Watcher};
+pub use entry::{Description, Entry, Past};
+pub use watcher::Watcher;
 
 use crate::error::{ErrorCode, MigrationError};
 
