@@ -169,6 +169,8 @@ pub struct Migration {
     pub policy: Policy,
     /// Most bytes a second of the page stream while the container runs; 0: no limit.
     pub bandwidth_bytes_per_second: u64,
+    /// Whether pages are compressed on the wire.
+    pub compression: Compression,
     /// Contents in one message of the page stream.
     pub batch_bytes: u64,
     /// Page contents on their way, beside the link's own windows: what a source and a destination with this value
@@ -212,6 +214,29 @@ pub enum Strategy {
     Pipelined,
     /// Everything waits at the destination and is restored after the stop.
     OneShot,
+}
+
+/// Whether pages are compressed on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all = "kebab-case")]
+pub enum Compression {
+    /// By zstd, while that is measured to be faster.
+    #[default]
+    Auto,
+    /// Never.
+    Off,
+}
+
+impl TryFrom<String> for Compression {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "auto" => Ok(Self::Auto),
+            "off" => Ok(Self::Off),
+            other => Err(format!("{other:?} is neither \"auto\" nor \"off\"")),
+        }
+    }
 }
 
 impl Strategy {
@@ -315,6 +340,7 @@ impl Default for Migration {
             max_time_ms: 0,
             policy: Policy::StopAnyway,
             bandwidth_bytes_per_second: 0,
+            compression: Compression::Auto,
             batch_bytes: 1 << 20,
             in_flight_bytes: 64 << 20,
             max_concurrent: 4,

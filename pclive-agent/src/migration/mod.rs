@@ -8,6 +8,7 @@
 //! never does by itself; every wait has a deadline; pages in flight are bounded at both ends.
 
 mod check;
+mod compression;
 pub mod convergence;
 mod destination;
 mod document;

@@ -1,10 +1,12 @@
 //! Engine values <-> messages of the peer protocol. Nothing that the peer says is believed unchecked: every
 //! count, length and address is compared with a limit before anything is made of it.
 
+use bytes::Bytes;
 use pclive_engine::model::codec;
 use pclive_engine::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Target, Vpid};
 use pclive_proto::control;
 use pclive_proto::peer::extent::Kind;
+use pclive_proto::peer::page_batch::Encoding;
 use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{self, PageBatch, SourceMessage, page_batch};
 use serde::de::DeserializeOwned;
@@ -13,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::migration::compression::{Packed, Unpacker};
 use crate::migration::convergence::Policy;
 
 /// Most contents of one batch, bytes: what the source's configuration allows.
@@ -24,17 +27,23 @@ const ADDRESS_END: u64 = 1 << 56;
 /// Largest id of a task (`/proc/sys/kernel/pid_max` at most).
 const MAX_PID: i32 = 1 << 22;
 
-/// A batch as a message, with its checksum.
-pub(super) fn page_batch(batch: Batch) -> SourceMessage {
+/// A batch as a message, with its checksum, its contents packed.
+pub(super) fn page_batch(batch: Batch, pack: impl FnOnce(Bytes) -> Packed) -> SourceMessage {
     let target = match batch.target {
         Target::Process(vpid) => page_batch::Target::Process(vpid.0),
         Target::Object(id) => page_batch::Target::Object(id),
     };
+    let checksum = xxh3_64(&batch.payload);
+    let (encoding, payload) = match pack(batch.payload) {
+        Packed::Plain(payload) => (Encoding::Plain, payload),
+        Packed::Zstd(payload) => (Encoding::Zstd, payload),
+    };
     let message = PageBatch {
         target: Some(target),
         extents: batch.extents.iter().map(extent_message).collect(),
-        checksum: xxh3_64(&batch.payload),
-        payload: batch.payload,
+        checksum,
+        payload,
+        encoding: encoding.into(),
     };
     source_message(Message::PageBatch(message))
 }
@@ -54,8 +63,31 @@ fn extent_message(extent: &Extent) -> peer::Extent {
     peer::Extent { start: extent.start, pages: extent.pages, kind: kind.into() }
 }
 
-/// A batch out of a message; the checksum is [`verify`]'s.
-pub(super) fn batch(message: PageBatch) -> Result<Batch, MigrationError> {
+/// A batch as it came: everything is checked but its contents.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    target: Target,
+    pub(super) extents: Vec<Extent>,
+    contents: Packed,
+    /// Bytes of the contents once they are unpacked: at most `MAX_PAYLOAD`.
+    pub(super) data_bytes: usize,
+    /// Bytes of the contents as they came.
+    pub(super) wire_bytes: u64,
+    checksum: u64,
+}
+
+impl Arrived {
+    /// The batch, if its contents are what the source had.
+    pub(super) fn unpack(self, unpacker: &mut Unpacker) -> Result<Batch, MigrationError> {
+        let payload = unpacker.unpack(self.contents, self.data_bytes);
+        let payload = payload.map_err(|error| bad(format!("pages that cannot be unpacked: {error}")))?;
+        verify(&payload, self.checksum)?;
+        Ok(Batch { target: self.target, extents: self.extents, payload })
+    }
+}
+
+/// A batch out of a message.
+pub(super) fn batch(message: PageBatch) -> Result<Arrived, MigrationError> {
     if message.payload.len() > MAX_PAYLOAD || message.extents.len() > MAX_EXTENTS {
         let (bytes, runs) = (message.payload.len(), message.extents.len());
         return Err(bad(format!("a batch of {bytes} bytes in {runs} runs, more than the limits")));
@@ -69,12 +101,21 @@ pub(super) fn batch(message: PageBatch) -> Result<Batch, MigrationError> {
         None => return Err(bad("pages without a target")),
     };
     let extents = extents(&message.extents)?;
-    let batch = Batch { target, extents, payload: message.payload };
-    if batch.data_bytes() != batch.payload.len() as u64 {
-        let (claimed, there) = (batch.data_bytes(), batch.payload.len());
+    let claimed = extents.iter().filter(|extent| extent.kind == ExtentKind::Data);
+    let claimed =
+        claimed.fold(0u64, |sum, extent| sum.saturating_add(extent.pages.saturating_mul(PAGE_SIZE)));
+    let data_bytes = usize::try_from(claimed).unwrap_or(usize::MAX);
+    let there = message.payload.len();
+    let (encoding, checksum, wire_bytes) = (message.encoding, message.checksum, there as u64);
+    let (contents, sound) = match message.encoding() {
+        Encoding::Plain if encoding != 0 => return Err(bad(format!("pages in encoding {encoding}"))),
+        Encoding::Plain => (Packed::Plain(message.payload), there == data_bytes),
+        Encoding::Zstd => (Packed::Zstd(message.payload), there < data_bytes && data_bytes <= MAX_PAYLOAD),
+    };
+    if !sound {
         return Err(bad(format!("a batch that claims {claimed} bytes and has {there}")));
     }
-    Ok(batch)
+    Ok(Arrived { target, extents, contents, data_bytes, wire_bytes, checksum })
 }
 
 fn extents(messages: &[peer::Extent]) -> Result<Vec<Extent>, MigrationError> {
@@ -103,7 +144,7 @@ fn extents(messages: &[peer::Extent]) -> Result<Vec<Extent>, MigrationError> {
 }
 
 /// Compares contents with the checksum that came with them.
-pub(super) fn verify(payload: &[u8], checksum: u64) -> Result<(), MigrationError> {
+fn verify(payload: &[u8], checksum: u64) -> Result<(), MigrationError> {
     if xxh3_64(payload) == checksum {
         return Ok(());
     }
@@ -191,7 +232,8 @@ mod tests {
 
     fn message(extents: Vec<peer::Extent>, payload: Vec<u8>) -> PageBatch {
         let checksum = xxh3_64(&payload);
-        PageBatch { target: Some(page_batch::Target::Process(1)), extents, payload: payload.into(), checksum }
+        let target = Some(page_batch::Target::Process(1));
+        PageBatch { target, extents, payload: payload.into(), checksum, encoding: Encoding::Plain.into() }
     }
 
     fn refusal(message: PageBatch) -> String {
@@ -211,11 +253,16 @@ mod tests {
             ],
             payload: Bytes::from(vec![7; 8192]),
         };
-        let Some(Message::PageBatch(message)) = page_batch(sent.clone()).message else {
-            panic!("not a batch")
-        };
-        verify(&message.payload, message.checksum).unwrap();
-        assert_eq!(batch(message).unwrap(), sent);
+        for pack in [Packed::Plain, |contents: Bytes| {
+            Packed::Zstd(zstd::bulk::compress(&contents, 1).unwrap().into())
+        }] {
+            let Some(Message::PageBatch(message)) = page_batch(sent.clone(), pack).message else {
+                panic!("not a batch")
+            };
+            let arrived = batch(message).unwrap();
+            assert_eq!((arrived.data_bytes, arrived.extents.len()), (8192, 3));
+            assert_eq!(arrived.unpack(&mut Unpacker::default()).unwrap(), sent);
+        }
     }
 
     #[test]
@@ -247,6 +294,20 @@ mod tests {
     }
 
     #[test]
+    fn packed_contents_that_cannot_be_are_refused() {
+        let extents = vec![page(0, 2, Kind::Data)];
+        let unknown = PageBatch { encoding: 7, ..message(extents.clone(), vec![0; 8192]) };
+        assert!(refusal(unknown).contains("encoding 7"));
+        let packed =
+            |extents, payload| PageBatch { encoding: Encoding::Zstd.into(), ..message(extents, payload) };
+        refusal(packed(extents.clone(), vec![0; 8192]));
+        let pages = MAX_PAYLOAD as u64 / PAGE_SIZE + 1;
+        refusal(packed(vec![page(0, pages, Kind::Data)], vec![0; 10]));
+        let garbage = batch(packed(extents, vec![0; 10])).unwrap();
+        assert_eq!(garbage.unpack(&mut Unpacker::default()).unwrap_err().code, ErrorCode::BadMessage);
+    }
+
+    #[test]
     fn targets_that_cannot_be_are_refused() {
         for target in [Some(page_batch::Target::Process(0)), Some(page_batch::Target::Process(-1)), None] {
             refusal(PageBatch { target, ..message(Vec::new(), Vec::new()) });
@@ -267,6 +328,7 @@ mod tests {
         ) {
             let extents = runs.into_iter().map(|(start, pages, kind)| peer::Extent { start, pages, kind }).collect();
             if let Ok(batch) = batch(message(extents, vec![0; payload * 4096])) {
+                let batch = batch.unpack(&mut Unpacker::default()).unwrap();
                 prop_assert_eq!(batch.data_bytes(), batch.payload.len() as u64);
             }
         }

@@ -1,6 +1,7 @@
 //! Migrations end to end: two agents on two hosts, real containers, real workloads, clients that watch.
 
 mod clients;
+mod compression;
 mod convergence;
 mod endings;
 mod frozen;

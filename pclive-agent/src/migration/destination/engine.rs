@@ -10,7 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pclive_engine::model::{Batch, FinalState, Pid};
+use pclive_engine::model::{FinalState, Pid};
 use pclive_engine::restore::{Destination, DestinationOptions};
 use pclive_proto::peer::{DestinationLedger, RoundApplied};
 use tokio::sync::mpsc::error::TryRecvError;
@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::placement::{Placement, StagingPlan, restore_error};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::migration::compression::Unpacker;
 use crate::migration::report::ns;
 use crate::migration::wire;
 use crate::network::{self, Announcer, Applied, Injector, Interface, Namespace, NetworkConfig, Waiting};
@@ -45,8 +46,7 @@ pub(super) struct Plan {
 /// A batch on its way into the copy.
 #[derive(Debug)]
 pub(super) struct Pages {
-    pub(super) batch: Batch,
-    pub(super) checksum: u64,
+    pub(super) batch: wire::Arrived,
     /// Room for its bytes, given back when they are in place.
     pub(super) room: OwnedSemaphorePermit,
 }
@@ -213,6 +213,7 @@ struct Copy {
     /// None: not wanted, or it does not work here.
     injector: Option<Injector>,
     placement: Placement,
+    unpacker: Unpacker,
     /// Time that the last layout took.
     reconcile: Duration,
 }
@@ -273,7 +274,14 @@ fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
     let announcer = Announcer::prepare(network.namespace(), &plan.interfaces).map_err(network_error)?;
     let injector = injector(plan, network.namespace());
     let placement = Placement::new(destination, plan.staging)?;
-    Ok(Copy { network, announcer, injector, placement, reconcile: Duration::ZERO })
+    Ok(Copy {
+        network,
+        announcer,
+        injector,
+        placement,
+        unpacker: Unpacker::default(),
+        reconcile: Duration::ZERO,
+    })
 }
 
 /// A courtesy to clients: without it they wait for TCP's retransmission.
@@ -296,9 +304,8 @@ impl Copy {
     }
 
     fn fill(&mut self, pages: Pages) -> Result<(), MigrationError> {
-        let Pages { batch, checksum, room } = pages;
-        wire::verify(&batch.payload, checksum)?;
-        self.placement.take(&batch)?;
+        let Pages { batch, room } = pages;
+        self.placement.take(&batch.unpack(&mut self.unpacker)?)?;
         drop(room);
         Ok(())
     }

@@ -56,16 +56,15 @@ impl Receiver<'_> {
 
     async fn pages(&mut self, message: PageBatch) -> Result<(), MigrationError> {
         self.advance(Event::Pages)?;
-        let checksum = message.checksum;
         let batch = wire::batch(message)?;
         self.count(&batch)?;
-        let kib = u32::try_from(batch.payload.len() / 1024).unwrap_or(u32::MAX);
+        let kib = u32::try_from(batch.data_bytes / 1024).unwrap_or(u32::MAX);
         let room = Arc::clone(&self.room).acquire_many_owned(kib).await;
         let room = room.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
-        self.engine.pages(Pages { batch, checksum, room }).await
+        self.engine.pages(Pages { batch, room }).await
     }
 
-    fn count(&mut self, batch: &pclive_engine::model::Batch) -> Result<(), MigrationError> {
+    fn count(&mut self, batch: &wire::Arrived) -> Result<(), MigrationError> {
         use pclive_engine::model::ExtentKind;
         for extent in &batch.extents {
             let counter = match extent.kind {
@@ -76,7 +75,7 @@ impl Receiver<'_> {
             *counter =
                 counter.checked_add(extent.pages).ok_or_else(|| wire::bad("more pages than there can be"))?;
         }
-        self.round.bytes += batch.payload.len() as u64;
+        self.round.bytes += batch.wire_bytes;
         Ok(())
     }
 

@@ -39,13 +39,14 @@ use super::convergence::{Limits, Reason};
 use super::report::{self, Handover};
 use super::{SharedLog, wire};
 use crate::agent::{Agent, Located};
-use crate::config::Strategy;
+use crate::config::{Compression, Strategy};
 use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::host::compatibility::{self, Demand};
 use crate::host::{self, UsageMeter};
 use crate::journal::Ending;
 use crate::link::PeerAddress;
+use crate::migration::compression::Packer;
 use crate::network;
 use crate::recovery::doubt;
 use crate::registry::Entry;
@@ -132,7 +133,10 @@ async fn drive(
 ) -> Result<Option<control::Report>, Ended> {
     let (stream, sender, last_word) = Outgoing::new(agent.config.migration.messages_in_flight_at_source());
     let abort = CancellationToken::new();
-    let outlet = Outlet::new(sender.clone(), abort.clone());
+    let packer = Packer::new(agent.config.migration.compression == Compression::Auto);
+    let packer =
+        packer.map_err(|error| Ended::RolledBack(MigrationError::caused(ErrorCode::Internal, &error)))?;
+    let outlet = Outlet::new(sender.clone(), abort.clone(), packer);
     let plan = Plan {
         container: order.located.id.as_str().into(),
         pid: order.located.container.pid,

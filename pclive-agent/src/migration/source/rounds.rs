@@ -96,7 +96,7 @@ impl Rounds {
         };
         self.samples.push(Sample {
             data_pages: stats.data_pages,
-            bytes: moved.bytes,
+            bytes: moved.bytes.saturating_add(moved.saved),
             duration: done.duration,
             scan: stats.scan,
             staged_bytes: done.backlog.staged_bytes,

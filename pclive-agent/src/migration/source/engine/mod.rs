@@ -57,6 +57,8 @@ pub(super) struct Moved {
     pub(super) stats: RoundStats,
     /// On the wire.
     pub(super) bytes: u64,
+    /// What compressing has kept off it.
+    pub(super) saved: u64,
     /// From the first scan to the last message handed to the stream.
     pub(super) elapsed: Duration,
     /// When it began.
@@ -265,7 +267,7 @@ fn round(plan: &Plan, source: &mut Source, number: u32) -> Result<Moved, Migrati
     let mut sink = RoundSink::new(&plan.outlet, number, plan.bandwidth);
     let stats = source.round(&mut sink).map_err(capture_error(plan))?;
     let bytes = sink.bytes + end_round(plan, number, &stats)?;
-    Ok(Moved { stats, bytes, elapsed: began.elapsed(), began })
+    Ok(Moved { stats, bytes, saved: sink.saved, elapsed: began.elapsed(), began })
 }
 
 fn end_round(plan: &Plan, round: u32, stats: &RoundStats) -> Result<u64, MigrationError> {

@@ -131,7 +131,8 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Dump, Migra
         }
         Dumped::NotNow(obstacles) => (0, obstacles),
     };
-    let moved = Moved { stats, bytes: sink.bytes + bytes, elapsed: began.elapsed(), began };
+    let moved =
+        Moved { stats, bytes: sink.bytes + bytes, saved: sink.saved, elapsed: began.elapsed(), began };
     Ok(Dump { moved, obstacles })
 }
 
