@@ -133,7 +133,7 @@ impl Log {
     }
 
     pub(super) fn remove(self) {
-        for kind in ["next", "record"] {
+        for kind in ["next", "record", "slowing", "slowed"] {
             let path = self.path(kind);
             match std::fs::remove_file(&path) {
                 Ok(()) => {}
@@ -141,6 +141,14 @@ impl Log {
                 Err(error) => tracing::debug!("cannot remove {}: {error}", path.display()),
             }
         }
+    }
+
+    pub(super) fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    pub(super) fn id(&self) -> &str {
+        &self.record.id
     }
 
     fn path(&self, kind: &str) -> PathBuf {

@@ -13,6 +13,7 @@
 mod log;
 mod page;
 mod record;
+mod slowed;
 
 use std::collections::HashMap;
 use std::fs::{DirBuilder, File};
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 pub use log::{Log, Standing};
 pub use page::PageError;
 pub use record::{Ending, Peer, Phase, Process, Reason, Record, Role};
+pub use slowed::Slowed;
 
 /// The journal cannot be kept. What was in force is in force.
 #[derive(Debug, thiserror::Error)]

@@ -15,7 +15,7 @@ mod document;
 mod plan;
 mod report;
 mod source;
-mod throttle;
+pub(crate) mod throttle;
 mod wire;
 
 use std::sync::{Arc, Mutex};

@@ -4,7 +4,8 @@
 //! else has changed it meanwhile. Nothing is limited before [`Throttle::limit`]. A cgroup that holds anything but the
 //! container's processes is never touched. Only the quota is changed, never its period.
 //! Kernel: cgroup v2 `cpu.max`, or `cpu.cfs_quota_us` of the v1 controller (CONFIG_CFS_BANDWIDTH).
-//! Fails: an agent that is killed leaves the limit behind; so does one that cannot write the file any more, and says it.
+//! Fails: an agent that is killed leaves the limit behind, and its successor puts it back ([`undo`]); one that cannot
+//! write the file any more says it.
 
 use std::fs;
 use std::io;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::convergence::Step;
+use crate::journal::{JournalError, Slowed};
 
 /// What a container keeps in any case, of one CPU: less, and the engine's own calls in it take too long.
 const LEAST_CPU: f64 = 0.05;
@@ -20,7 +22,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// A container's CPU time cannot be limited.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ThrottleError {
+pub(crate) enum ThrottleError {
     /// No cgroup with a CPU controller that is the container's alone.
     #[error("cannot find a CPU cgroup that belongs to the container of pid {pid} alone")]
     NoCgroup {
@@ -43,18 +45,20 @@ pub(super) enum ThrottleError {
         /// What it says.
         text: String,
     },
+    /// What is to be put back could not be written down first.
+    #[error("cannot note the limit that was there before")]
+    Note(#[from] JournalError),
 }
 
 /// The limit of one container's CPU time.
 #[derive(Debug)]
 pub(super) struct Throttle {
     directory: PathBuf,
-    file: PathBuf,
     /// v2 writes the period beside the quota.
     unified: bool,
     period_us: u64,
-    /// What was there before, without its line feed.
-    before: String,
+    /// What was there before, without its line feed, and what this guard has written since.
+    slowed: Slowed,
     /// What is there now, by this guard.
     written: Option<String>,
     /// When its use was first looked at, and the clock ticks used until then.
@@ -93,11 +97,17 @@ impl Throttle {
         let unknown = || ThrottleError::Unknown { path: file.clone(), text: before.clone() };
         let period_us = period.parse().ok().filter(|period| *period > 0).ok_or_else(unknown)?;
         let since = (Instant::now(), ticks(&directory));
-        Ok(Self { directory, file, unified, period_us, before, written: None, since, used: None })
+        let slowed = Slowed { file, before, written: Vec::new() };
+        Ok(Self { directory, unified, period_us, slowed, written: None, since, used: None })
     }
 
-    /// Leaves the container this part of the CPU time that it has used so far. Returns the CPUs that it may use.
-    pub(super) fn limit(&mut self, step: Step) -> Result<f64, ThrottleError> {
+    /// Leaves the container this part of the CPU time that it has used so far. Returns the CPUs that it may use. `note`
+    /// writes down what a successor would have to put back.
+    pub(super) fn limit(
+        &mut self,
+        step: Step,
+        note: impl FnOnce(&Slowed) -> Result<(), JournalError>,
+    ) -> Result<f64, ThrottleError> {
         let used = match self.used {
             Some(used) => used,
             None => *self.used.insert(self.measure()),
@@ -105,32 +115,25 @@ impl Throttle {
         let cpus = (used * f64::from(step.percent()) / 100.0).max(LEAST_CPU).min(self.allowed());
         let quota_us = (cpus * self.period_us as f64) as u64;
         let text = if self.unified { format!("{quota_us} {}", self.period_us) } else { quota_us.to_string() };
-        self.write(&text)?;
+        self.slowed.written.push(text.clone());
+        note(&self.slowed)?;
+        write(&self.slowed.file, &text)?;
         // In the kernel's own words, to know them again.
-        self.written = Some(read(&self.file).map_or(text, |now| now.trim_end().to_owned()));
+        self.written = Some(read(&self.slowed.file).map_or(text, |now| now.trim_end().to_owned()));
         Ok(cpus)
     }
 
     /// Puts the old limit back. On `Err` it is tried again when this is dropped.
     pub(super) fn lift(&mut self) -> Result<(), ThrottleError> {
         let Some(written) = &self.written else { return Ok(()) };
-        match read(&self.file) {
-            Ok(now) if now.trim_end() == written => self.write(&self.before.clone())?,
-            Ok(now) => tracing::warn!(
-                "somebody has changed the container's CPU limit to {:?}: it stays",
-                now.trim_end()
-            ),
-            // The container has gone, and its limit with it.
-            Err(ThrottleError::Access { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
+        put_back(&self.slowed, |now| now == written)?;
         self.written = None;
         Ok(())
     }
 
     /// CPUs that the old limit allows.
     fn allowed(&self) -> f64 {
-        let quota = self.before.split(' ').next().and_then(|quota| quota.parse::<u64>().ok());
+        let quota = self.slowed.before.split(' ').next().and_then(|quota| quota.parse::<u64>().ok());
         quota.map_or(f64::INFINITY, |quota| quota as f64 / self.period_us as f64)
     }
 
@@ -139,20 +142,42 @@ impl Throttle {
         let used = ticks(&self.directory).saturating_sub(before) as f64 / TICKS_PER_SECOND;
         used / since.elapsed().as_secs_f64().max(0.01)
     }
-
-    fn write(&self, text: &str) -> Result<(), ThrottleError> {
-        fs::write(&self.file, text)
-            .map_err(|source| ThrottleError::Access { path: self.file.clone(), source })
-    }
 }
 
 impl Drop for Throttle {
     fn drop(&mut self) {
         if let Err(error) = self.lift() {
-            let (file, before) = (self.file.display(), &self.before);
+            let (file, before) = (self.slowed.file.display(), &self.slowed.before);
             tracing::error!(%error, "the container stays slowed down: write {before:?} to {file}");
         }
     }
+}
+
+/// Puts back what an agent that was killed has changed. What somebody else has written since stays.
+pub(crate) fn undo(slowed: &Slowed) -> Result<(), ThrottleError> {
+    let name = slowed.file.file_name().and_then(|name| name.to_str());
+    if !matches!(name, Some("cpu.max" | "cpu.cfs_quota_us")) {
+        return Err(ThrottleError::Unknown { path: slowed.file.clone(), text: slowed.before.clone() });
+    }
+    put_back(slowed, |now| now == slowed.before || slowed.written.iter().any(|written| written == now))
+}
+
+fn put_back(slowed: &Slowed, ours: impl FnOnce(&str) -> bool) -> Result<(), ThrottleError> {
+    match read(&slowed.file) {
+        Ok(now) if ours(now.trim_end()) => write(&slowed.file, &slowed.before),
+        Ok(now) => {
+            let now = now.trim_end();
+            tracing::warn!("somebody has changed the container's CPU limit to {now:?}: it stays");
+            Ok(())
+        }
+        // The container has gone, and its limit with it.
+        Err(ThrottleError::Access { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+fn write(path: &Path, text: &str) -> Result<(), ThrottleError> {
+    fs::write(path, text).map_err(|source| ThrottleError::Access { path: path.into(), source })
 }
 
 fn read(path: &Path) -> Result<String, ThrottleError> {
@@ -282,6 +307,51 @@ mod tests {
         Step::after(None).unwrap()
     }
 
+    fn untold(_: &Slowed) -> Result<(), JournalError> {
+        Ok(())
+    }
+
+    #[test]
+    fn a_successor_puts_back_what_a_killed_agent_has_left() {
+        let Some(spinning) = Spinning::start("successor") else { return };
+        spinning.set_quota("90000");
+        let mut throttle = Throttle::find(spinning.init).unwrap();
+        throttle.used = Some(1.0);
+        let mut noted = None;
+        for step in [first(), Step::after(Some(first())).unwrap()] {
+            throttle
+                .limit(step, |slowed| {
+                    noted = Some(slowed.clone());
+                    Ok(())
+                })
+                .unwrap();
+        }
+        std::mem::forget(throttle);
+        assert_eq!(spinning.quota(), "25000");
+        let noted = noted.unwrap();
+        undo(&noted).unwrap();
+        assert_eq!(spinning.quota(), "90000");
+        spinning.set_quota("77000");
+        undo(&noted).unwrap();
+        assert_eq!(spinning.quota(), "77000", "somebody else's");
+    }
+
+    #[test]
+    fn a_note_that_leads_elsewhere_is_refused() {
+        let slowed = Slowed { file: "/etc/passwd".into(), before: String::new(), written: Vec::new() };
+        assert!(undo(&slowed).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_noted_is_not_limited() {
+        let Some(spinning) = Spinning::start("note") else { return };
+        let mut throttle = Throttle::find(spinning.init).unwrap();
+        let path = std::path::PathBuf::from("/full");
+        let full = JournalError::Write { path, source: io::ErrorKind::StorageFull.into() };
+        assert!(throttle.limit(first(), |_| Err(full)).is_err());
+        assert_eq!(spinning.quota(), "-1");
+    }
+
     #[test]
     fn a_container_is_slowed_down_and_its_old_limit_put_back() {
         for before in ["-1", "80000"] {
@@ -290,9 +360,9 @@ mod tests {
             let mut throttle = Throttle::find(spinning.init).unwrap();
             assert_eq!(spinning.quota(), before, "finding changes nothing");
             throttle.used = Some(1.0);
-            assert!((throttle.limit(first()).unwrap() - 0.5).abs() < 1e-9);
+            assert!((throttle.limit(first(), untold).unwrap() - 0.5).abs() < 1e-9);
             assert_eq!(spinning.quota(), "50000");
-            throttle.limit(Step::after(Some(first())).unwrap()).unwrap();
+            throttle.limit(Step::after(Some(first())).unwrap(), untold).unwrap();
             assert_eq!(spinning.quota(), "25000");
             throttle.lift().unwrap();
             assert_eq!(spinning.quota(), before);
@@ -306,7 +376,7 @@ mod tests {
         let mut throttle = Throttle::find(spinning.init).unwrap();
         throttle.used = Some(2.0);
         // Never more than it was allowed before.
-        assert!((throttle.limit(first()).unwrap() - 1.0).abs() < 1e-9);
+        assert!((throttle.limit(first(), untold).unwrap() - 1.0).abs() < 1e-9);
         drop(throttle);
         assert_eq!(spinning.quota(), "120000");
     }
@@ -315,7 +385,7 @@ mod tests {
     fn a_limit_that_somebody_else_has_set_meanwhile_stays() {
         let Some(spinning) = Spinning::start("else") else { return };
         let mut throttle = Throttle::find(spinning.init).unwrap();
-        throttle.limit(first()).unwrap();
+        throttle.limit(first(), untold).unwrap();
         spinning.set_quota("33000");
         drop(throttle);
         assert_eq!(spinning.quota(), "33000");
@@ -348,7 +418,7 @@ mod tests {
         fs::write(&file, "max 50000\n").unwrap();
         let mut throttle = Throttle::of(directory.path().into(), true).unwrap();
         throttle.used = Some(1.0);
-        throttle.limit(first()).unwrap();
+        throttle.limit(first(), untold).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "25000 50000");
         drop(throttle);
         assert_eq!(fs::read_to_string(&file).unwrap(), "max 50000");

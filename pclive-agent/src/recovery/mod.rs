@@ -23,7 +23,8 @@ use self::doubt::Outcome;
 use crate::agent::{Agent, container_id};
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
-use crate::journal::{Ending, JournalError, Phase, Record, Role};
+use crate::journal::{self, Ending, JournalError, Phase, Record, Role};
+use crate::migration::throttle;
 use crate::registry::{Description, Entry, Past};
 
 /// Brings every open migration of the journal to its end, or into pursuit. To be called once, before anything is
@@ -51,6 +52,7 @@ pub async fn recover(agent: &Arc<Agent>) -> Result<(), JournalError> {
 }
 
 async fn source(agent: &Arc<Agent>, record: &Record) {
+    speed_up(agent, record).await;
     match doubt::attempt(agent, record, Answer::Silent).await {
         Ok(Some(outcome)) => end(agent, record, outcome).await,
         Ok(None) => {
@@ -64,6 +66,19 @@ async fn source(agent: &Arc<Agent>, record: &Record) {
             tracing::error!(id = record.id, "cannot recover: {error}");
             in_doubt(agent, record, error);
         }
+    }
+}
+
+/// Gives the container its CPU time back, wherever its migration was.
+async fn speed_up(agent: &Arc<Agent>, record: &Record) {
+    let Some(log) = agent.journal.log(&record.id) else { return };
+    let undone = tokio::task::spawn_blocking(move || match journal::guard(&log).slowed() {
+        Some(slowed) => throttle::undo(&slowed),
+        None => Ok(()),
+    });
+    if let Ok(Err(error)) = undone.await {
+        let (id, container) = (&record.id, &record.container);
+        tracing::error!(id, "container {container} may stay slowed down: {}", chain(&error));
     }
 }
 

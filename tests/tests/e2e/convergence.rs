@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use pclive_tests::command::output;
 use pclive_tests::ctl::{FAILED, Following};
 use pclive_tests::workload::clients::Clients;
@@ -148,11 +149,40 @@ fn throttle_slows_the_container_down_and_leaves_its_quota_as_it_was() -> Result<
 }
 
 #[test]
+fn throttle_of_an_agent_that_is_killed_ends_when_it_starts_again() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = busy()?;
+    let file = quota(&lab.a, &container);
+    if !file.exists() {
+        eprintln!("not tested: no v1 CPU controller here");
+        return Ok(());
+    }
+    std::fs::write(&file, "180000")?;
+    let options = ["--max-downtime", "1ms", "--policy", "throttle", "--patience", "1s"];
+    let mut following = Following::start(&lab.a, &container.name, lab.b.name(), &options)?;
+    following.wait_for("a throttle", |line| line["event"] == "policy")?;
+    following.wait_for("a round under the throttle", |line| line["event"] == "round")?;
+    lab.a.stop_agent(Signal::SIGKILL)?;
+    drop(following);
+    let left = std::fs::read_to_string(&file)?;
+    ensure!(left.trim() != "180000", "the agent was killed before it slowed the container down");
+    lab.a.start_agent()?;
+    ensure!(std::fs::read_to_string(&file)?.trim() == "180000", "the old quota is not back");
+    clients.wait_for_answers(1000)?;
+    clients.stop()?.nothing_lost()
+}
+
+#[test]
 fn bandwidth_limit_is_kept_while_the_container_runs() -> Result<()> {
     if !ready(&["redis-server"]) {
         return Ok(());
     }
     let lab = Lab::new()?;
+    // Compressed, there would be too little to measure a rate.
+    lab.a.stop_agent(Signal::SIGTERM)?;
+    lab.a.start_agent_with("compression = \"off\"\n")?;
     let container = lab.start(&bundle("redis-1"))?;
     Redis::new(&lab.client, container.v4).populate(128 << 20)?;
     let (report, _) = follow(&lab.a, &lab.b, &container, &["--bandwidth", "400Mbit"])?;

@@ -34,7 +34,7 @@ impl Driver<'_> {
         loop {
             let number = self.rounds.next();
             let known = self.round(number, expected).instrument(info_span!("round", n = number)).await?;
-            if let Some(reason) = self.rounds.end(&self.session.entry)? {
+            if let Some(reason) = self.rounds.end(&self.session.entry, &self.order.log).await? {
                 return Ok(reason);
             }
             expected = known.dirty_pages.map_or(memory_bytes, |pages| pages.saturating_mul(4096));

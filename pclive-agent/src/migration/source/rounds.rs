@@ -3,6 +3,7 @@
 //! The decisions are [`convergence`]'s. What is done to the container for a policy is a guard that this keeps: the
 //! throttle ends when this is dropped, or just before the stop ([`Rounds::take_throttle`]).
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pclive_proto::control::{self, Ledger, PolicyApplied, Report};
@@ -11,13 +12,14 @@ use pclive_proto::peer::RoundApplied;
 use super::engine::Moved;
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::journal;
 use crate::migration::convergence::{
     self, Action, Estimate, Experience, History, Limits, Measured, Obstacle, Pending, Policy, Reason, Sample,
     Step, Tasks, Verdict,
 };
 use crate::migration::report::ns;
 use crate::migration::throttle::Throttle;
-use crate::migration::wire;
+use crate::migration::{SharedLog, wire};
 use crate::registry::Entry;
 
 /// Bytes in a page.
@@ -119,7 +121,11 @@ impl Rounds {
     }
 
     /// Why the rounds end, if they do. A policy is told to users before it is applied.
-    pub(super) fn end(&mut self, entry: &Entry) -> Result<Option<Reason>, MigrationError> {
+    pub(super) async fn end(
+        &mut self,
+        entry: &Entry,
+        log: &SharedLog,
+    ) -> Result<Option<Reason>, MigrationError> {
         let obstacle = match convergence::decide(&self.history(entry.began()), &self.known, &self.limits) {
             Verdict::Continue => return Ok(None),
             Verdict::Stop => return Ok(Some(Reason::ShortEnough)),
@@ -135,7 +141,7 @@ impl Rounds {
                 Err(self.given_up(obstacle))
             }
             Action::Throttle(step) => {
-                self.slow_down(entry, obstacle, step);
+                self.slow_down(entry, log, (obstacle, step)).await;
                 Ok(None)
             }
         }
@@ -147,12 +153,19 @@ impl Rounds {
         MigrationError::new(ErrorCode::NotConverging, message)
     }
 
-    fn slow_down(&mut self, entry: &Entry, obstacle: Obstacle, step: Step) {
+    async fn slow_down(&mut self, entry: &Entry, log: &SharedLog, (obstacle, step): (Obstacle, Step)) {
         self.step = Some(step);
         self.outdated = self.samples.len();
         self.tell(entry, obstacle, &format!("the container keeps {} % of its CPU time", step.percent()));
-        let Some(throttle) = &mut self.throttle else { return };
-        match throttle.limit(step) {
+        let Some(mut throttle) = self.throttle.take() else { return };
+        let log = Arc::clone(log);
+        let limited = tokio::task::spawn_blocking(move || {
+            let limited = throttle.limit(step, |slowed| journal::guard(&log).keep_slowed(slowed));
+            (throttle, limited)
+        });
+        let Ok((throttle, limited)) = limited.await else { return };
+        self.throttle = Some(throttle);
+        match limited {
             Ok(cpus) => tracing::info!(cpus, percent = step.percent(), "container slowed down"),
             Err(error) => entry.warn(format!("the container could not be slowed down: {}", chain(&error))),
         }
