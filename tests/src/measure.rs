@@ -21,16 +21,54 @@ const AFTER: u64 = 1000;
 /// What is to be measured.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting<'a> {
-    /// `one-shot`, `pipelined` or `global`.
+    /// What is to follow `--strategy`: `one-shot`, `pipelined --restore-after 2` ...
     pub strategy: &'a str,
     /// Redis's data set.
     pub data_bytes: u64,
-    /// Clients, each on one connection; none: the container idles.
-    pub clients: usize,
-    /// What a client waits between an answer and its next request.
-    pub pause: Duration,
+    /// What clients do meanwhile.
+    pub load: Load,
     /// How the agents talk.
     pub links: Links,
+}
+
+/// Clients, each on one connection.
+#[derive(Debug, Clone, Copy)]
+pub enum Load {
+    /// None: the container idles.
+    Idle,
+    /// Each writes increasing numbers and reads them back, and pauses between an answer and its next request.
+    Sequences {
+        /// How many.
+        clients: usize,
+        /// How long.
+        pause: Duration,
+    },
+    /// Each reads and overwrites the data set all over, as fast as it can.
+    Mixed {
+        /// How many.
+        clients: usize,
+        /// Of 100 requests, those that write.
+        writes_percent: u64,
+    },
+}
+
+impl Load {
+    fn start(self, redis: &Redis<'_>, keys: u64) -> Result<Clients> {
+        match self {
+            Self::Idle => redis.clients(0, Duration::ZERO),
+            Self::Sequences { clients, pause } => redis.clients(clients, pause),
+            Self::Mixed { clients, writes_percent } => redis.mixed(clients, keys, writes_percent),
+        }
+    }
+
+    fn is_idle(self) -> bool {
+        matches!(self, Self::Idle | Self::Sequences { clients: 0, .. })
+    }
+
+    /// Whether the data set is another one afterwards.
+    fn changes_data(self) -> bool {
+        matches!(self, Self::Mixed { .. })
+    }
 }
 
 /// What came out.
@@ -61,19 +99,20 @@ type Samples = Vec<(Instant, u64)>;
 /// # Errors
 /// When the migration fails, or when the data set differs afterwards. What clients lost is in the measurement.
 pub fn migrate_redis(setting: Setting<'_>) -> Result<Measurement> {
-    let lab = Lab::with_links(setting.links)?;
+    // What `DEBUG POPULATE` makes compresses to almost nothing, as no real data does.
+    let lab = Lab::with_agents(setting.links, "compression = \"off\"\n")?;
     let container = lab.start(&bundle("redis-1"))?;
     let redis = Redis::new(&lab.client, container.v4);
     let keys = redis.populate(setting.data_bytes)?;
     let digest = redis.digest(keys)?;
-    let clients = redis.clients(setting.clients, setting.pause)?;
+    let clients = setting.load.start(&redis, keys)?;
     let (moved, samples) = sampled(&clients, || follow(&lab, &container.name, setting.strategy))?;
     let moved = moved?;
-    if setting.clients > 0 {
+    if !setting.load.is_idle() {
         clients.wait_for_answers(AFTER)?;
     }
     let record = clients.stop()?;
-    ensure!(redis.digest(keys)? == digest, "the data set has changed");
+    ensure!(setting.load.changes_data() || redis.digest(keys)? == digest, "the data set has changed");
     let rate = |from, to| median_rate(&samples, from, to);
     Ok(Measurement {
         rate_before: rate(samples.first().context("no samples")?.0, moved.asked).unwrap_or_default(),
@@ -95,7 +134,8 @@ struct Moved {
 fn follow(lab: &Lab, container: &str, strategy: &str) -> Result<Moved> {
     std::thread::sleep(BEFORE);
     let asked = Instant::now();
-    let mut following = Following::start(&lab.a, container, lab.b.name(), &["--strategy", strategy])?;
+    let options: Vec<&str> = ["--strategy"].into_iter().chain(strategy.split(' ')).collect();
+    let mut following = Following::start(&lab.a, container, lab.b.name(), &options)?;
     let mut reached = |phase: &str| {
         let found = following.wait_for(phase, |line| line["phase"] == phase).map(|_| Instant::now());
         found.with_context(|| format!("{}{}", lab.a.last_words(), lab.b.last_words()))

@@ -3,14 +3,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
+use pclive_tests::ctl::Usage;
 use pclive_tests::host::Links;
-use pclive_tests::measure::{Measurement, Setting, migrate_redis, warm_memory};
+use pclive_tests::measure::{Load, Measurement, Setting, migrate_redis, warm_memory};
 use pclive_tests::needs;
 
 /// Payload that TCP can carry over the 10 Gbit/s link, bytes per second.
 const LINK: f64 = 10e9 / 8.0;
+const MIB: f64 = 1024.0 * 1024.0;
 /// Light writes: what a client waits between an answer and its next request.
 const LIGHT: Duration = Duration::from_millis(1);
 
@@ -43,6 +45,10 @@ enum Figures {
     Idle,
     /// What busy clients keep of their throughput.
     Busy,
+    /// A table of all strategies, for readers and for writers.
+    Strategies,
+    /// Restore time by size, and by how much is written.
+    Scale,
 }
 
 impl Options {
@@ -63,6 +69,8 @@ fn main() -> Result<()> {
             Figures::Restore => restore(&options)?,
             Figures::Idle => idle(&options)?,
             Figures::Busy => busy(&options)?,
+            Figures::Strategies => strategies(&options)?,
+            Figures::Scale => scale(&options)?,
         }
     }
     Ok(())
@@ -71,7 +79,8 @@ fn main() -> Result<()> {
 fn restore(options: &Options) -> Result<()> {
     let (small, large) = (options.small_mib << 20, options.large());
     let time = |strategy, data_bytes| -> Result<f64> {
-        let setting = Setting { strategy, data_bytes, clients: 8, pause: LIGHT, links: options.links() };
+        let load = Load::Sequences { clients: 8, pause: LIGHT };
+        let setting = Setting { strategy, data_bytes, load, links: options.links() };
         median(options, setting, |result| Some(result.report.restore_ns as f64 / 1e6))
     };
     let one_shot = time("one-shot", large)?;
@@ -87,7 +96,7 @@ fn restore(options: &Options) -> Result<()> {
 
 fn idle(options: &Options) -> Result<()> {
     let (data_bytes, links) = (options.large(), options.links());
-    let setting = Setting { strategy: "global", data_bytes, clients: 0, pause: LIGHT, links };
+    let setting = Setting { strategy: "global", data_bytes, load: Load::Idle, links };
     let rate = median(options, setting, |result| result.first_round_rate().map(|rate| rate as f64))?;
     println!("round 0 of an idle container: {:.2} Gbit/s", rate * 8.0 / 1e9);
     println!("  of the link                   {:>7.0} %   (aim: 80 % or more)", 100.0 * rate / LINK);
@@ -102,29 +111,90 @@ fn idle(options: &Options) -> Result<()> {
 
 fn busy(options: &Options) -> Result<()> {
     let (data_bytes, links) = (options.large(), options.links());
-    let setting = Setting { strategy: "global", data_bytes, clients: 2, pause: Duration::ZERO, links };
+    let load = Load::Sequences { clients: 2, pause: Duration::ZERO };
+    let setting = Setting { strategy: "global", data_bytes, load, links };
     let kept = median(options, setting, |result| Some(result.rate_in_rounds? / result.rate_before))?;
     println!("throughput of busy clients while rounds run, median");
     println!("  of what it was before         {:>7.0} %   (aim: 85 % or more)", 100.0 * kept);
     Ok(())
 }
 
-/// The median of a figure over the runs.
-fn median(
-    options: &Options,
-    setting: Setting<'_>,
-    figure: impl Fn(&Measurement) -> Option<f64>,
-) -> Result<f64> {
-    let mut figures = Vec::new();
-    for run in 0..options.runs {
+/// Clients of the tables; two keep Redis busy.
+fn mixed(writes_percent: u64) -> Load {
+    Load::Mixed { clients: 4, writes_percent }
+}
+
+fn strategies(options: &Options) -> Result<()> {
+    println!(
+        "| Redis of {} MiB | writes | downtime, ms | restore, ms | client gap, ms | sent, MiB | staged, MiB | CPU, s |",
+        options.large_mib
+    );
+    println!("|---|--:|--:|--:|--:|--:|--:|--:|");
+    for writes_percent in [10, 90] {
+        for strategy in ["one-shot", "pipelined", "pipelined --restore-after 2", "global"] {
+            let (data_bytes, links) = (options.large(), options.links());
+            let setting = Setting { strategy, data_bytes, load: mixed(writes_percent), links };
+            let runs = runs(options, setting)?;
+            let figure = |figure: fn(&Measurement) -> f64| middle(runs.iter().map(figure).collect());
+            let cpu = |usage: &Option<Usage>| usage.as_ref().map_or(0.0, |usage| usage.cpu_ns as f64 / 1e9);
+            let used = middle(
+                runs.iter().map(|run| cpu(&run.report.source) + cpu(&run.report.destination)).collect(),
+            );
+            println!(
+                "| `{strategy}` | {writes_percent} % | {:.1} | {:.1} | {:.1} | {:.0} | {:.0} | {used:.1} |",
+                figure(|run| run.report.downtime_ns as f64 / 1e6),
+                figure(|run| run.report.restore_ns as f64 / 1e6),
+                figure(|run| run.clients.longest_gap.as_secs_f64() * 1e3),
+                figure(|run| run.report.bytes as f64 / MIB),
+                figure(|run| run.report.staging_peak_bytes as f64 / MIB),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn scale(options: &Options) -> Result<()> {
+    println!("| Redis, MiB | writes | restore time by global, ms | downtime, ms |");
+    println!("|--:|--:|--:|--:|");
+    for mib in [256_u64, 1024, 4096] {
+        for writes_percent in [10, 50, 90] {
+            let links = options.links();
+            let load = mixed(writes_percent);
+            let runs = runs(options, Setting { strategy: "global", data_bytes: mib << 20, load, links })?;
+            let figure = |figure: fn(&Measurement) -> f64| middle(runs.iter().map(figure).collect());
+            println!(
+                "| {mib} | {writes_percent} % | {:.1} | {:.1} |",
+                figure(|run| run.report.restore_ns as f64 / 1e6),
+                figure(|run| run.report.downtime_ns as f64 / 1e6),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn runs(options: &Options, setting: Setting<'_>) -> Result<Vec<Measurement>> {
+    let run = |run| {
         eprintln!("{setting:?}, run {} of {}", run + 1, options.runs);
         warm_memory(setting.data_bytes * 3);
         let result = migrate_redis(setting)?;
         result.clients.nothing_lost()?;
-        let found = figure(&result);
-        eprintln!("  {found:?}");
-        figures.extend(found);
-    }
+        Ok(result)
+    };
+    (0..options.runs).map(run).collect()
+}
+
+fn middle(mut figures: Vec<f64>) -> f64 {
     figures.sort_by(f64::total_cmp);
-    figures.get(figures.len() / 2).copied().context("nothing could be measured")
+    figures.get(figures.len() / 2).copied().unwrap_or(f64::NAN)
+}
+
+/// The median of a figure over the runs.
+fn median(
+    options: &Options,
+    setting: Setting<'_>,
+    figure: impl FnMut(&Measurement) -> Option<f64>,
+) -> Result<f64> {
+    let figures: Vec<f64> = runs(options, setting)?.iter().filter_map(figure).collect();
+    ensure!(!figures.is_empty(), "nothing could be measured");
+    Ok(middle(figures))
 }
