@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use pclive_engine::capture::{Dumped, Frozen, Source};
+use pclive_engine::capture::{Dumped, Frozen, LastPages, Source};
 use pclive_proto::peer::FinalState;
 use pclive_proto::peer::source_message::Message;
 
@@ -121,7 +121,7 @@ fn stopped(
 fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Dump, MigrationError> {
     let began = Instant::now();
     let mut sink = RoundSink::last(&plan.outlet, number);
-    let (stats, dumped) = frozen.dump(&mut sink).map_err(capture_error(plan))?;
+    let (stats, dumped) = frozen.dump(&mut sink, LastPages::Now).map_err(capture_error(plan))?;
     let (bytes, obstacles) = match dumped {
         Dumped::State(state) => {
             let (parts, state) = document::encode(&*state)?;
