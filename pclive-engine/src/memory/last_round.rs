@@ -1,14 +1,31 @@
-//! The last round of a stopped process whose private anonymous pages are named instead of sent.
+//! The last round of a stopped process whose private anonymous pages are named instead of sent, and what can be said of
+//! it while the process runs.
 //!
 //! Invariant: what is named stays dirty, so that a process which runs on all the same loses nothing.
 
 use super::error::MemoryError;
 use super::ranges::RangeSet;
 use super::space::{AddressSpace, Areas, BatchSink, SpaceStats};
+use super::tracker::Kind;
 use crate::model::{Mapping, Vma};
 use crate::tail::Later;
 
 impl AddressSpace {
+    /// Private anonymous pages of the last round's mappings that were written since, and that this has not told before:
+    /// what the destination has of them is of no use. Nothing is protected or forgotten; the process runs.
+    pub fn outdated(&mut self) -> Result<Later, MemoryError> {
+        let areas = Areas::of(&self.vmas);
+        let written = {
+            let mut view = self.tracker.view()?;
+            view.peek_writes(&areas.anonymous_spans, Kind::Anonymous)?
+        };
+        self.tracker.check_alive()?;
+        let outdated = written.union(&self.retry).intersection(&postponable(&self.vmas));
+        let news = outdated.difference(&self.outdated);
+        self.outdated = outdated;
+        Ok(Later { vpid: self.vpid(), runs: news.iter().collect() })
+    }
+
     /// The round of a stopped process whose private anonymous pages come later: they are named, the rest is sent. If the
     /// process runs on all the same, the next round sends them. Pages of `now` do not come later.
     pub fn last_round(

@@ -57,6 +57,8 @@ pub struct AddressSpace {
     pub(super) retry: RangeSet,
     /// What the last round found written.
     pub(super) written: RangeSet,
+    /// What the destination was told to be outdated since the last round.
+    pub(super) outdated: RangeSet,
     /// A scan failed half-way: any page may have been protected without a trace.
     tracking_lost: bool,
 }
@@ -64,7 +66,7 @@ pub struct AddressSpace {
 /// The private mappings of a process, by how they are scanned.
 pub(super) struct Areas {
     anonymous: RangeSet,
-    anonymous_spans: Vec<(u64, u64)>,
+    pub(super) anonymous_spans: Vec<(u64, u64)>,
     pub(super) files: RangeSet,
     pub(super) file_spans: Vec<(u64, u64)>,
 }
@@ -82,6 +84,7 @@ impl AddressSpace {
             guards: RangeSet::new(),
             retry: RangeSet::new(),
             written: RangeSet::new(),
+            outdated: RangeSet::new(),
             tracking_lost: false,
         })
     }
@@ -128,6 +131,7 @@ impl AddressSpace {
         out: &mut BatchSink<'_>,
     ) -> Result<(Instant, SpaceStats), MemoryError> {
         let begun = Instant::now();
+        self.outdated.clear();
         self.follow(vmas, areas);
         let (discards, scanned) = {
             let mut view = self.tracker.view()?;

@@ -17,11 +17,16 @@ use super::RestoreError;
 use super::channel::{FdChannel, need};
 use super::restorer::Restorer;
 use crate::memory::Discards;
+use crate::memory::errno;
 use crate::memory::ranges::RangeSet;
-use crate::model::{Layout, Mapping, PAGE_SIZE, Vpid};
+use crate::model::{Layout, Mapping, PAGE_SIZE, Pid, Vpid};
 use crate::remote::{Call, RemoteTask};
+use crate::sys::pagemap::{self, Query, Region, category};
 use crate::sys::{missing, pidfd, userfaultfd};
 use crate::tail::{Lack, Later};
+
+/// Regions that one scan call may return.
+const REGIONS: usize = 4096;
 
 /// Whether this kernel lets a copy go on without all of its pages, and this process is allowed to ask for it.
 pub fn can_go_without_pages() -> io::Result<()> {
@@ -48,32 +53,75 @@ struct Lacking {
     uffd: Option<OwnedFd>,
 }
 
+/// The pages of a list that came from the peer, and the mappings that they are in: private and anonymous, all of them.
+pub(super) fn check(later: &Later, layout: &Layout) -> Result<(RangeSet, Vec<(u64, u64)>), RestoreError> {
+    let vpid = later.vpid;
+    let refuse = |why| RestoreError::Layout { vpid, why };
+    let process = layout.processes.iter().find(|process| process.vpid == vpid);
+    let process = process.filter(|process| process.zombie.is_none());
+    let process = process.ok_or(RestoreError::NoProcess { vpid })?;
+    let mut runs = later.runs.clone();
+    runs.sort_unstable();
+    let mut pages = RangeSet::new();
+    for (start, end) in runs {
+        if start >= end || !start.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
+            return Err(refuse("pages that come later are no pages"));
+        }
+        pages.insert(start, end);
+    }
+    let anonymous = process.vmas.iter().filter(|vma| vma.mapping == Mapping::PrivateAnonymous);
+    let mut memory = RangeSet::new();
+    anonymous.clone().for_each(|vma| memory.insert(vma.start, vma.end));
+    if !pages.difference(&memory).is_empty() {
+        return Err(refuse("pages that come later are not in its private memory"));
+    }
+    let touched = anonymous.filter(|vma| pages.within(vma.start, vma.end).next().is_some());
+    let areas = touched.map(|vma| (vma.start, vma.end)).collect();
+    Ok((pages, areas))
+}
+
+/// Drops pages of a restorer.
+pub(super) fn drop_pages(
+    restorer: &mut Restorer,
+    runs: impl Iterator<Item = (u64, u64)>,
+) -> Result<(), RestoreError> {
+    let discards = Discards { discard: runs.collect(), ..Discards::default() };
+    for result in restorer.leader.run(&discards.calls())? {
+        need(restorer.vpid, result, "drop the pages that come later")?;
+    }
+    Ok(())
+}
+
+/// Pages that are there, in memory or swapped out.
+fn populated(pid: Pid, areas: &[(u64, u64)]) -> Result<RangeSet, nix::Error> {
+    let pagemap = File::open(format!("/proc/{pid}/pagemap")).map_err(|error| errno(&error))?;
+    let query = Query { any_of: category::PRESENT | category::SWAPPED, ..Query::default() };
+    let mut regions = vec![Region::default(); REGIONS];
+    let mut found = RangeSet::new();
+    for (start, end) in areas {
+        let mut at = *start;
+        while at < *end {
+            let (count, walked) = pagemap::scan(pagemap.as_fd(), at, *end, query, &mut regions)?;
+            regions.iter().take(count).for_each(|region| found.insert(region.start, region.end));
+            if count == 0 || walked <= at {
+                break;
+            }
+            at = walked;
+        }
+    }
+    Ok(found)
+}
+
 impl Absent {
     /// Takes a list that came from the peer.
     pub(super) fn expect(&mut self, later: Later, layout: &Layout) -> Result<(), RestoreError> {
-        let vpid = later.vpid;
-        let refuse = |why| RestoreError::Layout { vpid, why };
-        let process = layout.processes.iter().find(|process| process.vpid == vpid);
-        let process = process.filter(|process| process.zombie.is_none());
-        let process = process.ok_or(RestoreError::NoProcess { vpid })?;
-        let lacking = self.of.entry(vpid).or_default();
-        lacking.runs.extend(&later.runs);
-        let mut runs = later.runs;
-        runs.sort_unstable();
-        for (start, end) in runs {
-            if start >= end || !start.is_multiple_of(PAGE_SIZE) || !end.is_multiple_of(PAGE_SIZE) {
-                return Err(refuse("pages that come later are no pages"));
-            }
-            lacking.pages.insert(start, end);
-        }
-        let anonymous = process.vmas.iter().filter(|vma| vma.mapping == Mapping::PrivateAnonymous);
-        let mut memory = RangeSet::new();
-        anonymous.clone().for_each(|vma| memory.insert(vma.start, vma.end));
-        if !lacking.pages.difference(&memory).is_empty() {
-            return Err(refuse("pages that come later are not in its private memory"));
-        }
-        let touched = anonymous.filter(|vma| lacking.pages.within(vma.start, vma.end).next().is_some());
-        lacking.areas = touched.map(|vma| (vma.start, vma.end)).collect();
+        let (pages, areas) = check(&later, layout)?;
+        let lacking = self.of.entry(later.vpid).or_default();
+        lacking.runs.extend(later.runs);
+        lacking.pages = lacking.pages.union(&pages);
+        lacking.areas.extend(areas);
+        lacking.areas.sort_unstable();
+        lacking.areas.dedup();
         Ok(())
     }
 
@@ -109,6 +157,7 @@ impl Absent {
         let Some(Lacking { pages, areas, uffd, .. }) = self.of.get(&vpid) else { return Ok(()) };
         let unprepared = RestoreError::Layout { vpid, why: "it was not made ready to wait for its pages" };
         let uffd = uffd.as_ref().ok_or(unprepared)?;
+        let failed = |what| move |source| RestoreError::Wait { vpid, what, source };
         let prctl =
             |option: i32, on: u64, flags: u64| Call::new(libc::SYS_prctl, &[option as u64, on, flags, 0, 0]);
         let was = restorer
@@ -116,16 +165,18 @@ impl Absent {
             .run(&[prctl(libc::PR_GET_THP_DISABLE, 0, 0), prctl(libc::PR_SET_THP_DISABLE, 1, 0)])?;
         let disabled = need(vpid, was.first().copied().unwrap_or(-1), "ask for huge pages")?;
         need(vpid, was.get(1).copied().unwrap_or(-1), "keep huge pages away")?;
-        let discards = Discards { discard: pages.iter().collect(), ..Discards::default() };
-        for result in restorer.leader.run(&discards.calls())? {
-            need(vpid, result, "drop the pages that come later")?;
-        }
+        // Most of them were dropped while the container ran.
+        let pid = restorer.leader.pid();
+        let stale = populated(pid, areas).map_err(failed("its pages cannot be looked at"))?;
+        drop_pages(restorer, stale.intersection(pages).iter())?;
         for (start, end) in areas {
-            missing::register(uffd.as_fd(), *start, *end).map_err(|source| RestoreError::Wait {
-                vpid,
-                what: "its memory cannot be registered",
-                source,
-            })?;
+            missing::register(uffd.as_fd(), *start, *end)
+                .map_err(failed("its memory cannot be registered"))?;
+        }
+        // A page that is there would never be waited for.
+        let there = populated(pid, areas).map_err(failed("its pages cannot be looked at"))?;
+        if !there.intersection(pages).is_empty() {
+            return Err(failed("a page that comes later is there")(nix::Error::EEXIST));
         }
         // With flags since Linux 6.18: 3 is "but where it is advised".
         let flags = if disabled == 3 { 2 } else { 0 };

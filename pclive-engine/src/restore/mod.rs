@@ -106,6 +106,14 @@ impl Destination {
         self.mappings.fill(batch, &mut self.skeleton)
     }
 
+    /// The source says that these pages of the newest layout are of no use any more: they are dropped, so that
+    /// [`Self::restore`] need not do it. Only a hint: they are sent again, or named by [`Self::go_without`].
+    pub fn drop_outdated(&mut self, outdated: &Later) -> Result<(), RestoreError> {
+        absent::check(outdated, &self.layout)?;
+        let restorer = self.skeleton.restorer_mut(outdated.vpid)?;
+        absent::drop_pages(restorer, outdated.runs.iter().copied())
+    }
+
     /// These pages of the newest layout come after [`Self::resume`]. What they have now is forgotten.
     pub fn go_without(&mut self, later: Later) -> Result<(), RestoreError> {
         self.absent.expect(later, &self.layout)
