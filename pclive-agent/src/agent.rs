@@ -12,6 +12,7 @@ use crate::link::PeerAddress;
 use crate::migration::convergence::{Experience, Measured};
 use crate::registry::Registry;
 use crate::runtime::{self, Container, ContainerId, Runtime};
+use crate::tail::Tails;
 use crate::tls::Keeper;
 
 /// Most peers whose migrations are remembered.
@@ -34,6 +35,8 @@ pub struct Agent {
     experience: Mutex<BTreeMap<String, Experience>>,
     /// What outlives this agent.
     pub journal: Journal,
+    /// Containers that stand still here while their last pages are fetched.
+    pub(crate) tails: Tails,
 }
 
 /// A container and the runtime that knows it.
@@ -57,6 +60,7 @@ impl Agent {
             registry: Registry::new(config.migration.max_concurrent, config.migration.history),
             experience: Mutex::default(),
             journal: Journal::new(&config.agent.state_dir, config.migration.history),
+            tails: Tails::default(),
             config,
         })
     }

@@ -18,4 +18,5 @@ pub mod recovery;
 pub mod registry;
 pub mod runtime;
 pub mod service;
+pub mod tail;
 pub mod tls;

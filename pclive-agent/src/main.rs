@@ -12,7 +12,7 @@ use anyhow::Context;
 use clap::Parser;
 use pclive_agent::config::{self, Config};
 use pclive_agent::tls::Keeper;
-use pclive_agent::{daemon, logging};
+use pclive_agent::{daemon, logging, tail};
 
 /// Buffers of pages come and go by the gigabyte. glibc gives each back to the kernel and faults it in again, which
 /// costs a fifth of the CPU time of a round; jemalloc keeps them for ten seconds.
@@ -39,10 +39,23 @@ struct Arguments {
     /// Print what defaults, file and environment add up to, and end.
     #[arg(long)]
     print_config: bool,
+    #[command(subcommand)]
+    work: Option<Work>,
+}
+
+/// What the agent starts its own program for.
+#[derive(Debug, clap::Subcommand)]
+enum Work {
+    /// Fetches the last pages of a container that runs here already. Told by its standard input what to do.
+    #[command(hide = true)]
+    FetchPages,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    if let Some(Work::FetchPages) = arguments.work {
+        return ended(tail::run().map_err(anyhow::Error::from));
+    }
     let loaded = config::load(arguments.config.as_deref(), &environment());
     let config = match loaded {
         Ok(config) => config,

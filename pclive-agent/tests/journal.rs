@@ -22,6 +22,8 @@ fn record() -> Record {
         ended_ms: 0,
         boot_id: "boot".into(),
         init: Some(Process { pid: 7, start_time: 9 }),
+        tail: None,
+        tail_token: String::new(),
         phase: Phase::Begun,
     }
 }

@@ -40,6 +40,7 @@ fn prepare() -> Prepare {
         interfaces: Vec::new(),
         allow_clock_step_back: true,
         restore_after: 0,
+        tail_token: String::new(),
     }
 }
 

@@ -22,4 +22,5 @@ pub mod remote;
 pub mod restore;
 #[allow(unsafe_code, reason = "the only home of system calls and raw memory")]
 pub mod sys;
+pub mod tail;
 pub mod tracee;

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use pclive_engine::capture::{Leftover, Source, SourceOptions};
+use pclive_engine::capture::{LastPages, Leftover, Source, SourceOptions};
 use pclive_engine::model::{Batch, Deadline, Layout, Pid};
 use support::Created;
 
@@ -47,7 +47,7 @@ fn abandoned(name: &str) -> (Created, Pid) {
             let mut source = Source::open(init, SourceOptions::default()).unwrap();
             source.round(&mut Nowhere).unwrap();
             let mut frozen = source.freeze().unwrap();
-            frozen.dump(&mut Nowhere).unwrap();
+            frozen.dump(&mut Nowhere, LastPages::Now).unwrap();
             frozen.hold().unwrap();
             frozen.abandon();
         });
@@ -102,7 +102,7 @@ fn dumped_by_one_who_died(name: &str, program: &[&str]) -> Created {
             let mut source = Source::open(init, SourceOptions::default()).unwrap();
             source.round(&mut Nowhere).unwrap();
             let mut frozen = source.freeze().unwrap();
-            frozen.dump(&mut Nowhere).unwrap();
+            frozen.dump(&mut Nowhere, LastPages::Now).unwrap();
             std::mem::forget(frozen);
             std::mem::forget(source);
         });

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use pclive_engine::capture::{Dumped, Sink, SinkError, Source, SourceOptions};
+use pclive_engine::capture::{Dumped, LastPages, Sink, SinkError, Source, SourceOptions};
 use pclive_engine::model::{Batch, Deadline, Layout, codec};
 use pclive_engine::restore::{Destination, DestinationOptions};
 use support::Created;
@@ -49,7 +49,7 @@ fn relocate(from: &Created, to: &Created, rounds: u32) -> Duration {
     let begun = std::time::Instant::now();
     let mut frozen = source.freeze().unwrap();
     let (stats, dumped) = frozen
-        .dump(&mut Wire { destination: &mut destination })
+        .dump(&mut Wire { destination: &mut destination }, LastPages::Now)
         .unwrap_or_else(|error| panic!("final dump: {}", chain(&error)));
     let Dumped::State(state) = dumped else { panic!("not now: {dumped:?}") };
     eprintln!("final: {stats:?}");
@@ -136,7 +136,9 @@ fn source_runs_on_after_a_dump_that_led_nowhere() {
                 .unwrap_or_else(|e| panic!("{}", chain(&e)));
         }
         let mut frozen = source.freeze().unwrap();
-        frozen.dump(&mut Wire { destination: &mut destination }).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        frozen
+            .dump(&mut Wire { destination: &mut destination }, LastPages::Now)
+            .unwrap_or_else(|e| panic!("{}", chain(&e)));
         frozen.hold().unwrap();
         let stopped_at = last_number(&from.output());
         std::thread::sleep(Duration::from_millis(20));

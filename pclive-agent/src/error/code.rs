@@ -71,6 +71,8 @@ pub enum ErrorCode {
     AgentRestarted,
     /// The source has asked what became of the migration, and was promised that its copy never runs.
     Discarded,
+    /// The copy went on without its last pages, and they cannot be fetched any more.
+    PagesLost,
     /// The destination does not confirm what an operator has decided.
     PeerDisagrees,
     /// There is nothing to decide about the migration.
@@ -82,7 +84,7 @@ pub enum ErrorCode {
 }
 
 /// Every code, for look-ups and tests.
-const ALL: [ErrorCode; 37] = [
+const ALL: [ErrorCode; 38] = [
     ErrorCode::ContainerNotFound,
     ErrorCode::ContainerNotRunning,
     ErrorCode::ContainerAmbiguous,
@@ -116,6 +118,7 @@ const ALL: [ErrorCode; 37] = [
     ErrorCode::JournalFailed,
     ErrorCode::AgentRestarted,
     ErrorCode::Discarded,
+    ErrorCode::PagesLost,
     ErrorCode::PeerDisagrees,
     ErrorCode::NotInDoubt,
     ErrorCode::Internal,
@@ -159,6 +162,7 @@ impl ErrorCode {
             Self::JournalFailed => "journal-failed",
             Self::AgentRestarted => "agent-restarted",
             Self::Discarded => "discarded",
+            Self::PagesLost => "pages-lost",
             Self::PeerDisagrees => "peer-disagrees",
             Self::NotInDoubt => "not-in-doubt",
             Self::Internal => "internal",
@@ -207,6 +211,7 @@ impl ErrorCode {
             | Self::AlreadyCommitted
             | Self::CommitUnknown
             | Self::JournalFailed
+            | Self::PagesLost
             | Self::PeerDisagrees
             | Self::NotInDoubt
             | Self::Internal
@@ -268,6 +273,7 @@ impl ErrorCode {
             | Self::Cancelled
             | Self::AlreadyCommitted
             | Self::Discarded
+            | Self::PagesLost
             | Self::Internal
             | Self::PeerFailed => "",
         }
@@ -305,6 +311,7 @@ impl ErrorCode {
             | Self::NetworkFailed
             | Self::CommitUnknown
             | Self::JournalFailed
+            | Self::PagesLost
             | Self::Internal
             | Self::PeerFailed => Code::Internal,
         }

@@ -26,6 +26,10 @@ pub enum Standing {
     Discarded,
     /// The copy is being let go.
     Pending,
+    /// The copy was let go, and lacks pages.
+    Tail,
+    /// The copy was let go, and lost pages.
+    Torn,
 }
 
 /// A migration's record and its file.
@@ -124,6 +128,8 @@ impl Log {
         match &self.record.phase {
             Phase::Ended(super::Ending::Done) => Ok(Standing::Runs),
             Phase::Ended(super::Ending::Failed(_)) | Phase::Discarded => Ok(Standing::Discarded),
+            Phase::Tail => Ok(Standing::Tail),
+            Phase::Torn => Ok(Standing::Torn),
             Phase::Begun | Phase::Committing if self.let_go => Ok(Standing::Pending),
             Phase::Begun | Phase::Committing => {
                 self.put(Record { phase: Phase::Discarded, ..self.record.clone() })?;
@@ -133,7 +139,7 @@ impl Log {
     }
 
     pub(super) fn remove(self) {
-        for kind in ["next", "record", "slowing", "slowed"] {
+        for kind in ["next", "record", "slowing", "slowed", "placed"] {
             let path = self.path(kind);
             match std::fs::remove_file(&path) {
                 Ok(()) => {}

@@ -40,6 +40,11 @@ pub enum Phase {
     Committing,
     /// Destination only: it was promised that the copy never runs. It may not be cleaned up yet.
     Discarded,
+    /// Destination only: the copy was let go, and pages of it are still at the source.
+    Tail,
+    /// Destination only: the copy was let go, and pages of it were lost. It was ended, and waits for an operator's decision
+    /// about the original.
+    Torn,
     /// Nothing is left to be done.
     Ended(Ending),
 }
@@ -101,6 +106,12 @@ pub struct Record {
     pub boot_id: String,
     /// The container's init; at the destination known once the container is created.
     pub init: Option<Process>,
+    /// Destination: the process that fetches the last pages, if they may come later.
+    #[serde(default)]
+    pub tail: Option<Process>,
+    /// Source: who has it may fetch the last pages; empty if they never come later.
+    #[serde(default)]
+    pub tail_token: String,
     /// How far it is.
     pub phase: Phase,
 }
@@ -115,7 +126,8 @@ impl Record {
     pub(super) fn is_sound(&self) -> bool {
         uuid::Uuid::try_parse(&self.id).is_ok()
             && crate::runtime::ContainerId::parse(&self.container).is_some()
-            && !(self.role == Role::Source && self.phase == Phase::Discarded)
+            && !(self.role == Role::Source
+                && matches!(self.phase, Phase::Discarded | Phase::Tail | Phase::Torn))
             && !(self.role == Role::Source && self.init.is_none())
     }
 }

@@ -41,7 +41,7 @@ use crate::tls::Caller;
 pub(crate) use check::version_matches;
 pub use check::{Checked, check};
 pub use plan::{plan, probed};
-pub(crate) use wire::status_error;
+pub(crate) use wire::{status_error, verify};
 
 /// Longest request id, bytes.
 const MAX_REQUEST_ID: usize = 128;
@@ -86,8 +86,12 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
     };
     warn_of_plain_text(agent, &entry);
     let allow_clock_step_back = request.allow_clock_step_back;
-    let log = match begin_journal(agent, &entry, &request.request_id, &located, &destination, strategy).await
-    {
+    let tail_token = match limits.policy {
+        Policy::PostCopy => Uuid::new_v4().to_string(),
+        Policy::StopAnyway | Policy::Throttle | Policy::Cancel => String::new(),
+    };
+    let begun = Begun { request_id: request.request_id, strategy, tail_token: tail_token.clone() };
+    let log = match begin_journal(agent, &entry, begun, &located, &destination).await {
         Ok(log) => log,
         Err(error) => {
             entry.fail(error.clone());
@@ -95,7 +99,8 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
             return Err(error);
         }
     };
-    let order = Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back, log };
+    let order =
+        Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back, tail_token, log };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
     Ok(entry)
 }
@@ -122,18 +127,24 @@ fn known(agent: &Agent, request: &StartMigrationRequest) -> Result<Option<Arc<En
     }
 }
 
+/// What is written down of a request.
+struct Begun {
+    request_id: String,
+    strategy: Strategy,
+    tail_token: String,
+}
+
 /// Writes the migration down, and what the commit will need, so that a full disk stops it now and not then.
 async fn begin_journal(
     agent: &Arc<Agent>,
     entry: &Entry,
-    request_id: &str,
+    Begun { request_id, strategy, tail_token }: Begun,
     located: &Located,
     destination: &PeerAddress,
-    strategy: Strategy,
 ) -> Result<SharedLog, MigrationError> {
     let record = Record {
         id: entry.id().into(),
-        request_id: request_id.into(),
+        request_id,
         role: journal::Role::Source,
         container: located.id.as_str().into(),
         runtime: located.runtime.name().into(),
@@ -144,6 +155,8 @@ async fn begin_journal(
         ended_ms: 0,
         boot_id: process::boot_id(),
         init: process::identify(located.container.pid),
+        tail: None,
+        tail_token,
         phase: journal::Phase::Begun,
     };
     if record.init.is_none() {
@@ -219,6 +232,7 @@ impl Wishes {
                 control::Policy::StopAnyway => Policy::StopAnyway,
                 control::Policy::Throttle => Policy::Throttle,
                 control::Policy::Cancel => Policy::Cancel,
+                control::Policy::PostCopy => Policy::PostCopy,
             },
         };
         Ok((limits, (bandwidth > 0).then_some(bandwidth)))

@@ -78,6 +78,7 @@ pub(super) fn report(
         source: Some(source),
         destination: Some(EndUsage { cpu_ns: answer.cpu_ns, peak_memory_bytes: answer.peak_memory_bytes }),
         staging_peak_bytes: answer.staging_peak_bytes,
+        tail: None,
         verdict: reason.to_string(),
         predicted_downtime_ns: handover.predicted.map_or(0, ns),
     }

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use pclive_engine::model::codec;
 use pclive_engine::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Target, Vpid};
+use pclive_engine::tail::Later;
 use pclive_proto::control;
 use pclive_proto::peer::extent::Kind;
 use pclive_proto::peer::page_batch::Encoding;
@@ -143,8 +144,23 @@ fn extents(messages: &[peer::Extent]) -> Result<Vec<Extent>, MigrationError> {
     Ok(extents)
 }
 
+/// Pages that come later.
+pub(super) fn later(message: peer::Later) -> Result<Later, MigrationError> {
+    if message.process <= 0 || !message.runs.len().is_multiple_of(2) {
+        return Err(bad("pages that come later of no process, or runs without an end"));
+    }
+    let run = |pair: &[u64]| {
+        let [start, pages] = pair else { return None };
+        let end = start.checked_add(pages.checked_mul(PAGE_SIZE)?)?;
+        (*pages > 0 && start.is_multiple_of(PAGE_SIZE)).then_some((*start, end))
+    };
+    let runs: Option<Vec<(u64, u64)>> = message.runs.chunks_exact(2).map(run).collect();
+    let runs = runs.ok_or_else(|| bad("pages that come later where there can be none"))?;
+    Ok(Later { vpid: Vpid(message.process), runs })
+}
+
 /// Compares contents with the checksum that came with them.
-fn verify(payload: &[u8], checksum: u64) -> Result<(), MigrationError> {
+pub(crate) fn verify(payload: &[u8], checksum: u64) -> Result<(), MigrationError> {
     if xxh3_64(payload) == checksum {
         return Ok(());
     }
@@ -206,6 +222,7 @@ pub(super) fn control_policy(policy: Policy) -> control::Policy {
         Policy::StopAnyway => control::Policy::StopAnyway,
         Policy::Throttle => control::Policy::Throttle,
         Policy::Cancel => control::Policy::Cancel,
+        Policy::PostCopy => control::Policy::PostCopy,
     }
 }
 

@@ -51,7 +51,7 @@ pub enum SourceStep {
 /// What the source does with what it knows.
 pub fn source(phase: &Phase, held: Held, answer: Answer) -> SourceStep {
     match (phase, held) {
-        (Phase::Ended(_) | Phase::Discarded, _) => SourceStep::Nothing,
+        (Phase::Ended(_) | Phase::Discarded | Phase::Tail | Phase::Torn, _) => SourceStep::Nothing,
         (Phase::Begun, Held::Frozen | Held::Free) | (Phase::Committing, Held::Free) => SourceStep::LetGo,
         (Phase::Begun, Held::Gone) => SourceStep::Lost,
         (Phase::Committing, Held::Frozen | Held::Gone) => match answer {
@@ -70,17 +70,39 @@ pub enum DestinationStep {
     Nothing,
     /// Remove what is left of the copy.
     Discard,
-    /// The copy runs: tell the runtime.
+    /// The copy runs, or ran: tell the runtime.
     Finish,
+    /// The copy runs and its last pages are being fetched: wait for that.
+    Follow,
+    /// The copy runs and lacks pages that nobody fetches any more: end it, and leave the rest to an operator.
+    Tear,
+}
+
+/// What became of the process that fetches the last pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fetching {
+    /// There is none: every page came before the commit.
+    Never,
+    /// It is at work.
+    Running,
+    /// Every page is in place.
+    Complete,
+    /// It has ended before.
+    Lost,
 }
 
 /// What a restarted destination does; `lives`: the copy's init is there.
-pub fn destination(phase: &Phase, lives: bool) -> DestinationStep {
-    match phase {
-        Phase::Ended(_) => DestinationStep::Nothing,
-        Phase::Begun | Phase::Discarded => DestinationStep::Discard,
-        Phase::Committing if lives => DestinationStep::Finish,
-        Phase::Committing => DestinationStep::Discard,
+pub fn destination(phase: &Phase, lives: bool, fetching: Fetching) -> DestinationStep {
+    match (phase, fetching) {
+        (Phase::Ended(_), _) => DestinationStep::Nothing,
+        (Phase::Begun | Phase::Discarded, _) => DestinationStep::Discard,
+        (Phase::Torn, _) => DestinationStep::Tear,
+        (Phase::Committing | Phase::Tail, Fetching::Complete) => DestinationStep::Finish,
+        (Phase::Committing, _) if !lives => DestinationStep::Discard,
+        (Phase::Tail, _) if !lives => DestinationStep::Finish,
+        (Phase::Committing | Phase::Tail, Fetching::Never) => DestinationStep::Finish,
+        (Phase::Committing | Phase::Tail, Fetching::Running) => DestinationStep::Follow,
+        (Phase::Committing | Phase::Tail, Fetching::Lost) => DestinationStep::Tear,
     }
 }
 
@@ -111,6 +133,8 @@ mod tests {
     const ANSWERS: [Answer; 5] =
         [Answer::Runs, Answer::Discarded, Answer::Pending, Answer::Unknown, Answer::Silent];
 
+    const FETCHING: [Fetching; 4] = [Fetching::Never, Fetching::Running, Fetching::Complete, Fetching::Lost];
+
     fn phases() -> [Phase; 5] {
         let failed = Ending::Failed(Reason::new(ErrorCode::PeerLost, "x", ""));
         let ended = [Phase::Ended(Ending::Done), Phase::Ended(failed)];
@@ -140,11 +164,37 @@ mod tests {
 
     #[test]
     fn every_phase_of_the_destination_has_its_step() {
-        use DestinationStep::{Discard, Finish, Nothing};
-        let table = [[Discard; 2], [Finish, Discard], [Discard; 2], [Nothing; 2], [Nothing; 2]];
-        for (phase, of_phase) in phases().iter().zip(table) {
-            for (lives, expected) in [true, false].into_iter().zip(of_phase) {
-                assert_eq!(destination(phase, lives), expected, "{phase:?} {lives}");
+        use DestinationStep::{Discard, Finish, Follow, Nothing, Tear};
+        let phases = phases().into_iter().chain([Phase::Tail, Phase::Torn]);
+        let table = [
+            [[Discard; 4]; 2],
+            [[Finish, Follow, Finish, Tear], [Discard, Discard, Finish, Discard]],
+            [[Discard; 4]; 2],
+            [[Nothing; 4]; 2],
+            [[Nothing; 4]; 2],
+            [[Finish, Follow, Finish, Tear], [Finish; 4]],
+            [[Tear; 4]; 2],
+        ];
+        for (phase, of_phase) in phases.zip(table) {
+            for (lives, of_life) in [true, false].into_iter().zip(of_phase) {
+                for (fetching, expected) in FETCHING.into_iter().zip(of_life) {
+                    assert_eq!(
+                        destination(&phase, lives, fetching),
+                        expected,
+                        "{phase:?} {lives} {fetching:?}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn copy_that_ran_is_never_discarded_for_want_of_pages() {
+        for lives in [true, false] {
+            for fetching in FETCHING {
+                for phase in [Phase::Tail, Phase::Torn] {
+                    assert_ne!(destination(&phase, lives, fetching), DestinationStep::Discard);
+                }
             }
         }
     }
@@ -154,7 +204,7 @@ mod tests {
     fn two_restarted_ends_never_both_run_and_never_both_give_up() {
         for destination_phase in [Phase::Begun, Phase::Committing, Phase::Discarded] {
             for lives in [true, false] {
-                let there = destination(&destination_phase, lives);
+                let there = destination(&destination_phase, lives, Fetching::Never);
                 let answer = if there == DestinationStep::Finish { Answer::Runs } else { Answer::Discarded };
                 let here = source(&Phase::Committing, Held::Frozen, answer);
                 let runs = [here == SourceStep::LetGo, there == DestinationStep::Finish];

@@ -10,7 +10,7 @@ use pclive_proto::control::{Doubt, Phase, Role};
 
 use super::decision::{self, Answer, Held, SourceStep, Wish, confirms};
 use super::inquiry::{self, Heard};
-use super::remains;
+use super::{remains, tail};
 use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::journal::{self, Ending, Log, Reason, Record};
@@ -44,6 +44,7 @@ async fn take(agent: &Agent, record: &Record, step: SourceStep) -> Result<Option
     match step {
         SourceStep::Nothing | SourceStep::Ask => Ok(None),
         SourceStep::LetGo => {
+            agent.tails.close(&record.id);
             blocking(record, remains::let_go).await?;
             let message = format!("the migration of container {name} ended early; it runs on here");
             Ok(Some(Outcome::Failed(MigrationError::new(ErrorCode::AgentRestarted, message))))
@@ -188,6 +189,11 @@ pub async fn resolve(
         let message = format!("cannot resolve migration {id}: it is not in doubt");
         return Err(MigrationError::new(ErrorCode::NotInDoubt, message));
     };
+    if record.role == journal::Role::Destination {
+        let outcome = tail::give_up(&record, wish, overridden)?;
+        conclude(agent, &entry, log, outcome).await;
+        return Ok((entry.current_phase(), String::new()));
+    }
     let heard = inquiry::ask(agent, &record).await;
     note(&entry, &record, &heard, None);
     if !confirms(heard.answer, wish) && !overridden {

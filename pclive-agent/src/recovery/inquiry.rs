@@ -85,6 +85,13 @@ pub async fn answer(agent: &Agent, request: InquireRequest) -> Result<InquireRes
     let response = match standing {
         Ok(Standing::Runs) => respond(WireAnswer::Runs, String::new()),
         Ok(Standing::Pending) => respond(WireAnswer::Pending, "the copy is being let go".into()),
+        Ok(Standing::Tail) => {
+            respond(WireAnswer::Pending, "it runs there and still fetches its last pages".into())
+        }
+        Ok(Standing::Torn) => {
+            let detail = "it ran there, lost its last pages and was ended: an operator has to decide about the original";
+            respond(WireAnswer::Pending, detail.into())
+        }
         Ok(Standing::Discarded) => {
             revoke(agent, &request.migration_id);
             respond(WireAnswer::Discarded, String::new())

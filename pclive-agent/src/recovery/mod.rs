@@ -10,6 +10,7 @@ pub(crate) mod doubt;
 pub(crate) mod inquiry;
 pub(crate) mod process;
 mod remains;
+pub(crate) mod tail;
 
 use std::sync::Arc;
 
@@ -39,10 +40,16 @@ pub async fn recover(agent: &Arc<Agent>) -> Result<(), JournalError> {
             (Phase::Ended(ending), _) => {
                 restore(agent, &record, record.ended_ms, past(record.role, ending));
             }
-            (Phase::Begun | Phase::Committing | Phase::Discarded, Role::Source) => {
+            (
+                Phase::Begun | Phase::Committing | Phase::Discarded | Phase::Tail | Phase::Torn,
+                Role::Source,
+            ) => {
                 source(agent, &record).await;
             }
-            (Phase::Begun | Phase::Committing | Phase::Discarded, Role::Destination) => {
+            (
+                Phase::Begun | Phase::Committing | Phase::Discarded | Phase::Tail | Phase::Torn,
+                Role::Destination,
+            ) => {
                 destination(agent, &record).await;
             }
         }
@@ -90,10 +97,15 @@ fn in_doubt(agent: &Arc<Agent>, record: &Record, error: MigrationError) {
 
 async fn destination(agent: &Arc<Agent>, record: &Record) {
     let lives = doubt::blocking(record, |record| Ok(remains::copy_lives(record))).await.unwrap_or(false);
-    let step = decision::destination(&record.phase, lives);
-    tracing::info!(id = record.id, container = record.container, phase = ?record.phase, lives, ?step, "recovering");
+    let fetching = tail::fetching(agent, record);
+    let step = decision::destination(&record.phase, lives, fetching);
+    tracing::info!(
+        id = record.id, container = record.container, phase = ?record.phase, lives, ?fetching, ?step, "recovering"
+    );
     let outcome = match step {
         DestinationStep::Nothing => return,
+        DestinationStep::Follow => return tail::follow(agent, record),
+        DestinationStep::Tear => return tail::tear_anew(agent, record).await,
         DestinationStep::Finish => finish(agent, record).await,
         DestinationStep::Discard => discard(agent, record).await,
     };

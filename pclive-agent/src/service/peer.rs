@@ -5,8 +5,8 @@ use std::sync::Arc;
 use pclive_proto::PROTOCOL_VERSION;
 use pclive_proto::peer::peer_server::Peer;
 use pclive_proto::peer::{
-    DestinationMessage, HelloRequest, HelloResponse, InquireRequest, InquireResponse, ProbeChunk,
-    ProbeResponse, SourceMessage,
+    DestinationMessage, FetchReply, FetchRequest, HelloRequest, HelloResponse, InquireRequest,
+    InquireResponse, ProbeChunk, ProbeResponse, SourceMessage,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -16,6 +16,7 @@ use crate::error::{ErrorCode, MigrationError};
 use crate::host;
 use crate::migration;
 use crate::recovery;
+use crate::tail;
 use crate::tls::Caller;
 
 /// The peer service of one agent.
@@ -55,6 +56,17 @@ impl Peer for PeerService {
     async fn inquire(&self, request: Request<InquireRequest>) -> Result<Response<InquireResponse>, Status> {
         caller(&request)?.speaks_for(&request.get_ref().source_agent)?;
         Ok(Response::new(recovery::answer(&self.agent, request.into_inner()).await?))
+    }
+
+    type FetchStream = ReceiverStream<Result<FetchReply, Status>>;
+
+    async fn fetch(
+        &self,
+        request: Request<Streaming<FetchRequest>>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        let caller = caller(&request)?;
+        let replies = tail::fetch(&self.agent, &caller, request.into_inner()).await?;
+        Ok(Response::new(ReceiverStream::new(replies)))
     }
 
     type MigrateStream = ReceiverStream<Result<DestinationMessage, Status>>;

@@ -110,6 +110,8 @@ pub(crate) enum Policy {
     Throttle,
     /// Give the migration up; the container runs on
     Cancel,
+    /// Stop the container for its small state only; its last pages come while it runs at the destination
+    PostCopy,
 }
 
 impl From<Policy> for WirePolicy {
@@ -118,6 +120,7 @@ impl From<Policy> for WirePolicy {
             Policy::StopAnyway => Self::StopAnyway,
             Policy::Throttle => Self::Throttle,
             Policy::Cancel => Self::Cancel,
+            Policy::PostCopy => Self::PostCopy,
         }
     }
 }

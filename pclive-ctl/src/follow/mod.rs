@@ -88,7 +88,7 @@ enum Watched {
 
 /// What woke us up while watching.
 enum Turn {
-    Message(Result<Option<Event>, Status>),
+    Message(Result<Option<Box<Event>>, Status>),
     Interrupted,
     CancelAnswered(Result<Phase, Failure>),
 }
@@ -146,7 +146,7 @@ impl<'a> Follower<'a> {
         self.replay.rewind();
         loop {
             let turn = tokio::select! {
-                message = stream.message() => Turn::Message(message),
+                message = stream.message() => Turn::Message(message.map(|event| event.map(Box::new))),
                 () = self.interrupts.next() => Turn::Interrupted,
                 answer = answered(&mut self.cancelling) => Turn::CancelAnswered(answer),
             };

@@ -48,6 +48,7 @@ pub(crate) fn policy_json(policy: Policy) -> Option<&'static str> {
         Policy::StopAnyway => Some("stop_anyway"),
         Policy::Throttle => Some("throttle"),
         Policy::Cancel => Some("cancel"),
+        Policy::PostCopy => Some("post_copy"),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pclive_proto::control::{EndUsage, Ledger, Report, Round};
+use pclive_proto::control::{EndUsage, Ledger, Report, Round, Tail};
 
 use super::table::{Align, table};
 use super::text::printable;
@@ -33,6 +33,9 @@ pub(crate) fn report(report: &Report) -> String {
             let _ = writeln!(text, "  {end:<15} {}", self::usage(usage));
         }
     }
+    if let Some(tail) = &report.tail {
+        text.push_str(&self::tail(tail));
+    }
     if report.staging_peak_bytes > 0 {
         let _ = writeln!(text, "  staged at most  {}", unit::bytes(report.staging_peak_bytes));
     }
@@ -57,6 +60,30 @@ fn ledger(ledger: &Ledger) -> String {
     let mut text = String::new();
     for (part, ns, clock) in parts {
         let _ = writeln!(text, "    {part:<12}  {:>8}  {clock}", unit::duration(ns));
+    }
+    text
+}
+
+/// What came after the container ran.
+fn tail(tail: &Tail) -> String {
+    let mut text = format!(
+        "  tail            {} pages in {}: {} on demand, {} pushed\n",
+        unit::count(tail.pages),
+        unit::duration(tail.duration_ns),
+        unit::count(tail.demand_pages),
+        unit::count(tail.pushed_pages),
+    );
+    if tail.faults > 0 {
+        let _ = writeln!(
+            text,
+            "    waited for      {} times, {} in the median, {} at the 99th percentile",
+            unit::count(tail.faults),
+            unit::duration(tail.fault_median_ns),
+            unit::duration(tail.fault_p99_ns),
+        );
+    }
+    if tail.reconnects > 0 {
+        let _ = writeln!(text, "    link opened     {} times again", tail.reconnects);
     }
     text
 }
@@ -121,6 +148,7 @@ pub(crate) mod tests {
             staging_peak_bytes: 0,
             verdict: "predicted downtime below 300 ms".into(),
             predicted_downtime_ns: 38_000_000,
+            tail: None,
         }
     }
 
@@ -177,6 +205,26 @@ pub(crate) mod tests {
     fn what_an_agent_does_not_tell_is_left_out() {
         let expected = "  downtime        0 ns\n  restore time    0 ns\n  total           0 B in 0 ns\n";
         assert_eq!(report(&Report::default()), expected);
+    }
+
+    #[test]
+    fn tail_is_told_where_there_was_one() {
+        let tail = Tail {
+            pages: 12_345,
+            demand_pages: 45,
+            pushed_pages: 12_300,
+            faults: 46,
+            fault_median_ns: 210_000,
+            fault_p99_ns: 900_000,
+            duration_ns: 81_000_000,
+            reconnects: 1,
+            ..Tail::default()
+        };
+        let report = report(&Report { tail: Some(tail), ..Report::default() });
+        let expected = "  tail            12,345 pages in 81.0 ms: 45 on demand, 12,300 pushed\n    \
+                        waited for      46 times, 210 µs in the median, 900 µs at the 99th percentile\n    \
+                        link opened     1 times again\n";
+        assert!(report.contains(expected), "{report}");
     }
 
     #[test]

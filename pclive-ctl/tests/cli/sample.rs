@@ -53,6 +53,7 @@ pub(crate) fn report() -> Report {
         staging_peak_bytes: 0,
         verdict: "predicted downtime below 300 ms".into(),
         predicted_downtime_ns: 5_000_000,
+        tail: None,
     }
 }
 

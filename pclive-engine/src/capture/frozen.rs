@@ -2,10 +2,11 @@
 
 use super::CaptureError;
 use super::files::{Mode, SocketGuards};
+use super::first_touched;
 use super::freezer::Freezer;
 use super::round::{self, Detail, Shape};
 use super::scheduling::CpuSet;
-use super::sink::{RoundStats, Sink};
+use super::sink::{LastPages, RoundStats, Sink};
 use super::source::Source;
 use super::stop::{self, StoppedProcess};
 use super::terminals;
@@ -13,6 +14,7 @@ use super::terminals;
 use super::thread::Frame;
 use super::tracked::Tracked;
 use super::tree::TreeProcess;
+use crate::memory::ranges::RangeSet;
 use crate::model::{Blocker, FinalState, Pid, ProcessState, Vpid};
 use crate::remote::RemoteTask;
 use crate::tracee::{TraceError, end};
@@ -44,10 +46,14 @@ impl<'a> Frozen<'a> {
     /// The final dump: layout and last pages to the sink, the small state returned. The network must be locked: no
     /// packet may reach or leave the sockets that are read here. Whatever comes of it, the container can still be let
     /// go.
-    pub fn dump(&mut self, sink: &mut dyn Sink) -> Result<(RoundStats, Dumped), CaptureError> {
+    pub fn dump(
+        &mut self,
+        sink: &mut dyn Sink,
+        last: LastPages,
+    ) -> Result<(RoundStats, Dumped), CaptureError> {
         let shape = self.shape()?;
         sink.layout(&shape.layout)?;
-        let stats = self.pages(&shape, sink)?;
+        let stats = self.pages(&shape, sink, last)?;
         let state = self.state()?;
         // If the agent dies now the tasks run on, and so must their connections.
         self.connections.rest().map_err(CaptureError::Silence)?;
@@ -118,12 +124,30 @@ impl<'a> Frozen<'a> {
         if shape.blockers.is_empty() { Ok(shape) } else { Err(CaptureError::Blocked(shape.blockers)) }
     }
 
-    fn pages(&mut self, shape: &Shape, sink: &mut dyn Sink) -> Result<RoundStats, CaptureError> {
+    fn pages(
+        &mut self,
+        shape: &Shape,
+        sink: &mut dyn Sink,
+        last: LastPages,
+    ) -> Result<RoundStats, CaptureError> {
         let mut stats = shape.stats();
         for (pid, vmas) in shape.vmas() {
             let Some(tracked) = self.source.tracked.get_mut(&pid) else { continue };
+            let stopped = self.processes.iter().find(|process| process.tree.pid == pid);
             let batch_bytes = self.source.options.batch_bytes;
-            let part = tracked.space.round(vmas, batch_bytes, &mut |batch| sink.batch(batch))?;
+            let out = &mut |batch| sink.batch(batch);
+            let (part, later) = match last {
+                LastPages::Now => (tracked.space.round(vmas, batch_bytes, out)?, None),
+                LastPages::Later => {
+                    let now = stopped.map_or_else(|| Ok(RangeSet::new()), first_touched::pages)?;
+                    let (part, later) = tracked.space.last_round(vmas, &now, batch_bytes, out)?;
+                    (part, Some(later))
+                }
+            };
+            if let Some(later) = later.filter(|later| !later.runs.is_empty()) {
+                stats.later_pages += later.pages();
+                sink.later(later)?;
+            }
             if part.unreadable_pages > 0 {
                 let (vpid, pages) = (tracked.space.vpid(), part.unreadable_pages);
                 return Err(CaptureError::Unreadable { vpid, pages });

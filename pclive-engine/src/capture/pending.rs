@@ -8,6 +8,7 @@ use super::{CaptureError, tree};
 use crate::memory::SharedWrites;
 use crate::model::{PAGE_SIZE, Pid};
 use crate::proc::maps::{MapsEntry, parse_maps};
+use crate::tail::Later;
 
 impl Source {
     /// Pages that have been written since the last round began, or are new: what the final dump would send if the
@@ -27,6 +28,22 @@ impl Source {
             }
         }
         Ok(pages + shared.values().map(|written| written.pages()).sum::<u64>())
+    }
+
+    /// Pages that the destination has and that are of no use to it any more, as far as this has not told them since the
+    /// last round: dropping them takes time, which a stop that leaves them for later ([`LastPages::Later`](super::LastPages::Later)) need not
+    /// wait for. The container runs.
+    pub fn outdated_pages(&mut self) -> Result<Vec<Later>, CaptureError> {
+        let mut all = Vec::new();
+        for tracked in self.tracked.values_mut() {
+            match tracked.space.outdated() {
+                Ok(outdated) => all.push(outdated),
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        all.retain(|outdated| !outdated.runs.is_empty());
+        Ok(all)
     }
 }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::memory::SpaceStats;
 use crate::model::{Batch, ExtentKind, Layout};
+use crate::tail::Later;
 
 /// Takes what a round produces, in order: one layout, then batches. A sink that fails ends the round; what was
 /// written since stays dirty.
@@ -13,6 +14,21 @@ pub trait Sink {
 
     /// Contents. May block (bounded channel): this is the back-pressure of the stream.
     fn batch(&mut self, batch: Batch) -> Result<(), SinkError>;
+
+    /// Pages of a process that are not sent now: of the final dump only, and only if it was asked to
+    /// ([`LastPages::Later`]).
+    fn later(&mut self, later: Later) -> Result<(), SinkError> {
+        Err(SinkError { reason: format!("nobody takes the pages of process {} later", later.vpid) })
+    }
+}
+
+/// What the final dump does with private anonymous pages that were written last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastPages {
+    /// Sends them.
+    Now,
+    /// Names them; they are read from the container that stands still ([`Original`](crate::tail::Original)).
+    Later,
 }
 
 /// The receiver of a round is gone or refuses more.
@@ -32,6 +48,8 @@ pub struct RoundStats {
     pub zero_pages: u64,
     /// Pages told to be discarded.
     pub hole_pages: u64,
+    /// Pages that come later.
+    pub later_pages: u64,
     /// Processes in the layout.
     pub processes: u32,
     /// Threads in the layout.

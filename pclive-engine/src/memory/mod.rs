@@ -15,6 +15,7 @@ pub mod staging;
 mod digest;
 mod error;
 mod fill_error;
+mod last_round;
 mod payload;
 mod pending;
 mod pieces;

@@ -50,11 +50,15 @@ pub struct AddressSpace {
     /// The mappings of the last round, which the destination has made.
     pub(super) vmas: Vec<Vma>,
     /// Pages that the destination may have contents of.
-    sent: RangeSet,
+    pub(super) sent: RangeSet,
     /// Guard pages that the destination was told of.
     guards: RangeSet,
     /// Pages to send although the tracker calls them clean: not handed over, not readable, or lost on the other side.
     pub(super) retry: RangeSet,
+    /// What the last round found written.
+    pub(super) written: RangeSet,
+    /// What the destination was told to be outdated since the last round.
+    pub(super) outdated: RangeSet,
     /// A scan failed half-way: any page may have been protected without a trace.
     tracking_lost: bool,
 }
@@ -62,7 +66,7 @@ pub struct AddressSpace {
 /// The private mappings of a process, by how they are scanned.
 pub(super) struct Areas {
     anonymous: RangeSet,
-    anonymous_spans: Vec<(u64, u64)>,
+    pub(super) anonymous_spans: Vec<(u64, u64)>,
     pub(super) files: RangeSet,
     pub(super) file_spans: Vec<(u64, u64)>,
 }
@@ -79,6 +83,8 @@ impl AddressSpace {
             sent: RangeSet::new(),
             guards: RangeSet::new(),
             retry: RangeSet::new(),
+            written: RangeSet::new(),
+            outdated: RangeSet::new(),
             tracking_lost: false,
         })
     }
@@ -109,13 +115,28 @@ impl AddressSpace {
         batch_bytes: usize,
         out: &mut BatchSink<'_>,
     ) -> Result<SpaceStats, MemoryError> {
-        let begun = Instant::now();
         let areas = Areas::of(vmas);
-        self.follow(vmas, &areas);
+        let (begun, mut stats) = self.look(vmas, &areas, out)?;
+        self.send(&areas, batch_bytes, &mut stats, out)?;
+        self.tracker.check_alive()?;
+        stats.read = begun.elapsed() - stats.scan;
+        Ok(stats)
+    }
+
+    /// Finds what is new, and tells the destination what was discarded.
+    pub(super) fn look(
+        &mut self,
+        vmas: &[Vma],
+        areas: &Areas,
+        out: &mut BatchSink<'_>,
+    ) -> Result<(Instant, SpaceStats), MemoryError> {
+        let begun = Instant::now();
+        self.outdated.clear();
+        self.follow(vmas, areas);
         let (discards, scanned) = {
             let mut view = self.tracker.view()?;
-            self.retry = self.retry.union(&track_new(&self.tracker, &mut view, vmas, &areas)?);
-            let discards = Discarded::find(&mut view, &areas, &self.sent.union(&self.retry))?;
+            self.retry = self.retry.union(&track_new(&self.tracker, &mut view, vmas, areas)?);
+            let discards = Discarded::find(&mut view, areas, &self.sent.union(&self.retry))?;
             self.tracker.check_alive()?;
             self.tracking_lost = true;
             let written = view.take_writes(&areas.anonymous_spans, Kind::Anonymous)?;
@@ -124,13 +145,11 @@ impl AddressSpace {
             (discards, written)
         };
         self.retry = self.retry.difference(&discards.gone).difference(&discards.guards);
+        self.written.clone_from(&scanned);
         self.retry = self.retry.union(&scanned).union(&self.sent.intersection(&discards.doubtful));
         let mut stats = SpaceStats { scan: begun.elapsed(), ..SpaceStats::default() };
         self.tell_discards(&discards, &mut stats, out)?;
-        self.send(&areas, batch_bytes, &mut stats, out)?;
-        self.tracker.check_alive()?;
-        stats.read = begun.elapsed() - stats.scan;
-        Ok(stats)
+        Ok((begun, stats))
     }
 
     /// Puts the shared mappings among `vmas` under the tracker and notes in `objects` which of their pages this
@@ -210,7 +229,7 @@ impl AddressSpace {
 
     /// Sends every page of the retry set that is in our mappings. What stays in the set is what was not handed over,
     /// and pages outside the mappings: a mapping may be newer than the list.
-    fn send(
+    pub(super) fn send(
         &mut self,
         areas: &Areas,
         batch_bytes: usize,

@@ -20,6 +20,19 @@ pub enum RestoreError {
         /// What is wrong.
         why: &'static str,
     },
+    /// `/dev/userfaultfd`.
+    #[error("cannot open /dev/userfaultfd")]
+    Device(#[source] io::Error),
+    /// Pages that come later and cannot be waited for.
+    #[error("cannot let process {vpid} wait for its pages: {what}")]
+    Wait {
+        /// The process.
+        vpid: Vpid,
+        /// What failed.
+        what: &'static str,
+        /// Why.
+        source: nix::Error,
+    },
     /// Something is meant for a process that is not there.
     #[error("cannot find process {vpid} in the skeleton")]
     NoProcess {

@@ -4,6 +4,7 @@
 //! [`Destination::fill`], after the final dump [`Destination::restore`] and, once the source has committed,
 //! [`Destination::resume`]. Dropping a destination before that kills the restorers.
 
+mod absent;
 mod attributes;
 mod channel;
 mod creds;
@@ -31,12 +32,16 @@ mod timers;
 mod validate;
 mod xstate;
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use crate::model::{Batch, Descriptor, FinalState, Layout, Pid, ProcessState, Vpid};
 use crate::proc::root::ContainerRoot;
 use crate::remote::{RemoteTask, release};
+use crate::tail::{Lack, Later};
 
+use absent::Absent;
+pub use absent::can_go_without_pages;
 pub use error::RestoreError;
 use mappings::Mappings;
 use restorer::Restorer;
@@ -73,6 +78,7 @@ pub struct Destination {
     mappings: Mappings,
     layout: Layout,
     sockets: Option<BuiltSockets>,
+    absent: Absent,
     warnings: Vec<String>,
 }
 
@@ -83,19 +89,40 @@ impl Destination {
         let skeleton = Skeleton::adopt(init, options.stop_timeout)?;
         let mappings = Mappings::below(init)?;
         let layout = Layout::default();
-        Ok(Self { init, skeleton, mappings, layout, sockets: None, warnings: Vec::new() })
+        let absent = Absent::default();
+        Ok(Self { init, skeleton, mappings, layout, sockets: None, absent, warnings: Vec::new() })
     }
 
     /// Makes the skeleton match `layout`: tasks born and gone, mappings made, moved and dropped.
     pub fn apply_layout(&mut self, layout: &Layout) -> Result<(), RestoreError> {
         self.skeleton.follow(layout, &mut self.mappings)?;
         self.layout = layout.clone();
+        self.absent = Absent::default();
         Ok(())
     }
 
     /// Writes pages into the skeleton.
     pub fn fill(&mut self, batch: &Batch) -> Result<(), RestoreError> {
         self.mappings.fill(batch, &mut self.skeleton)
+    }
+
+    /// The source says that these pages of the newest layout are of no use any more: they are dropped, so that
+    /// [`Self::restore`] need not do it. Only a hint: they are sent again, or named by [`Self::go_without`].
+    pub fn drop_outdated(&mut self, outdated: &Later) -> Result<(), RestoreError> {
+        absent::check(outdated, &self.layout)?;
+        let restorer = self.skeleton.restorer_mut(outdated.vpid)?;
+        absent::drop_pages(restorer, outdated.runs.iter().copied())
+    }
+
+    /// These pages of the newest layout come after [`Self::resume`]. What they have now is forgotten.
+    pub fn go_without(&mut self, later: Later) -> Result<(), RestoreError> {
+        self.absent.expect(later, &self.layout)
+    }
+
+    /// After [`Self::restore`]: what processes lack, and the userfaultfd by which each tells what it waits for. From
+    /// [`Self::resume`] on somebody has to listen ([`Space`](crate::tail::Space)).
+    pub fn take_lacks(&mut self) -> Vec<(Lack, OwnedFd)> {
+        std::mem::take(&mut self.absent).into_lacks()
     }
 
     /// Puts the small state in place. On Ok everything is ready to run and nothing runs; TCP sockets are still in
@@ -106,7 +133,9 @@ impl Destination {
         self.skeleton.bear_zombies(&self.layout)?;
         self.skeleton.dismiss_chooser(state.last_vpid)?;
         for process in &state.processes {
-            process::early(&mut self.skeleton.restorer_mut(process.vpid)?.leader, process)?;
+            let restorer = self.skeleton.restorer_mut(process.vpid)?;
+            process::early(&mut restorer.leader, process)?;
+            self.absent.prepare(restorer)?;
         }
         let files_begun = Instant::now();
         self.skeleton.set_foregrounds(&state.files)?;
@@ -114,7 +143,7 @@ impl Destination {
         let files = files_begun.elapsed();
         for process in &state.processes {
             let restorer = self.skeleton.restorer_mut(process.vpid)?;
-            self.warnings.extend(restore_tasks(restorer, process)?);
+            self.warnings.extend(restore_tasks(restorer, process, &mut self.absent)?);
         }
         Ok(RestoreLedger { files, tasks: begun.elapsed() - files })
     }
@@ -160,7 +189,11 @@ impl Destination {
 
 /// The small state of all threads of a process, in the order that their privileges allow; then the engine's own
 /// mapping goes, and the threads have the context with which they will be let go.
-fn restore_tasks(restorer: &mut Restorer, process: &ProcessState) -> Result<Vec<String>, RestoreError> {
+fn restore_tasks(
+    restorer: &mut Restorer,
+    process: &ProcessState,
+    absent: &mut Absent,
+) -> Result<Vec<String>, RestoreError> {
     let mut warnings = Vec::new();
     for (captive, state) in restorer.captives().zip(&process.threads) {
         warnings.extend(thread::restore(captive, process, state)?);
@@ -169,6 +202,8 @@ fn restore_tasks(restorer: &mut Restorer, process: &ProcessState) -> Result<Vec<
     for (captive, state) in restorer.captives().zip(&process.threads) {
         thread::finish(captive, process, state)?;
     }
+    // Calls that touch the program's memory are over: from here on one that met a missing page would wait for ever.
+    absent.let_wait(restorer)?;
     restorer.unsettle()?;
     for (captive, state) in restorer.captives().zip(&process.threads) {
         let (registers, mask) = thread::context(state)?;

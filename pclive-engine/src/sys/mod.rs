@@ -7,6 +7,7 @@ pub mod eventfd;
 pub mod fcntl;
 pub mod kcmp;
 pub mod memfd;
+pub mod missing;
 pub mod netns;
 pub mod openat2;
 pub mod packet;

@@ -5,6 +5,7 @@ mod compression;
 mod convergence;
 mod endings;
 mod frozen;
+mod postcopy;
 mod recovery;
 mod redis;
 mod refusals;

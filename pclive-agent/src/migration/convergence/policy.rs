@@ -17,11 +17,13 @@ pub enum Policy {
     Throttle,
     /// Give the migration up; the container runs on.
     Cancel,
+    /// Stop the container for its small state only; its last pages come while it runs at the destination.
+    PostCopy,
 }
 
 impl Policy {
     /// Every policy.
-    pub const ALL: [Self; 3] = [Self::StopAnyway, Self::Throttle, Self::Cancel];
+    pub const ALL: [Self; 4] = [Self::StopAnyway, Self::Throttle, Self::Cancel, Self::PostCopy];
 
     /// As it is written in the configuration.
     pub fn as_str(self) -> &'static str {
@@ -29,13 +31,14 @@ impl Policy {
             Self::StopAnyway => "stop-anyway",
             Self::Throttle => "throttle",
             Self::Cancel => "cancel",
+            Self::PostCopy => "post-copy",
         }
     }
 
     /// What to do about an obstacle; `step` is how much the container is slowed down already.
     pub fn answer(self, obstacle: Obstacle, step: Option<Step>) -> Action {
         match (self, obstacle) {
-            (Self::StopAnyway, _) => Action::Stop,
+            (Self::StopAnyway | Self::PostCopy, _) => Action::Stop,
             (Self::Cancel, _) => Action::Cancel,
             (Self::Throttle, Obstacle::NotShrinking) => {
                 Step::after(step).map_or(Action::Stop, Action::Throttle)
@@ -104,6 +107,9 @@ mod tests {
             (Policy::StopAnyway, NotShrinking, None, Action::Stop),
             (Policy::StopAnyway, MaxRounds, None, Action::Stop),
             (Policy::StopAnyway, MaxTime, None, Action::Stop),
+            (Policy::PostCopy, NotShrinking, None, Action::Stop),
+            (Policy::PostCopy, MaxRounds, None, Action::Stop),
+            (Policy::PostCopy, MaxTime, None, Action::Stop),
             (Policy::Cancel, NotShrinking, None, Action::Cancel),
             (Policy::Cancel, MaxRounds, None, Action::Cancel),
             (Policy::Cancel, MaxTime, None, Action::Cancel),

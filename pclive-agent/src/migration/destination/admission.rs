@@ -62,6 +62,7 @@ pub(super) async fn admit(
         return Err(MigrationError::new(ErrorCode::NameTaken, message));
     }
     bundle_is_here(agent, &prepare)?;
+    super::tail::admit(agent, &prepare)?;
     let entry = agent.registry.begin(Description {
         id: prepare.migration_id.clone(),
         container: id.as_str().into(),
@@ -100,6 +101,8 @@ async fn begin_journal(
         ended_ms: 0,
         boot_id: process::boot_id(),
         init: None,
+        tail: None,
+        tail_token: String::new(),
         phase: journal::Phase::Begun,
     };
     let agent = Arc::clone(agent);

@@ -6,12 +6,14 @@
 //! discarded: restorers killed, network taken back.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pclive_engine::model::{FinalState, Pid};
 use pclive_engine::restore::{Destination, DestinationOptions};
+use pclive_engine::tail::{Lack, Later};
 use pclive_proto::peer::{DestinationLedger, RoundApplied};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
@@ -69,11 +71,13 @@ impl Whole {
 }
 
 /// What restoring brought.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Restored {
     pub(super) ledger: DestinationLedger,
     /// The most memory that waited, bytes.
     pub(super) staging_peak_bytes: u64,
+    /// What the copy goes on without, and how each process tells what it waits for.
+    pub(super) lacks: Vec<(Lack, OwnedFd)>,
 }
 
 /// A copy that runs.
@@ -92,6 +96,9 @@ pub(super) struct Resumed {
 enum Command {
     Layout { document: Bytes, round: u32, is_final: bool },
     Pages(Pages),
+    Later(Later),
+    Outdated(Later),
+    Settle(oneshot::Sender<()>),
     RoundEnd(oneshot::Sender<Whole>),
     Restore { state: Bytes, received: Instant, reply: oneshot::Sender<Restored> },
     Resume { waiting: Waiting, reply: oneshot::Sender<Resumed> },
@@ -140,6 +147,21 @@ impl Engine {
     /// Pages of the round.
     pub(super) async fn pages(&self, pages: Pages) -> Result<(), MigrationError> {
         self.give(Command::Pages(pages)).await
+    }
+
+    /// Pages of the final round that come when the copy runs.
+    pub(super) async fn later(&self, later: Later) -> Result<(), MigrationError> {
+        self.give(Command::Later(later)).await
+    }
+
+    /// Pages that are of no use any more.
+    pub(super) async fn outdated(&self, outdated: Later) -> Result<(), MigrationError> {
+        self.give(Command::Outdated(outdated)).await
+    }
+
+    /// Waits until every command before is done.
+    pub(super) async fn settle(&self) -> Result<(), MigrationError> {
+        self.ask(Command::Settle).await
     }
 
     /// Waits until the round is in place; where it is staged, until it is staged whole and the rounds before it are in
@@ -238,6 +260,10 @@ fn run(
         match command {
             Some(Command::Layout { document, round, is_final }) => copy.layout(&document, round, is_final)?,
             Some(Command::Pages(pages)) => copy.fill(pages)?,
+            Some(Command::Later(later)) => copy.placement.go_without(later),
+            Some(Command::Outdated(outdated)) => copy.placement.drop_outdated(&outdated)?,
+            // A driver that is gone lets go.
+            Some(Command::Settle(reply)) => drop(reply.send(())),
             Some(Command::RoundEnd(reply)) => {
                 closing = Some(Closing { reply, until: Instant::now() + plan.catch_up });
             }
@@ -335,7 +361,7 @@ impl Copy {
             resume_ns: 0,
             restore_ns: ns(received.elapsed()),
         };
-        Ok(Restored { ledger, staging_peak_bytes })
+        Ok(Restored { ledger, staging_peak_bytes, lacks: self.placement.take_lacks() })
     }
 
     /// The network first: sockets that leave repair mode may speak at once. The answer comes as soon as the tasks run;

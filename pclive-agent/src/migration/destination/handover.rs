@@ -3,30 +3,36 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use pclive_proto::control::{self, Role};
+use pclive_proto::control::Role;
 use pclive_proto::peer::Running;
 use pclive_proto::peer::destination_message::Message;
 use tracing::{Instrument, Span};
 
 use super::engine::{Restored, Resumed};
-use super::{Ended, Receiver, late, refuse};
+use super::{Ended, Ran, Receiver, late, refuse, tail};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
 use crate::host::UsageMeter;
-use crate::journal::{self, Record};
+use crate::journal::{self, Process, Record};
 use crate::migration::report::{self, ns};
 use crate::migration::{SharedLog, written};
 use crate::recovery::{self, process};
+use crate::tail::Fetcher;
 
 /// Writes down in advance what must be in force before a task is let go.
-pub(super) async fn stage_committing(log: &SharedLog, init_pid: i32) -> Result<(), MigrationError> {
+pub(super) async fn stage_committing(
+    log: &SharedLog,
+    init_pid: i32,
+    tail: Option<Process>,
+) -> Result<(), MigrationError> {
     let init = process::identify(init_pid).ok_or_else(|| {
         MigrationError::new(ErrorCode::RuntimeFailed, "the init of the created container has ended")
     })?;
     let log = Arc::clone(log);
     written(move || {
         let mut log = journal::guard(&log);
-        let record = Record { init: Some(init), phase: journal::Phase::Committing, ..log.record().clone() };
+        let phase = journal::Phase::Committing;
+        let record = Record { init: Some(init), tail, phase, ..log.record().clone() };
         log.stage(record)
     })
     .await
@@ -55,15 +61,18 @@ impl Receiver<'_> {
 
     /// The source has committed and the copy was not let go as it should: init tells whether it was at all. The
     /// source asks, and is told.
-    pub(super) async fn broken(self, error: MigrationError) -> Result<Option<control::Report>, Ended> {
+    pub(super) async fn broken(mut self, error: MigrationError) -> Result<Ran, Ended> {
         let error = error.at(Role::Destination, self.state.phase());
+        let mut fetcher = self.fetcher.take();
         self.engine.release().await;
         let log = Arc::clone(&self.log);
         let runs =
             tokio::task::spawn_blocking(move || recovery::copy_runs(&journal::guard(&log).record().clone()));
         if runs.await.unwrap_or(false) {
             self.entry.warn(format!("the container runs, but not everything went well: {error}"));
-            return Ok(None);
+            fetcher.iter_mut().for_each(Fetcher::go);
+            tail::write(&self.log, fetcher.as_ref(), &self.entry).await;
+            return Ok(Ran { report: None, fetcher });
         }
         refuse(&self.answers, &error).await;
         Err(Ended::Discarded(error))
@@ -71,12 +80,13 @@ impl Receiver<'_> {
 
     /// It runs: the source is told first, the rest has time.
     pub(super) async fn running(
-        self,
+        mut self,
         resumed: Resumed,
         restored: Restored,
         received_at: Instant,
         meter: &UsageMeter,
-    ) -> control::Report {
+    ) -> Ran {
+        self.fetcher.iter_mut().for_each(Fetcher::go);
         fault::reached(Point::DestinationResumed);
         let mut ledger = restored.ledger;
         ledger.resume_ns = ns(resumed.elapsed);
@@ -92,6 +102,7 @@ impl Receiver<'_> {
         if self.say(Message::Running(running)).await.is_err() {
             self.entry.warn("the source could not be told that the container runs here");
         }
+        tail::write(&self.log, self.fetcher.as_ref(), &self.entry).await;
         tokio::spawn(late::take(self.incoming, resumed.injector).instrument(Span::current()));
         let settled = self.engine.settled().await;
         resumed.warnings.into_iter().chain(settled).for_each(|warning| self.entry.warn(warning));
@@ -100,6 +111,7 @@ impl Receiver<'_> {
                 tracing::warn!("cannot announce the container again: {}", chain(&error));
             }
         });
-        report::received(self.rounds, &running, self.entry.began().elapsed())
+        let report = report::received(self.rounds, &running, self.entry.began().elapsed());
+        Ran { report: Some(report), fetcher: self.fetcher }
     }
 }

@@ -14,6 +14,7 @@ mod placement;
 mod reaper;
 mod rounds;
 mod state;
+mod tail;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ use pclive_engine::restore::DestinationOptions;
 use pclive_proto::control::{self, Role};
 use pclive_proto::peer::destination_message::Message;
 use pclive_proto::peer::source_message::Message as Received;
-use pclive_proto::peer::{Accepted, DestinationMessage, Failure, Ready, SourceMessage};
+use pclive_proto::peer::{Accepted, DestinationMessage, Failure, Prepare, Ready, SourceMessage};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tonic::{Status, Streaming};
@@ -32,6 +33,7 @@ use self::admission::Admitted;
 use self::engine::{Engine, Plan, Restored};
 use self::handover::stage_committing;
 use self::state::{Event, State};
+use self::tail::Tardy;
 use super::document::Arriving;
 use super::{SharedLog, wire};
 use crate::agent::Agent;
@@ -42,6 +44,7 @@ use crate::journal::{Ending, JournalError};
 use crate::network::Waiting;
 use crate::recovery::doubt;
 use crate::registry::Entry;
+use crate::tail::Fetcher;
 use crate::tls::Caller;
 
 /// Where answers to the source go.
@@ -123,12 +126,12 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
         staging,
         catch_up: agent.config.migration.progress_timeout() / 2,
     };
-    let started = match stage_committing(&log, created.pid).await {
-        Ok(()) => Engine::start(plan).await,
+    let started = match start(&agent, &prepare, &log, created.pid).await {
+        Ok(fetcher) => Engine::start(plan).await.map(|(engine, warnings)| (fetcher, engine, warnings)),
         Err(error) => Err(error),
     };
     let outcome = match started {
-        Ok((engine, warnings)) => {
+        Ok((fetcher, engine, warnings)) => {
             warnings.into_iter().for_each(|warning| entry.warn(warning));
             let shared = Arc::clone(&log);
             let receiver = Receiver::new(
@@ -137,8 +140,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
                 shared,
                 incoming,
                 answers.clone(),
-                engine,
-                created.pid,
+                Copy { engine, fetcher, init_pid: created.pid },
             );
             receiver.receive(&meter).await
         }
@@ -149,7 +151,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
     };
     tokio::spawn(reaper::reap(created.pid));
     match outcome {
-        Ok(report) => {
+        Ok(Ran { mut report, fetcher }) => {
             fault::reached(Point::DestinationTold);
             if let Err(error) = runtime.start(&id).await {
                 entry.warn(format!("the container runs, but the runtime was not told: {}", chain(&error)));
@@ -157,6 +159,14 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
             match &report {
                 Some(report) => info!(restore_ms = report.restore_ns / 1_000_000, "container runs here"),
                 None => info!("container runs here"),
+            }
+            match tail::fetched(&agent, fetcher, &log).await {
+                Ok(tail) => report.iter_mut().for_each(|report| report.tail = tail),
+                Err(error) => {
+                    entry.unknown(error);
+                    agent.registry.ended();
+                    return;
+                }
             }
             doubt::write_end(&agent, log, Ending::Done).await;
             entry.finish(report);
@@ -169,6 +179,33 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
             failed(&agent, &entry, log, error).await;
         }
     }
+}
+
+/// Makes ready what must be there before the copy is built: what fetches its last pages, if they may come later, and
+/// what must be in force before a task is let go.
+async fn start(
+    agent: &Agent,
+    prepare: &Prepare,
+    log: &SharedLog,
+    init_pid: i32,
+) -> Result<Option<Fetcher>, MigrationError> {
+    let fetcher = tail::start_fetcher(agent, prepare, init_pid).await?;
+    stage_committing(log, init_pid, fetcher.as_ref().map(Fetcher::identity)).await?;
+    Ok(fetcher)
+}
+
+/// What a migration works on.
+struct Copy {
+    engine: Engine,
+    fetcher: Option<Fetcher>,
+    init_pid: i32,
+}
+
+/// A copy that was let go.
+struct Ran {
+    report: Option<control::Report>,
+    /// What still fetches its last pages.
+    fetcher: Option<Fetcher>,
 }
 
 async fn failed(agent: &Agent, entry: &Entry, log: SharedLog, error: MigrationError) {
@@ -196,6 +233,10 @@ struct Receiver<'a> {
     incoming: Streaming<SourceMessage>,
     answers: Answers,
     engine: Engine,
+    /// What will fetch the last pages, if they may come later.
+    fetcher: Option<Fetcher>,
+    /// What the final round leaves for later.
+    later: Tardy,
     room: Arc<Semaphore>,
     init_pid: i32,
     /// The layout or final state that is arriving.
@@ -213,8 +254,7 @@ impl<'a> Receiver<'a> {
         log: SharedLog,
         incoming: Streaming<SourceMessage>,
         answers: Answers,
-        engine: Engine,
-        init_pid: i32,
+        Copy { engine, fetcher, init_pid }: Copy,
     ) -> Self {
         Self {
             agent,
@@ -225,6 +265,8 @@ impl<'a> Receiver<'a> {
             incoming,
             answers,
             engine,
+            fetcher,
+            later: Tardy::default(),
             room: Arc::new(Semaphore::new(agent.config.migration.in_flight_kib_at_destination())),
             document: Arriving::default(),
             init_pid,
@@ -234,14 +276,14 @@ impl<'a> Receiver<'a> {
         }
     }
 
-    async fn receive(mut self, meter: &UsageMeter) -> Result<Option<control::Report>, Ended> {
+    async fn receive(mut self, meter: &UsageMeter) -> Result<Ran, Ended> {
         let (restored, received_at, waiting) = match self.build().await {
             Ok(done) => done,
             Err(error) => return Err(self.give_up(error).await),
         };
         // ==> The source has committed: it runs here, whatever happens to the link.
         match self.engine.resume(waiting).await {
-            Ok(resumed) => Ok(Some(self.running(resumed, restored, received_at, meter).await)),
+            Ok(resumed) => Ok(self.running(resumed, restored, received_at, meter).await),
             Err(error) => self.broken(error).await,
         }
     }
@@ -347,6 +389,9 @@ fn out_of_turn(message: &Received) -> MigrationError {
         Received::FinalState(_) => "FinalState",
         Received::Commit(_) => "Commit",
         Received::Frames(_) => "Frames",
+        Received::Later(_) => "Later",
+        Received::Outdated(_) => "Outdated",
+        Received::Settle(_) => "Settle",
         Received::Failure(_) => "Failure",
     };
     wire::bad(format!("{name} out of turn"))

@@ -10,11 +10,13 @@
 //! Invariant: restorers that live have the newest layout, and staging follows every layout as well, so what waits
 //! fits however late it is put in place (see [`Staging`]). Thread: the engine's.
 
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use pclive_engine::memory::staging::{Staging, StagingError};
 use pclive_engine::model::{Batch, FinalState, Layout};
 use pclive_engine::restore::{Destination, RestoreError, RestoreLedger};
+use pclive_engine::tail::{Lack, Later};
 
 use crate::error::{ErrorCode, MigrationError};
 
@@ -44,6 +46,8 @@ impl StagingPlan {
 pub(super) struct Placement {
     destination: Destination,
     store: Option<Store>,
+    /// What the newest round leaves for later.
+    later: Vec<Later>,
 }
 
 struct Store {
@@ -88,7 +92,7 @@ impl Placement {
     /// `plan`: how pages wait; `None`: they do not.
     pub(super) fn new(destination: Destination, plan: Option<StagingPlan>) -> Result<Self, MigrationError> {
         let store = plan.map(Store::new).transpose()?;
-        Ok(Self { destination, store })
+        Ok(Self { destination, store, later: Vec::new() })
     }
 
     /// A round begins.
@@ -98,6 +102,7 @@ impl Placement {
         round: u32,
         is_final: bool,
     ) -> Result<(), MigrationError> {
+        self.later.clear();
         if let Some(store) = &mut self.store {
             store.pages.follow(&layout).map_err(staging_error)?;
             if !store.live && store.plan.waits(round, is_final) {
@@ -125,6 +130,19 @@ impl Placement {
             None => {}
         }
         self.destination.fill(batch).map_err(restore_error)
+    }
+
+    /// Pages of the round that come when the copy runs.
+    pub(super) fn go_without(&mut self, later: Later) {
+        self.later.push(later);
+    }
+
+    /// Pages that are of no use any more. Where no restorers live there is nothing to drop yet.
+    pub(super) fn drop_outdated(&mut self, outdated: &Later) -> Result<(), MigrationError> {
+        if self.store.as_ref().is_some_and(|store| !store.live) {
+            return Ok(());
+        }
+        self.destination.drop_outdated(outdated).map_err(restore_error)
     }
 
     /// True if [`Self::place_some`] has something to do: rounds that are whole wait for restorers that live.
@@ -161,6 +179,9 @@ impl Placement {
             while store.place_one(&mut self.destination)? {}
         }
         let filled = begun.elapsed();
+        for later in std::mem::take(&mut self.later) {
+            self.destination.go_without(later).map_err(restore_error)?;
+        }
         let parts = self.destination.restore(state).map_err(restore_error)?;
         Ok((filled, parts))
     }
@@ -182,6 +203,11 @@ impl Placement {
             Some(store) if store.plan.live_from.is_some() => store.backlog(),
             Some(_) | None => Duration::ZERO,
         }
+    }
+
+    /// What the copy lacks, after [`Self::restore`].
+    pub(super) fn take_lacks(&mut self) -> Vec<(Lack, OwnedFd)> {
+        self.destination.take_lacks()
     }
 
     /// The copy alone, after [`Self::restore`].

@@ -6,16 +6,18 @@ use std::time::Instant;
 use pclive_proto::control;
 use pclive_proto::peer::destination_message::Message;
 use pclive_proto::peer::source_message::Message as Received;
-use pclive_proto::peer::{FinalState, PageBatch, RoundBegin, RoundEnd};
+use pclive_proto::peer::{self, FinalState, PageBatch, RoundBegin, RoundEnd, Settle, Settled};
 use tracing::info;
 
 use super::engine::{Pages, Restored};
 use super::state::{Event, State};
+use super::tail::Tardy;
 use super::{Receiver, out_of_turn};
 use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::migration::report::ns;
 use crate::migration::wire;
+use crate::tail::MOST_RUNS;
 
 impl Receiver<'_> {
     /// One message of the rounds; the restored state once the final one has come.
@@ -28,6 +30,9 @@ impl Receiver<'_> {
             Received::RoundBegin(begin) => self.round_begin(begin).await?,
             Received::DocumentPart(part) => self.document.add(&part.part)?,
             Received::PageBatch(batch) => self.pages(batch).await?,
+            Received::Later(later) => self.later(later).await?,
+            Received::Outdated(outdated) => self.outdated(outdated).await?,
+            Received::Settle(settle) => self.settle(settle).await?,
             Received::RoundEnd(ended) => self.round_end(&ended).await?,
             Received::FinalState(state) => return self.final_state(state, at).await.map(Some),
             other @ (Received::Prepare(_)
@@ -51,6 +56,7 @@ impl Receiver<'_> {
         let layout = self.document.finish(begin.layout)?;
         self.round.bytes = layout.len() as u64;
         self.round_began = Instant::now();
+        self.later = Tardy::default();
         self.engine.layout(layout, begin.round, begin.r#final).await
     }
 
@@ -62,6 +68,37 @@ impl Receiver<'_> {
         let room = Arc::clone(&self.room).acquire_many_owned(kib).await;
         let room = room.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
         self.engine.pages(Pages { batch, room }).await
+    }
+
+    /// Pages that come when the copy runs: of the final round, and if somebody is there to fetch them.
+    async fn later(&mut self, message: peer::Later) -> Result<(), MigrationError> {
+        if !matches!(self.state, State::Reconciling(_)) || self.fetcher.is_none() {
+            return Err(out_of_turn(&Received::Later(message)));
+        }
+        let later = wire::later(message)?;
+        self.later.runs += later.runs.len();
+        self.later.pages = self.later.pages.saturating_add(later.pages());
+        if self.later.runs > MOST_RUNS {
+            return Err(wire::bad("more runs of pages that come later than there can be"));
+        }
+        self.engine.later(later).await
+    }
+
+    /// Pages that are of no use any more: between two rounds, while the container runs.
+    async fn outdated(&mut self, message: peer::Later) -> Result<(), MigrationError> {
+        if !matches!(self.state, State::Filled(_)) || self.fetcher.is_none() {
+            return Err(out_of_turn(&Received::Outdated(message)));
+        }
+        self.engine.outdated(wire::later(message)?).await
+    }
+
+    /// The source asks when everything before is done.
+    async fn settle(&mut self, message: Settle) -> Result<(), MigrationError> {
+        if !matches!(self.state, State::Filled(_)) {
+            return Err(out_of_turn(&Received::Settle(message)));
+        }
+        self.engine.settle().await?;
+        self.say(Message::Settled(Settled {})).await
     }
 
     fn count(&mut self, batch: &wire::Arrived) -> Result<(), MigrationError> {
@@ -99,8 +136,13 @@ impl Receiver<'_> {
         if !matches!(self.state, State::Reconciling(_)) {
             return Err(out_of_turn(&Received::FinalState(state)));
         }
+        if self.later.pages != state.later_pages {
+            let (came, told) = (self.later.pages, state.later_pages);
+            return Err(wire::bad(format!("{came} pages that come later and counted {told}")));
+        }
         let state = self.document.finish(state.state)?;
-        let restored = self.engine.restore(state, at).await?;
+        let mut restored = self.engine.restore(state, at).await?;
+        self.hand_to_fetcher(std::mem::take(&mut restored.lacks)).await?;
         self.advance(Event::StateRestored)?;
         self.finish_round();
         fault::reached(Point::DestinationRestored);

@@ -58,6 +58,7 @@ impl Driver<'_> {
                 Ok(None)
             }
             Answer::Discarded => {
+                self.agent.tails.close(&record.id);
                 self.engine.let_go();
                 self.engine.release().await;
                 Err(Ended::RolledBack(cause))

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pclive_engine::capture::LastPages;
 use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{Commit, Ready, Running};
@@ -15,17 +16,20 @@ use super::{Driver, out_of_turn};
 use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::journal;
-use crate::migration::convergence::Pending;
+use crate::migration::convergence::{Pending, Policy, Reason};
 use crate::migration::report::Handover;
 
 /// How often a container is stopped before a migration is given up because of what should pass by itself.
 const MOST_STOPS: u32 = 10;
+/// How often pages are dropped before the stop, and how many are not worth another time.
+const MOST_PREPARATIONS: u32 = 5;
+const FEW_PAGES: u64 = 512;
 /// How long the container runs on after a stop that was put off, times the number of stops so far.
 const BREATH: Duration = Duration::from_millis(10);
 
 impl Driver<'_> {
     /// Stop and final dump, until it is whole. The container runs in between.
-    async fn stop(&mut self) -> Result<(u32, Stopped, Moved), MigrationError> {
+    async fn stop(&mut self, last: LastPages) -> Result<(u32, Stopped, Moved), MigrationError> {
         let migration = &self.agent.config.migration;
         // Freezing has its own deadline in the engine; this one is for an engine that does not keep it.
         let patience = migration.handover_timeout() + migration.stop_timeout();
@@ -37,7 +41,8 @@ impl Driver<'_> {
             self.session.advance(Event::Stopped)?;
             fault::reached(Point::SourceFrozen);
             let number = self.rounds.next();
-            let Dump { moved, obstacles } = self.session.step(self.engine.dump(number), patience).await?;
+            let Dump { moved, obstacles } =
+                self.session.step(self.engine.dump(number, last), patience).await?;
             if obstacles.is_empty() {
                 self.session.advance(Event::FinalHandedOver)?;
                 fault::reached(Point::SourceDumped);
@@ -61,11 +66,19 @@ impl Driver<'_> {
     }
 
     /// Stop, final dump, and the two-phase handover.
-    pub(super) async fn stop_and_commit(&mut self) -> Result<(Handover, Running), MigrationError> {
+    pub(super) async fn stop_and_commit(
+        &mut self,
+        reason: Reason,
+    ) -> Result<(Handover, Running), MigrationError> {
+        let last = last_pages(reason);
+        if last == LastPages::Later {
+            self.drop_outdated().await?;
+        }
         // Beside the stop, the dump and the restore: it must be durable before COMMIT is sent, and no sooner.
         let committing = self.write_committing();
-        let (number, Stopped { began: stopped, elapsed: freeze }, moved) = self.stop().await?;
-        let predicted = self.rounds.known().downtime;
+        let (number, Stopped { began: stopped, elapsed: freeze }, moved) = self.stop(last).await?;
+        // It was predicted for a stop in which every page is sent.
+        let predicted = self.rounds.known().downtime.filter(|_| last == LastPages::Now);
         let dumped = Instant::now();
         self.ready().await?;
         let ready = Instant::now();
@@ -89,6 +102,23 @@ impl Driver<'_> {
         Ok((handover, running))
     }
 
+    /// The pages that come later are dropped at the destination before the stop, as far as they are known by then: that
+    /// takes as long as there are many, and the container runs. What it writes meanwhile is left for the stop.
+    async fn drop_outdated(&mut self) -> Result<(), MigrationError> {
+        let patience = self.agent.config.migration.progress_timeout();
+        for _ in 0..MOST_PREPARATIONS {
+            let pages = self.session.step(self.engine.outdated(), patience).await?;
+            match self.session.answer("drop pages", patience).await? {
+                Answered::Settled(_) => {}
+                other => return Err(out_of_turn(&other)),
+            }
+            if pages < FEW_PAGES {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     async fn ready(&mut self) -> Result<(), MigrationError> {
         let patience = self.agent.config.migration.handover_timeout();
         match self.session.answer("restore the container", patience).await? {
@@ -107,9 +137,14 @@ impl Driver<'_> {
                 log.enact().map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error));
             let enacted = enacted.and_then(|_| match log.record().phase {
                 journal::Phase::Committing => Ok(()),
-                journal::Phase::Begun | journal::Phase::Discarded | journal::Phase::Ended(_) => Err(
-                    MigrationError::new(ErrorCode::Internal, "the journal had nothing written in advance"),
-                ),
+                journal::Phase::Begun
+                | journal::Phase::Discarded
+                | journal::Phase::Tail
+                | journal::Phase::Torn
+                | journal::Phase::Ended(_) => Err(MigrationError::new(
+                    ErrorCode::Internal,
+                    "the journal had nothing written in advance",
+                )),
             });
             // A driver that is gone has given up.
             let _ = written.send(enacted);
@@ -133,7 +168,15 @@ impl Driver<'_> {
             Answered::Running(running) => running,
             other => return Err(out_of_turn(&other)),
         };
-        self.session.advance(Event::Running)?;
         Ok(running)
+    }
+}
+
+/// What the stop does with the last pages.
+fn last_pages(reason: Reason) -> LastPages {
+    match reason {
+        Reason::InSpiteOf(_, Policy::PostCopy) => LastPages::Later,
+        Reason::ShortEnough
+        | Reason::InSpiteOf(_, Policy::StopAnyway | Policy::Throttle | Policy::Cancel) => LastPages::Now,
     }
 }

@@ -16,6 +16,7 @@ mod rounds;
 mod session;
 mod sink;
 mod state;
+mod tail;
 
 use std::sync::Arc;
 
@@ -61,6 +62,8 @@ pub(super) struct Order {
     /// Most bytes a second while the container runs.
     pub(super) bandwidth: Option<u64>,
     pub(super) allow_clock_step_back: bool,
+    /// Who has it may fetch the last pages; empty if they never come later.
+    pub(super) tail_token: String,
     /// Begun, with `Committing` staged.
     pub(super) log: SharedLog,
 }
@@ -110,6 +113,7 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
             }
         }
         agent.registry.ended();
+        agent.tails.forget(entry.id());
     }
     .instrument(span)
     .await;
@@ -123,6 +127,8 @@ struct Driver<'a> {
     engine: Engine,
     outlet: Outlet,
     rounds: Rounds,
+    /// What came after the copy ran.
+    tail: Option<control::Tail>,
 }
 
 async fn drive(
@@ -167,7 +173,7 @@ async fn drive(
     let experience = agent.experience(&order.destination);
     let mut rounds = Rounds::new(order.limits, order.bandwidth, order.located.container.pid, experience);
     rounds.set_round_trip(round_trip);
-    let driver = Driver { agent, order, session, engine, outlet, rounds };
+    let driver = Driver { agent, order, session, engine, outlet, rounds, tail: None };
     driver.migrate(&opened, meter, &abort).await
 }
 
@@ -184,8 +190,10 @@ impl Driver<'_> {
             Ok((handover, reason, running)) => {
                 fault::reached(Point::SourceAnswered);
                 self.clean_up().await;
+                let tail = self.tail.take();
                 let told = std::mem::take(&mut self.rounds.told);
-                let report = report::report(&handover, told, reason, &running, meter.used());
+                let mut report = report::report(&handover, told, reason, &running, meter.used());
+                report.tail = tail;
                 if let Some(measured) = self.rounds.measured(&report) {
                     self.agent.learn(&self.order.destination, measured);
                 }
@@ -213,7 +221,12 @@ impl Driver<'_> {
         let reason = reason.instrument(info_span!("phase", name = "pre-copy")).await?;
         info!(%reason, "rounds end");
         let (handover, running) =
-            self.stop_and_commit().instrument(info_span!("phase", name = "handover")).await?;
+            self.stop_and_commit(reason).instrument(info_span!("phase", name = "handover")).await?;
+        if handover.stats.later_pages > 0 {
+            let tail = self.tail_fetched(handover.stats.later_pages);
+            self.tail = Some(tail.instrument(info_span!("phase", name = "tail")).await?);
+        }
+        self.session.advance(Event::Running)?;
         Ok((handover, reason, running))
     }
 
@@ -233,6 +246,7 @@ impl Driver<'_> {
             interfaces: network::encode(&opened.interfaces),
             allow_clock_step_back: order.allow_clock_step_back,
             restore_after: order.limits.restore_after,
+            tail_token: order.tail_token.clone(),
         };
         let patience = self.agent.config.migration.prepare_timeout();
         self.session.send(Message::Prepare(prepare), patience).await?;

@@ -221,6 +221,7 @@ pub(super) fn name_of(message: &Answered) -> &'static str {
         Answered::Ready(_) => "Ready",
         Answered::Running(_) => "Running",
         Answered::Failure(_) => "Failure",
+        Answered::Settled(_) => "Settled",
     }
 }
 

@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pclive_engine::capture::{Sink, SinkError};
-use pclive_engine::model::{Batch, Layout};
+use pclive_engine::model::{Batch, Layout, PAGE_SIZE};
+use pclive_engine::tail::Later;
 use pclive_proto::peer::source_message::Message;
-use pclive_proto::peer::{DocumentPart, RoundBegin, SourceMessage};
+use pclive_proto::peer::{self, DocumentPart, RoundBegin, SourceMessage};
 use prost::Message as _;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -16,6 +17,17 @@ use tokio_util::sync::CancellationToken;
 use super::pace::Pace;
 use crate::migration::compression::Packer;
 use crate::migration::{document, wire};
+
+/// A list of pages as messages.
+pub(super) fn later_messages(later: &Later) -> impl Iterator<Item = peer::Later> {
+    later.runs.chunks(RUNS_PER_MESSAGE).map(|part| {
+        let runs = part.iter().flat_map(|(start, end)| [*start, (end - start) / PAGE_SIZE]).collect();
+        peer::Later { process: later.vpid.0, runs }
+    })
+}
+
+/// Runs of pages that come later in one message.
+const RUNS_PER_MESSAGE: usize = 1 << 16;
 
 /// The engine thread's end of the stream. Sending blocks while the stream is full.
 #[derive(Debug, Clone)]
@@ -159,6 +171,13 @@ impl Sink for RoundSink<'_> {
         let bytes = self.outlet.send_pages(batch, self.pace.as_mut())?;
         self.bytes += bytes;
         self.saved += contents.saturating_sub(bytes);
+        Ok(())
+    }
+
+    fn later(&mut self, later: Later) -> Result<(), SinkError> {
+        for message in later_messages(&later) {
+            self.bytes += self.outlet.send(wire::source_message(Message::Later(message)))?;
+        }
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use pclive_proto::control::{
     Doubt as WireDoubt, EndUsage, Ledger as WireLedger, Migration as WireMigration, Report as WireReport,
-    ResolveMigrationResponse, Round as WireRound,
+    ResolveMigrationResponse, Round as WireRound, Tail as WireTail,
 };
 use serde::Serialize;
 
@@ -144,6 +144,8 @@ pub(crate) struct Report<'a> {
     verdict: &'a str,
     /// What the downtime was expected to be; `None` when that was not known.
     predicted_downtime_ns: Option<u64>,
+    /// What came after the container ran; `None` when nothing did.
+    tail: Option<Tail>,
 }
 
 impl<'a> From<&'a WireReport> for Report<'a> {
@@ -160,6 +162,7 @@ impl<'a> From<&'a WireReport> for Report<'a> {
             staging_peak_bytes: report.staging_peak_bytes,
             verdict: &report.verdict,
             predicted_downtime_ns: (report.predicted_downtime_ns > 0).then_some(report.predicted_downtime_ns),
+            tail: report.tail.as_ref().map(Tail::from),
         }
     }
 }
@@ -187,6 +190,35 @@ impl From<&WireLedger> for Ledger {
             restore_ns: ledger.restore_ns,
             commit_ns: ledger.commit_ns,
             resume_ns: ledger.resume_ns,
+        }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Tail {
+    pages: u64,
+    demand_pages: u64,
+    pushed_pages: u64,
+    faults: u64,
+    fault_median_ns: u64,
+    fault_p99_ns: u64,
+    round_trip_ns: u64,
+    duration_ns: u64,
+    reconnects: u32,
+}
+
+impl From<&WireTail> for Tail {
+    fn from(tail: &WireTail) -> Self {
+        Self {
+            pages: tail.pages,
+            demand_pages: tail.demand_pages,
+            pushed_pages: tail.pushed_pages,
+            faults: tail.faults,
+            fault_median_ns: tail.fault_median_ns,
+            fault_p99_ns: tail.fault_p99_ns,
+            round_trip_ns: tail.round_trip_ns,
+            duration_ns: tail.duration_ns,
+            reconnects: tail.reconnects,
         }
     }
 }

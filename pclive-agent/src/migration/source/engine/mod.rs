@@ -12,15 +12,17 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pclive_engine::capture::{CaptureError, RoundStats, SinkError, Source, SourceOptions};
+use pclive_engine::capture::{CaptureError, LastPages, RoundStats, SinkError, Source, SourceOptions};
 use pclive_engine::model::{Blocker, Pid};
-use pclive_proto::peer::RoundEnd;
+use pclive_engine::tail::Later;
 use pclive_proto::peer::source_message::Message;
+use pclive_proto::peer::{RoundEnd, Settle};
 use tokio::sync::oneshot;
 
 use self::stop::Reached;
 use super::sink::{Outlet, RoundSink};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::migration::source::sink::later_messages;
 use crate::migration::throttle::Throttle;
 use crate::migration::wire;
 use crate::network::{self, Interface, Namespace};
@@ -86,8 +88,9 @@ pub(super) struct Stopped {
 enum Step {
     Round(u32, Reply<Moved>),
     Pending(Reply<Option<u64>>),
+    Outdated(Reply<u64>),
     Freeze(Option<Throttle>, Reply<Stopped>),
-    Dump(u32, Reply<Dump>),
+    Dump(u32, LastPages, Reply<Dump>),
     Hold(Reply<()>),
     Committed,
     Destroy(Reply<()>),
@@ -127,6 +130,11 @@ impl Engine {
         self.ask(Step::Pending)
     }
 
+    /// Tells the destination which pages it need not keep; how many are new among them.
+    pub(super) fn outdated(&self) -> Answer<u64> {
+        self.ask(Step::Outdated)
+    }
+
     /// Stops the container and silences its network. A throttle is lifted just before: tasks without CPU time would
     /// not come to their stop.
     pub(super) fn freeze(&self, throttle: Option<Throttle>) -> Answer<Stopped> {
@@ -135,8 +143,8 @@ impl Engine {
 
     /// The final dump: layout, last pages, `FinalState`. With obstacles the container has been let go again, the round
     /// is ended by `RoundEnd`, and the thread takes rounds and another freeze.
-    pub(super) fn dump(&self, number: u32) -> Answer<Dump> {
-        self.ask(|reply| Step::Dump(number, reply))
+    pub(super) fn dump(&self, number: u32, last: LastPages) -> Answer<Dump> {
+        self.ask(|reply| Step::Dump(number, last, reply))
     }
 
     /// Makes the stop outlive the agent.
@@ -247,13 +255,14 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
                 let counted = counted.inspect_err(|error| tracing::debug!("cannot count: {}", chain(error)));
                 tell(reply, Ok(counted.ok()))?;
             }
+            Step::Outdated(reply) => tell(reply, outdated(plan, &mut source))?,
             Step::Freeze(throttle, reply) => {
                 let reached =
                     stop::freeze(plan, steps, &mut source, (&namespace, &interfaces), throttle, reply)?;
                 let Reached::Rounds(put_off) = reached else { return None };
                 put_off.tell(plan)?;
             }
-            Step::Dump(_, reply) => tell(reply, Err(out_of_step("dump")))?,
+            Step::Dump(_, _, reply) => tell(reply, Err(out_of_step("dump")))?,
             Step::Hold(reply) | Step::Destroy(reply) | Step::Retire(reply) => {
                 tell(reply, Err(out_of_step("hold, destroy or retire")))?;
             }
@@ -268,6 +277,18 @@ fn round(plan: &Plan, source: &mut Source, number: u32) -> Result<Moved, Migrati
     let stats = source.round(&mut sink).map_err(capture_error(plan))?;
     let bytes = sink.bytes + end_round(plan, number, &stats)?;
     Ok(Moved { stats, bytes, saved: sink.saved, elapsed: began.elapsed(), began })
+}
+
+fn outdated(plan: &Plan, source: &mut Source) -> Result<u64, MigrationError> {
+    let found = source.outdated_pages().map_err(capture_error(plan))?;
+    let pages = found.iter().map(Later::pages).sum();
+    for outdated in &found {
+        for message in later_messages(outdated) {
+            send(plan, Message::Outdated(message))?;
+        }
+    }
+    send(plan, Message::Settle(Settle {}))?;
+    Ok(pages)
 }
 
 fn end_round(plan: &Plan, round: u32, stats: &RoundStats) -> Result<u64, MigrationError> {

@@ -3,7 +3,7 @@
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
-use pclive_engine::capture::{Dumped, Frozen, Source};
+use pclive_engine::capture::{Dumped, Frozen, LastPages, Source};
 use pclive_proto::peer::FinalState;
 use pclive_proto::peer::source_message::Message;
 
@@ -91,7 +91,7 @@ fn stopped(
 ) -> Option<Reached> {
     loop {
         match steps.recv().ok()? {
-            Step::Dump(number, reply) => match dump(plan, frozen, number) {
+            Step::Dump(number, last, reply) => match dump(plan, frozen, number, last) {
                 Ok(dump) if !dump.obstacles.is_empty() => {
                     return Some(Reached::Rounds(PutOff { number, dump, reply }));
                 }
@@ -110,6 +110,7 @@ fn stopped(
             Step::LetGo => return None,
             Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
             Step::Pending(reply) => tell(reply, Err(out_of_step("pending")))?,
+            Step::Outdated(reply) => tell(reply, Err(out_of_step("outdated")))?,
             Step::Freeze(_, reply) => tell(reply, Err(out_of_step("freeze")))?,
             Step::Destroy(reply) | Step::Retire(reply) => {
                 tell(reply, Err(out_of_step("destroy or retire")))?;
@@ -118,15 +119,16 @@ fn stopped(
     }
 }
 
-fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32) -> Result<Dump, MigrationError> {
+fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32, last: LastPages) -> Result<Dump, MigrationError> {
     let began = Instant::now();
     let mut sink = RoundSink::last(&plan.outlet, number);
-    let (stats, dumped) = frozen.dump(&mut sink).map_err(capture_error(plan))?;
+    let (stats, dumped) = frozen.dump(&mut sink, last).map_err(capture_error(plan))?;
     let (bytes, obstacles) = match dumped {
         Dumped::State(state) => {
             let (parts, state) = document::encode(&*state)?;
             let ahead = plan.outlet.send_parts(parts).map_err(|error| stream_error(&error))?;
-            let message = FinalState { state, data_pages: stats.data_pages };
+            let (data_pages, later_pages) = (stats.data_pages, stats.later_pages);
+            let message = FinalState { state, data_pages, later_pages };
             (ahead + send(plan, Message::FinalState(message))?, Vec::new())
         }
         Dumped::NotNow(obstacles) => (0, obstacles),
@@ -163,6 +165,7 @@ fn committed(
         Some(
             Step::Round(..)
             | Step::Pending(_)
+            | Step::Outdated(_)
             | Step::Freeze(..)
             | Step::Dump(..)
             | Step::Hold(_)
