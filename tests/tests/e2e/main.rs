@@ -3,6 +3,7 @@
 mod clients;
 mod convergence;
 mod endings;
+mod postgres;
 mod recovery;
 mod redis;
 mod refusals;
