@@ -66,7 +66,7 @@ fn skeleton_follows_tasks_born_and_gone() {
     let container = Created::new("tree", &["sh"]);
     let init = container.init();
     let mut destination = Destination::adopt(init, DestinationOptions::default()).unwrap();
-    let mut layout = Layout { processes: vec![process(1, 0, 1, &[7, 300])], objects: Vec::new() };
+    let mut layout = Layout { processes: vec![process(1, 0, 1, &[7, 300])], ..Layout::default() };
     layout.processes.push(process(2, 1, 1, &[]));
     layout.processes.push(process(250, 2, 250, &[251]));
     layout.processes.push(process(12, 250, 250, &[]));
@@ -116,7 +116,7 @@ fn sessions_have_their_terminals_and_processes_without_one_drop_it() {
     let container = Created::new("terminals", &["sh"]);
     let init = container.init();
     let mut destination = Destination::adopt(init, DestinationOptions::default()).unwrap();
-    let mut layout = Layout { processes: vec![process(1, 0, 1, &[])], objects: Vec::new() };
+    let mut layout = Layout { processes: vec![process(1, 0, 1, &[])], ..Layout::default() };
     let with = |process: ProcessLayout, terminal| ProcessLayout { terminal, ..process };
     layout.processes.push(with(process(20, 1, 20, &[]), Some(2)));
     layout.processes.push(with(process(21, 20, 20, &[]), Some(2)));
@@ -153,7 +153,7 @@ fn hostile_layout_is_refused_and_changes_nothing() {
     let container = Created::new("hostile", &["sh"]);
     let init = container.init();
     let mut destination = Destination::adopt(init, DestinationOptions::default()).unwrap();
-    let good = Layout { processes: vec![process(1, 0, 1, &[])], objects: Vec::new() };
+    let good = Layout { processes: vec![process(1, 0, 1, &[])], ..Layout::default() };
     destination.apply_layout(&good).unwrap();
     let spoil: [fn(&mut Layout); 6] = [
         |l| l.processes[0].vmas[0].start = 0x1001,
@@ -178,7 +178,7 @@ fn signals_of_the_runtimes_scheduler_do_not_stop_an_adoption() {
     let container = Created::new("urgent", &["sh"]);
     let init = container.init();
     let mut destination = Destination::adopt(init, DestinationOptions::default()).unwrap();
-    let layout = Layout { processes: vec![process(1, 0, 1, &[])], objects: Vec::new() };
+    let layout = Layout { processes: vec![process(1, 0, 1, &[])], ..Layout::default() };
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {

@@ -82,7 +82,7 @@ fn zeros_of_the_zero_device_are_anonymous_memory() {
     subject.map_file(b"/dev/zero", (ARENA, ARENA + PAGE), READ_WRITE, libc::MAP_PRIVATE, 0);
     assert_eq!(carried(&subject).mapping, Mapping::PrivateAnonymous);
     subject.map_file(b"/dev/zero", (ARENA, ARENA + PAGE), READ_WRITE, libc::MAP_SHARED, 0);
-    assert_eq!(carried(&subject).mapping, Mapping::SharedAnonymous { object: 0, offset: 0 });
+    assert_eq!(carried(&subject).mapping, Mapping::SharedObject { object: 0, offset: 0, may_write: true });
 }
 
 #[test]

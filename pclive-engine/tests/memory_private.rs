@@ -70,7 +70,7 @@ impl Pair {
             vmas: self.vmas.clone(),
             vdso: Default::default(),
         };
-        Layout { processes: vec![process], objects: Vec::new() }
+        Layout { processes: vec![process], ..Layout::default() }
     }
 
     /// Puts everything in place that waits.

@@ -18,6 +18,8 @@ pub struct Bundle {
     name: String,
     arguments: Vec<String>,
     programs: Vec<String>,
+    programs_at: Vec<PathBuf>,
+    directories: Vec<PathBuf>,
     own_programs: Vec<String>,
     files: Vec<(String, String)>,
     fifos: Vec<String>,
@@ -32,6 +34,8 @@ impl Bundle {
             name: name.into(),
             arguments: arguments.iter().map(|&word| word.into()).collect(),
             programs: Vec::new(),
+            programs_at: Vec::new(),
+            directories: Vec::new(),
             own_programs: Vec::new(),
             files: Vec::new(),
             fifos: Vec::new(),
@@ -43,6 +47,19 @@ impl Bundle {
     /// Adds an installed program of this machine, at the path that it has here.
     pub fn program(mut self, name: &str) -> Self {
         self.programs.push(name.into());
+        self
+    }
+
+    /// Adds an installed program by its path, which it keeps.
+    pub fn program_at(mut self, path: &Path) -> Self {
+        self.programs_at.push(path.into());
+        self
+    }
+
+    /// Adds a directory of this machine with everything in it, at the path that it has here; what is in it may be
+    /// libraries, whose own are added too.
+    pub fn directory(mut self, path: &Path) -> Self {
+        self.directories.push(path.into());
         self
     }
 
@@ -112,6 +129,8 @@ impl Bundle {
             let path = installed(program).with_context(|| format!("{program} is not installed"))?;
             rootfs.program(&path)?;
         }
+        self.programs_at.iter().try_for_each(|path| rootfs.program(path))?;
+        self.directories.iter().try_for_each(|path| rootfs.directory(path))?;
         for program in &self.own_programs {
             rootfs.program_as(&workspace_binary(program)?, &PathBuf::from("/usr/bin").join(program))?;
         }

@@ -49,6 +49,20 @@ impl Rootfs {
         self.program_as(program, program)
     }
 
+    /// Copies a directory with everything in it to the same path, and the libraries of its libraries.
+    pub fn directory(&self, directory: &Path) -> Result<()> {
+        let entries = std::fs::read_dir(directory);
+        for entry in entries.with_context(|| format!("cannot list {}", directory.display()))? {
+            let path = entry?.path();
+            match path.extension() {
+                _ if path.is_dir() => self.directory(&path)?,
+                Some(extension) if extension == "so" => self.program(&path)?,
+                Some(_) | None => self.copy(&path, &path)?,
+            }
+        }
+        Ok(())
+    }
+
     /// Copies a program to `path` and its libraries to where the loader looks for them.
     pub fn program_as(&self, program: &Path, path: &Path) -> Result<()> {
         self.copy(program, path)?;

@@ -6,6 +6,7 @@ use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use super::files::Table;
+use super::in_memory::InMemory;
 use super::tree::{self, TreeProcess};
 use super::vmas::{self, MappingBlocker, ProcessVmas};
 use super::{CaptureError, obstacles, terminals};
@@ -22,16 +23,21 @@ pub(super) fn container(init: Pid, files: &Table) -> Result<Vec<Blocker>, Captur
     for process in &tree {
         found.extend(self::process(process, depth));
     }
+    let mut objects = Objects::new();
+    let in_memory = InMemory::find(init, &mut objects)?;
     for process in &live {
-        found.extend(mappings(process));
+        found.extend(mappings(process, &mut objects));
         found.extend(obstacles::find(process, init));
+    }
+    if let Some(first) = tree.first() {
+        found.extend(in_memory.hold(files.root(), first, &mut objects)?.1);
     }
     // A vfork child shares its parent's memory for a moment only: a second reading tells it from a lasting one.
     if let Some(shared) = shared_memory(live.iter().copied()) {
         let again = tree::read(init)?;
         found.extend(shared_memory(again.iter()).filter(|second| *second == shared));
     }
-    found.extend(files.check(|| Ok::<_, CaptureError>(live_ids(&tree::read(init)?)))?);
+    found.extend(files.check(&objects, || Ok::<_, CaptureError>(live_ids(&tree::read(init)?)))?);
     found.extend(terminals::check(init, files)?);
     found.extend(strangers(init, &tree));
     Ok(found)
@@ -76,8 +82,8 @@ fn process(process: &TreeProcess, depth: Option<usize>) -> Vec<Blocker> {
     found
 }
 
-fn mappings(process: &TreeProcess) -> Vec<Blocker> {
-    match vmas::read_vmas(process.pid, &mut Objects::new(), &[], true) {
+fn mappings(process: &TreeProcess, objects: &mut Objects) -> Vec<Blocker> {
+    match vmas::read_vmas(process.pid, objects, &[], true) {
         Ok(found) => {
             let foreign = vmas::foreign_userfaultfd(&found.userfault);
             let foreign = foreign.into_iter().map(|mapping| mapping_blocker(process, &mapping));

@@ -4,6 +4,7 @@ use super::CaptureError;
 use super::files::{Mode, SocketGuards};
 use super::first_touched;
 use super::freezer::Freezer;
+use super::in_memory::InMemory;
 use super::round::{self, Detail, Shape};
 use super::scheduling::CpuSet;
 use super::sink::{LastPages, RoundStats, Sink};
@@ -105,6 +106,8 @@ impl<'a> Frozen<'a> {
         let tree: Vec<TreeProcess> = self.processes.iter().map(|process| process.tree.clone()).collect();
         self.source.forget_ended(&tree);
         self.source.objects.begin_round();
+        let in_memory = InMemory::find(self.source.init, &mut self.source.objects)?;
+        self.source.objects.hold_nameless();
         let mut shape = Shape::default();
         for (process, stopped) in tree.iter().zip(&mut self.processes) {
             let Some(leader) = stopped.threads.first_mut() else {
@@ -120,6 +123,7 @@ impl<'a> Frozen<'a> {
             }
             round::describe(self.source, process, Detail::News, &mut shape)?;
         }
+        round::hold(self.source, &in_memory, &tree, &mut shape)?;
         shape.finish(&mut self.source.objects);
         if shape.blockers.is_empty() { Ok(shape) } else { Err(CaptureError::Blocked(shape.blockers)) }
     }
@@ -163,7 +167,7 @@ impl<'a> Frozen<'a> {
         let live = |process: &&StoppedProcess| !process.threads.is_empty();
         let ids: Vec<(Pid, Vpid)> =
             self.processes.iter().filter(live).map(|process| (process.tree.pid, process.tree.vpid)).collect();
-        let mut files = self.source.files.collect(&ids, Mode::Dump)?;
+        let mut files = self.source.files.collect_knowing(&ids, Mode::Dump, &self.source.objects)?;
         let tree = self.processes.iter().map(|process| &process.tree);
         files.blockers.extend(terminals::not_carried(tree, &files.files));
         if !files.blockers.is_empty() {
@@ -171,6 +175,8 @@ impl<'a> Frozen<'a> {
         }
         self.connections = std::mem::take(&mut files.sockets);
         if !files.transient.is_empty() {
+            // Files in memory that are younger than the last round: the next stop knows them.
+            self.source.hold_descriptors(self.processes.iter().map(|process| &process.tree))?;
             return Ok(Dumped::NotNow(files.transient));
         }
         let mut state =

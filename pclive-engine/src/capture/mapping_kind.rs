@@ -16,6 +16,10 @@ pub(super) enum MappingKind {
     PrivateAnonymous,
     /// `MAP_SHARED | MAP_ANONYMOUS`.
     SharedAnonymous,
+    /// memfd_create(2), with its name.
+    Memfd(Vec<u8>),
+    /// shmat(2).
+    Segment,
     /// A file by its path.
     File,
     /// Nothing that can be carried.
@@ -60,14 +64,7 @@ fn deleted_kind(path: &[u8], shared: bool) -> Option<MappingKind> {
     match path {
         b"/dev/zero" if shared => Some(MappingKind::SharedAnonymous),
         b"/[aio]" => obstacle("an asynchronous I/O ring (io_setup)", "run the program without Linux AIO"),
-        path if path.starts_with(b"/SYSV") => obstacle(
-            "shared memory of SysV IPC",
-            "let the program use POSIX shared memory or mmap, or stop the container before the move",
-        ),
-        path if path.starts_with(b"/memfd:") => obstacle(
-            &format!("a memfd ({})", printable(path.get(7..).unwrap_or_default())),
-            "run the program without memfd_create",
-        ),
-        _ => None,
+        path if path.starts_with(b"/SYSV") => Some(MappingKind::Segment),
+        path => path.strip_prefix(b"/memfd:").map(|name| MappingKind::Memfd(name.to_vec())),
     }
 }

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::CaptureError;
 use super::check;
+use super::in_memory::InMemory;
 use super::sink::{RoundStats, Sink};
 use super::source::Source;
 use super::tree::TreeProcess;
@@ -109,6 +110,20 @@ pub(super) fn describe(
     let generation = source.generations.get(&(process.pid, process.start_time)).copied().unwrap_or(0);
     shape.blockers.extend(check::mapping_blockers(process, &found));
     shape.add(process, exe, generation, found);
+    Ok(())
+}
+
+/// Adds the files in memory to the shape. `tree` is not empty.
+pub(super) fn hold(
+    source: &mut Source,
+    in_memory: &InMemory,
+    tree: &[TreeProcess],
+    shape: &mut Shape,
+) -> Result<(), CaptureError> {
+    let Some(init) = tree.first() else { return Ok(()) };
+    let (trees, blockers) = in_memory.hold(source.files.root(), init, &mut source.objects)?;
+    shape.layout.trees = trees;
+    shape.blockers.extend(blockers);
     Ok(())
 }
 

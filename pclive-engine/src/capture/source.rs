@@ -7,6 +7,7 @@ use super::calls::InterruptedCalls;
 use super::files::Table;
 use super::freezer::Freezer;
 use super::frozen::Frozen;
+use super::in_memory::{self, InMemory};
 use super::round::{self, Detail, Shape};
 use super::scheduling::CpuSet;
 use super::sink::{CountedSink, RoundStats, Sink};
@@ -76,22 +77,26 @@ impl Source {
         check::container(self.init, &self.files)
     }
 
-    /// Resident memory of all processes in bytes, shared pages counted as often as they are mapped: more than
-    /// round 0 will send, for the destination's admission check.
+    /// Resident memory of all processes in bytes, shared pages counted as often as they are mapped, and files in
+    /// memory: more than round 0 will send, for the destination's admission check.
     pub fn memory_bytes(&self) -> Result<u64, CaptureError> {
-        Ok(tree::read(self.init)?.iter().map(|process| resident_bytes(process.pid)).sum())
+        let resident: u64 = tree::read(self.init)?.iter().map(|process| resident_bytes(process.pid)).sum();
+        Ok(resident + InMemory::file_bytes(self.init))
     }
 
     /// One pre-copy round: layout, then every page written since the round before (round 0: every page).
     /// On `Err` no dirty page is forgotten; a later round sends it.
     pub fn round(&mut self, sink: &mut dyn Sink) -> Result<RoundStats, CaptureError> {
         self.objects.begin_round();
+        let in_memory = InMemory::find(self.init, &mut self.objects)?;
         let tree = tree::read(self.init)?;
         self.forget_ended(&tree);
         let mut shape = Shape::default();
         for process in &tree {
             self.describe_running(process, &mut shape)?;
         }
+        self.hold_descriptors(tree.iter())?;
+        round::hold(self, &in_memory, &tree, &mut shape)?;
         shape.finish(&mut self.objects);
         sink.layout(&shape.layout)?;
         let mut stats = shape.stats();
@@ -118,6 +123,15 @@ impl Source {
         // Looked for while the container runs, so that the stop need not.
         self.freezer = Freezer::find(self.init, &tree).ok();
         Ok(stats)
+    }
+
+    /// Looks for files in memory that only descriptors of these processes lead to.
+    pub(super) fn hold_descriptors<'a>(
+        &mut self,
+        tree: impl Iterator<Item = &'a TreeProcess>,
+    ) -> Result<(), CaptureError> {
+        let live = tree.filter(|process| process.zombie.is_none()).map(|process| process.pid);
+        Ok(in_memory::hold_descriptors(live, &mut self.objects)?)
     }
 
     /// Stops every task. On `Err` all run. A child of vfork(2) that has not executed its program yet cannot be

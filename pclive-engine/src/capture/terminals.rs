@@ -43,6 +43,7 @@ pub(super) fn not_carried<'a>(
                     && terminal.session.is_some_and(|session| session.leader == process.vpid)
             }
             FileKind::Path { .. }
+            | FileKind::Memory { .. }
             | FileKind::Pipe { .. }
             | FileKind::Stdio(_)
             | FileKind::Event { .. }

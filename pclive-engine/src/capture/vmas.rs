@@ -17,6 +17,7 @@ use crate::memory::layout_diff::USER_END;
 use crate::memory::object::{ObjectKey, Objects};
 use crate::memory::{MemoryError, errno};
 use crate::model::layout::{MappedFile, ObjectKind, VdsoLayout};
+use crate::model::tree::Ownership;
 use crate::model::{Mapping, Pid, Place, Vma, VmaFlags};
 use crate::proc::maps::{MapsEntry, parse_maps};
 use crate::proc::smaps::{SmapsEntry, VmaKind, parse_smaps};
@@ -215,7 +216,12 @@ impl Reader<'_> {
                 return Ok(());
             }
             MappingKind::PrivateAnonymous => Ok(Mapping::PrivateAnonymous),
-            MappingKind::SharedAnonymous => self.shared_anonymous(map)?,
+            MappingKind::SharedAnonymous => self.object(map, file_key(map), ObjectKind::Anonymous)?,
+            MappingKind::Memfd(name) => {
+                let kind = ObjectKind::Memfd { name, owner: Ownership::default(), seals: 0 };
+                self.object(map, file_key(map), kind)?
+            }
+            MappingKind::Segment => self.segment(map)?,
             MappingKind::File => self.file(map)?,
             MappingKind::Unsupported(obstacle) => Err(Some(obstacle)),
         };
@@ -245,17 +251,38 @@ impl Reader<'_> {
         format!("/proc/{}/map_files/{:x}-{:x}", self.pid, map.start, map.end)
     }
 
-    /// `Err(None)`: the mapping is gone by now; the next round will see what came after it.
-    fn shared_anonymous(
+    /// Memory without a path. `Err(None)`: the mapping is gone by now; the next round will see what came after it.
+    fn object(
         &mut self,
         map: &MapsEntry,
+        key: ObjectKey,
+        kind: ObjectKind,
     ) -> Result<Result<Mapping, Option<Obstacle>>, MemoryError> {
         let (pid, link) = (self.pid, self.link(map));
+        let may_write = map.shared && may_write(map, &link);
         let open = || File::open(&link).map_err(|error| unreadable(pid, "map_files", &error));
-        match self.objects.identify(key(map), ObjectKind::Anonymous, open) {
-            Ok(object) => Ok(Ok(Mapping::SharedAnonymous { object, offset: map.offset })),
+        match self.objects.identify(key, kind, open) {
+            Ok(object) if map.shared => {
+                let may_write = may_write && !self.objects.is_sealed(object);
+                Ok(Ok(Mapping::SharedObject { object, offset: map.offset, may_write }))
+            }
+            Ok(object) => Ok(Ok(Mapping::PrivateObject { object, offset: map.offset })),
             Err(MemoryError::AddressSpaceGone { .. }) => Ok(Err(None)),
             Err(error) => Err(error),
+        }
+    }
+
+    /// A System V segment, whose inode is its id. One that was made since the segments were listed is left to the next
+    /// round.
+    fn segment(&mut self, map: &MapsEntry) -> Result<Result<Mapping, Option<Obstacle>>, MemoryError> {
+        let id = i32::try_from(map.inode).unwrap_or(-1);
+        match self.objects.segments.get(&id).copied() {
+            Some(segment) => self.object(map, ObjectKey::Segment(id), ObjectKind::Segment(segment)),
+            None if self.objects.lists_segments => Ok(Err(None)),
+            None => Ok(Err(Some(Obstacle {
+                what: "shared memory of SysV IPC of another container, or of the host".into(),
+                hint: "give the container an IPC namespace of its own",
+            }))),
         }
     }
 
@@ -268,6 +295,10 @@ impl Reader<'_> {
         };
         let (path, size) = match found {
             Found::At(path, size) => (path, size),
+            Found::Unlinked(point) => {
+                let kind = ObjectKind::Unlinked { point, owner: Ownership::default() };
+                return self.object(map, file_key(map), kind);
+            }
             Found::CharacterDeviceZero => return Ok(Ok(Mapping::PrivateAnonymous)),
             Found::Not(obstacle) => return Ok(Err(Some(obstacle))),
         };
@@ -278,9 +309,11 @@ impl Reader<'_> {
         if !may_write(map, &link) {
             return Ok(Ok(Mapping::SharedFile { file, may_write: false, object: None }));
         }
-        let (pid, kind) = (self.pid, ObjectKind::File(file.path.clone()));
+        let in_memory = self.objects.memory.contains_key(&map.device);
+        let kind = if in_memory { ObjectKind::TreeFile } else { ObjectKind::File(file.path.clone()) };
+        let pid = self.pid;
         let open = || File::open(&link).map_err(|error| unreadable(pid, "map_files", &error));
-        match self.objects.identify(key(map), kind, open) {
+        match self.objects.identify(file_key(map), kind, open) {
             Ok(object) => {
                 file.size = self.objects.size(object);
                 Ok(Ok(Mapping::SharedFile { file, may_write: true, object: Some(object) }))
@@ -292,7 +325,7 @@ impl Reader<'_> {
 
     /// Where the mapped file is inside the container.
     fn path_and_size(&mut self, map: &MapsEntry, link: &str) -> std::io::Result<Found> {
-        let cached = (key(map), map.name.clone());
+        let cached = (file_key(map), map.name.clone());
         if let Some(size) = self.objects.files.get(&cached) {
             return Ok(Found::At(cached.1, *size));
         }
@@ -307,14 +340,21 @@ impl Reader<'_> {
                 hint: "stop what uses the device; its memory cannot be copied",
             }));
         }
+        let point = self.objects.memory.get(&map.device).cloned();
         if !self.leads_to(&map.name, &metadata) {
+            if let Some(point) = point.filter(|_| metadata.nlink() == 0) {
+                return Ok(Found::Unlinked(point));
+            }
             return Ok(Found::Not(unreachable(map, metadata.nlink())));
         }
         if on_hugetlbfs(link) {
             return Ok(Found::Not(huge_pages()));
         }
         let size = metadata.len();
-        self.objects.files.insert(cached, size);
+        // In memory, files come and go, and grow, while the container is moved.
+        if point.is_none() {
+            self.objects.files.insert(cached, size);
+        }
         Ok(Found::At(map.name.clone(), size))
     }
 
@@ -339,6 +379,8 @@ impl Reader<'_> {
 enum Found {
     /// Its path inside the container, and its size in bytes.
     At(Vec<u8>, u64),
+    /// Nowhere any more; it was in the tmpfs with this mount point.
+    Unlinked(Vec<u8>),
     /// A private mapping of /dev/zero is anonymous memory.
     CharacterDeviceZero,
     Not(Obstacle),
@@ -347,8 +389,8 @@ enum Found {
 /// `st_rdev` of /dev/zero: major 1, minor 5.
 const DEV_ZERO: u64 = 1 << 8 | 5;
 
-fn key(map: &MapsEntry) -> ObjectKey {
-    ObjectKey { device: map.device, inode: map.inode }
+fn file_key(map: &MapsEntry) -> ObjectKey {
+    ObjectKey::File(map.device, map.inode)
 }
 
 /// A shared mapping can become writable if its descriptor could write, which the link's permissions show.

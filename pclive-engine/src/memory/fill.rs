@@ -136,8 +136,8 @@ impl Filler {
         for vma in self.vmas.get(first..).unwrap_or_default() {
             let backing = match &vma.mapping {
                 Mapping::PrivateAnonymous => Backing::Nothing,
-                Mapping::PrivateFile(_) => Backing::File,
-                Mapping::SharedFile { .. } | Mapping::SharedAnonymous { .. } => break,
+                Mapping::PrivateFile(_) | Mapping::PrivateObject { .. } => Backing::File,
+                Mapping::SharedFile { .. } | Mapping::SharedObject { .. } => break,
             };
             if at >= end || vma.start > at {
                 break;

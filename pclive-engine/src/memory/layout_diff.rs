@@ -200,14 +200,19 @@ fn same_memory(old: &Vma, new: &Vma, at: u64) -> bool {
                 && position(old, a.offset) == position(new, b.offset)
         }
         (
-            Mapping::SharedAnonymous { object: a, offset: offset_a },
-            Mapping::SharedAnonymous { object: b, offset: offset_b },
+            Mapping::SharedObject { object: a, offset: offset_a, may_write: write_a },
+            Mapping::SharedObject { object: b, offset: offset_b, may_write: write_b },
+        ) => (a, write_a) == (b, write_b) && position(old, *offset_a) == position(new, *offset_b),
+        (
+            Mapping::PrivateObject { object: a, offset: offset_a },
+            Mapping::PrivateObject { object: b, offset: offset_b },
         ) => a == b && position(old, *offset_a) == position(new, *offset_b),
         (
             Mapping::PrivateAnonymous
             | Mapping::PrivateFile(_)
             | Mapping::SharedFile { .. }
-            | Mapping::SharedAnonymous { .. },
+            | Mapping::SharedObject { .. }
+            | Mapping::PrivateObject { .. },
             _,
         ) => false,
     }

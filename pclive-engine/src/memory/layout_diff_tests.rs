@@ -53,7 +53,7 @@ fn mapping() -> impl Strategy<Value = Mapping> {
         1 => (0u64..3, any::<bool>())
             .prop_map(move |(at, may_write)| Mapping::SharedFile { file: file(at), may_write, object: None }),
         1 => (0u64..2, 0u64..3)
-            .prop_map(|(object, at)| Mapping::SharedAnonymous { object, offset: at * PAGE_SIZE }),
+            .prop_map(|(object, at)| Mapping::SharedObject { object, offset: at * PAGE_SIZE, may_write: true }),
     ]
 }
 

@@ -1,7 +1,9 @@
 //! Shared memory at the source: every object once, however many processes map it.
 //!
-//! An object is shared anonymous memory, or a regular file that is mapped shared and may be written through the
-//! mapping. It is read through `/proc/PID/map_files`; its holes are known from SEEK_DATA.
+//! An object is shared anonymous memory, a file in memory (of a tmpfs, a memfd, a System V segment), or a regular file
+//! on a disk that is mapped shared and may be written through the mapping. It is read through a descriptor of its own
+//! (`/proc/PID/map_files`); its holes are known from SEEK_DATA. Of a file on a disk only what is mapped is sent, of
+//! everything else all data.
 //!
 //! Which pages were written is known per address space only, so that [`Objects`] unites what every
 //! [`super::space::AddressSpace`] saw. What no address space can tell (a process that wrote and ended, or unmapped,
@@ -23,16 +25,17 @@ use super::payload::{MAX_EXTENTS, Payload};
 use super::ranges::RangeSet;
 use super::space::{BatchSink, SpaceStats, count};
 use crate::model::layout::{ObjectKind, ObjectLayout};
+use crate::model::tree::{Ownership, Segment};
 use crate::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Pid, Target, Vpid};
-use crate::sys::process_vm;
+use crate::sys::{fcntl, process_vm};
 
-/// What tells one object from another while it is open: device numbers as in `/proc/PID/maps`, and inode.
+/// What tells one object from another while it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ObjectKey {
-    /// Major and minor number.
-    pub device: (u32, u32),
-    /// Inode.
-    pub inode: u64,
+pub enum ObjectKey {
+    /// A file: device numbers (major, minor) as in `/proc/PID/maps`, and inode.
+    File((u32, u32), u64),
+    /// A System V segment by its id, which is its inode too and may be that of another file of the same device.
+    Segment(i32),
 }
 
 /// A process shows a part of an object.
@@ -63,6 +66,12 @@ pub struct Objects {
     newest_before: Option<u64>,
     /// Mapped files whose path was found to lead to them: size in bytes. Asked once a migration.
     pub(crate) files: HashMap<(ObjectKey, Vec<u8>), u64>,
+    /// The container's own file systems in memory, as of this round: device and mount point.
+    pub(crate) memory: HashMap<(u32, u32), Vec<u8>>,
+    /// The container's System V segments, as of this round, by id.
+    pub(crate) segments: HashMap<i32, Segment>,
+    /// The container has an IPC namespace of its own, so that every segment that it has is one of these.
+    pub(crate) lists_segments: bool,
 }
 
 #[derive(Debug)]
@@ -71,6 +80,10 @@ struct Object {
     kind: ObjectKind,
     /// Seen in this round.
     seen: bool,
+    /// It is there also when nobody maps it: a directory, a descriptor or the IPC namespace has it.
+    held: bool,
+    /// The size that the last layout has told, bytes; `None` before there was one.
+    told: Option<u64>,
     /// Pages that hold data, as of this round; `None` until asked for.
     data: Option<RangeSet>,
     /// Offsets that mappings show, this round.
@@ -109,6 +122,9 @@ impl Objects {
             newest: None,
             newest_before: None,
             files: HashMap::new(),
+            memory: HashMap::new(),
+            segments: HashMap::new(),
+            lists_segments: false,
         }
     }
 
@@ -119,6 +135,7 @@ impl Objects {
         self.before.extend(self.now.drain());
         for object in self.table.values_mut() {
             (object.seen, object.data) = (false, None);
+            object.held &= object.is_nameless();
             object.mapped.clear();
         }
     }
@@ -133,6 +150,7 @@ impl Objects {
         if let Some(id) = self.ids.get(&key) {
             if let Some(object) = self.table.get_mut(id) {
                 object.seen = true;
+                object.kind = kind;
             }
             return Ok(*id);
         }
@@ -144,20 +162,52 @@ impl Objects {
         Ok(id)
     }
 
+    /// The object of a key, if it is known.
+    pub(crate) fn find(&self, key: ObjectKey) -> Option<u64> {
+        self.ids.get(&key).copied()
+    }
+
+    /// True if nobody can map the object for writing any more.
+    pub(crate) fn is_sealed(&self, id: u64) -> bool {
+        let file = self.table.get(&id).map(|object| &object.file);
+        file.and_then(|file| fcntl::seals(file).ok()).is_some_and(|seals| seals & libc::F_SEAL_WRITE != 0)
+    }
+
+    /// The object is there in this round, mapped or not.
+    pub(crate) fn hold(&mut self, id: u64) {
+        if let Some(object) = self.table.get_mut(&id) {
+            (object.seen, object.held) = (true, true);
+        }
+    }
+
+    /// Files without a path count as still open from the last round on, until [`Self::release_nameless`].
+    pub(crate) fn hold_nameless(&mut self) {
+        for object in self.table.values_mut().filter(|object| object.is_nameless() && object.held) {
+            object.seen = true;
+        }
+    }
+
+    /// Forgets which files without a path are open: they are about to be looked for.
+    pub(crate) fn release_nameless(&mut self) {
+        self.table.values_mut().filter(|object| object.is_nameless()).for_each(|object| object.held = false);
+    }
+
     /// Forgets every object but these, as far as they were seen in this round. The destination drops what the layout
     /// does not name: an object that is met again later has a new id, and is sent whole.
     pub(crate) fn keep(&mut self, ids: &HashSet<u64>) {
-        self.table.retain(|id, object| object.seen && ids.contains(id));
+        self.table.retain(|id, object| object.seen && (object.held || ids.contains(id)));
         self.ids.retain(|_, id| self.table.contains_key(id));
     }
 
-    /// Objects that mappings were found of in this round, ascending by id.
-    pub fn layouts(&self) -> Vec<ObjectLayout> {
-        let seen = self.table.iter().filter(|(_, object)| object.seen);
-        let layout = |(id, object): (&u64, &Object)| ObjectLayout {
-            id: *id,
-            size: object.size().next_multiple_of(PAGE_SIZE),
-            kind: object.kind.clone(),
+    /// Objects that were found in this round, ascending by id. What is sent until the next call lies within the sizes
+    /// that are told here.
+    pub fn layouts(&mut self) -> Vec<ObjectLayout> {
+        let seen = self.table.iter_mut().filter(|(_, object)| object.seen);
+        let layout = |(id, object): (&u64, &mut Object)| {
+            let size = object.size();
+            object.told = Some(size);
+            object.refresh();
+            ObjectLayout { id: *id, size, kind: object.kind.clone() }
         };
         seen.map(layout).collect()
     }
@@ -226,6 +276,8 @@ impl Object {
             file,
             kind,
             seen: true,
+            held: false,
+            told: None,
             data: None,
             mapped: RangeSet::new(),
             dirty: RangeSet::new(),
@@ -237,6 +289,29 @@ impl Object {
 
     fn size(&self) -> u64 {
         self.file.metadata().map_or(0, |metadata| metadata.len())
+    }
+
+    /// True for a file that only descriptors and mappings lead to.
+    fn is_nameless(&self) -> bool {
+        match &self.kind {
+            ObjectKind::Unlinked { .. } | ObjectKind::Memfd { .. } => true,
+            ObjectKind::Anonymous | ObjectKind::File(_) | ObjectKind::TreeFile | ObjectKind::Segment(_) => {
+                false
+            }
+        }
+    }
+
+    /// Takes over what fchmod(2), fchown(2) and seals have changed.
+    fn refresh(&mut self) {
+        let now = self.file.metadata().ok().map(|metadata| ownership(&metadata));
+        match &mut self.kind {
+            ObjectKind::Memfd { owner, seals, .. } => {
+                *owner = now.unwrap_or(*owner);
+                *seals = fcntl::seals(&self.file).unwrap_or(*seals);
+            }
+            ObjectKind::Unlinked { owner, .. } => *owner = now.unwrap_or(*owner),
+            ObjectKind::Anonymous | ObjectKind::File(_) | ObjectKind::TreeFile | ObjectKind::Segment(_) => {}
+        }
     }
 
     fn data(&mut self, pid: Pid) -> Result<&RangeSet, MemoryError> {
@@ -272,8 +347,13 @@ impl Object {
         let nobody = Pid(std::process::id().cast_signed());
         self.suspect |= self.touched();
         let mut data = self.data(nobody)?.clone();
-        if self.kind != ObjectKind::Anonymous {
+        if self.kind.is_stored() {
             data = data.intersection(&self.mapped);
+        } else if let Some(told) = self.told {
+            // The destination has cut its own, and what has grown since the layout is not announced yet.
+            let end = told.next_multiple_of(PAGE_SIZE);
+            data.remove(end, u64::MAX);
+            self.sent.forget(end, u64::MAX / PAGE_SIZE * PAGE_SIZE);
         }
         let sent = self.sent.pages();
         self.dirty = self.dirty.union(&data.difference(&sent)).intersection(&data);
@@ -388,6 +468,11 @@ impl Object {
         payload.took(start, end);
         Ok(())
     }
+}
+
+/// Owner and permissions of a file.
+pub(crate) fn ownership(metadata: &std::fs::Metadata) -> Ownership {
+    Ownership { mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() }
 }
 
 /// True if a time of the file system is so long ago that its clock has moved on.

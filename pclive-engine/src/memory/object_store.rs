@@ -1,7 +1,7 @@
 //! The destination side of shared memory objects: filled through a descriptor, seen by every process that maps them.
 //!
-//! Invariants as in [`super::fill`]. A file is never made shorter here, nor longer than it was at the
-//! source.
+//! Invariants as in [`super::fill`]. A file on a disk is never made shorter here, nor longer than it was at the
+//! source; files in memory have the size that the last layout told.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -54,9 +54,35 @@ impl ObjectStore {
         self.objects.get(&id).map(|stored| &stored.file)
     }
 
-    /// Drops the objects that no mapping needs any more.
-    pub fn retain(&mut self, mut needed: impl FnMut(u64) -> bool) {
-        self.objects.retain(|id, _| needed(*id));
+    /// What an object is, and its size in bytes.
+    pub fn about(&self, id: u64) -> Option<(&ObjectKind, u64)> {
+        self.objects.get(&id).map(|stored| (&stored.kind, stored.size))
+    }
+
+    /// Drops the objects that no mapping needs any more, and returns what they were.
+    pub fn retain(&mut self, mut needed: impl FnMut(u64) -> bool) -> Vec<ObjectKind> {
+        let dropped = self.objects.extract_if(.., |id, _| !needed(*id));
+        dropped.map(|(_, stored)| stored.kind).collect()
+    }
+
+    /// Gives an object in memory the size that it has at the source by now, in bytes. What it becomes longer by is
+    /// zeros.
+    pub fn resize(&mut self, id: u64, kind: &ObjectKind, size: u64) -> Result<(), FillError> {
+        let Some(stored) = self.objects.get_mut(&id) else { return Ok(()) };
+        stored.kind.clone_from(kind);
+        if kind.is_stored() || stored.size == size {
+            return Ok(());
+        }
+        let failed = |error: std::io::Error| FillError::Object {
+            verb: "resize",
+            id,
+            start: size,
+            source: errno(&error),
+        };
+        stored.file.set_len(size).map_err(failed)?;
+        stored.filled.remove(size.next_multiple_of(PAGE_SIZE), u64::MAX);
+        stored.size = size;
+        Ok(())
     }
 
     /// Puts a batch for an object in place.
@@ -102,15 +128,13 @@ impl Stored {
 
     /// Makes a range read as zeros.
     fn clear(&mut self, id: u64, extent: &Extent) -> Result<(), FillError> {
-        match self.kind {
-            ObjectKind::File(_) => self.write_zeros(id, extent.start, extent.end()),
-            ObjectKind::Anonymous => {
-                let known: Vec<_> = self.filled.within(extent.start, extent.end()).collect();
-                known.iter().try_for_each(|(start, end)| self.punch(id, *start, *end))?;
-                self.filled.remove(extent.start, extent.end());
-                Ok(())
-            }
+        if self.kind.is_stored() {
+            return self.write_zeros(id, extent.start, extent.end());
         }
+        let known: Vec<_> = self.filled.within(extent.start, extent.end()).collect();
+        known.iter().try_for_each(|(start, end)| self.punch(id, *start, *end))?;
+        self.filled.remove(extent.start, extent.end());
+        Ok(())
     }
 
     fn write_zeros(&self, id: u64, start: u64, end: u64) -> Result<(), FillError> {

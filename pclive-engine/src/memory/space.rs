@@ -274,9 +274,9 @@ impl AddressSpace {
 /// The object that a mapping shows, and the offset of its first byte in it.
 pub(super) fn shared_object(vma: &Vma) -> Option<(u64, u64)> {
     match &vma.mapping {
-        Mapping::SharedAnonymous { object, offset } => Some((*object, *offset)),
+        Mapping::SharedObject { object, offset, .. } => Some((*object, *offset)),
         Mapping::SharedFile { file, object, .. } => object.map(|object| (object, file.offset)),
-        Mapping::PrivateAnonymous | Mapping::PrivateFile(_) => None,
+        Mapping::PrivateAnonymous | Mapping::PrivateFile(_) | Mapping::PrivateObject { .. } => None,
     }
 }
 
@@ -356,8 +356,8 @@ impl Areas {
         for vma in vmas {
             let kind = match &vma.mapping {
                 Mapping::PrivateAnonymous => Some(Kind::Anonymous),
-                Mapping::PrivateFile(_) => Some(Kind::File),
-                Mapping::SharedFile { .. } | Mapping::SharedAnonymous { .. } => None,
+                Mapping::PrivateFile(_) | Mapping::PrivateObject { .. } => Some(Kind::File),
+                Mapping::SharedFile { .. } | Mapping::SharedObject { .. } => None,
             };
             match kind {
                 Some(Kind::Anonymous) => {

@@ -23,7 +23,7 @@ use super::payload::MAX_EXTENTS;
 use super::pieces::{Piece, Pieces, Run, What};
 use super::ranges::RangeSet;
 use crate::model::layout::ProcessLayout;
-use crate::model::{Batch, ExtentKind, Layout, Pid, Target, Vma, Vpid};
+use crate::model::{Batch, ExtentKind, Layout, PAGE_SIZE, Pid, Target, Vma, Vpid};
 use crate::sys::memfd;
 
 /// Payload of a batch that is yielded, at most.
@@ -124,6 +124,9 @@ impl Staging {
         let known = self.arriving.targets().chain(self.whole.targets());
         let gone: BTreeSet<Target> = known.filter(|target| !wanted(target)).collect();
         gone.into_iter().for_each(|target| self.cut(target, 0, u64::MAX));
+        for object in layout.objects.iter().filter(|object| !object.kind.is_stored()) {
+            self.cut(Target::Object(object.id), object.size.next_multiple_of(PAGE_SIZE), u64::MAX);
+        }
         self.processes.retain(|vpid, _| wanted(&Target::Process(*vpid)));
         layout.processes.iter().try_for_each(|process| self.follow_process(process))
     }

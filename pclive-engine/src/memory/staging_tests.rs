@@ -236,7 +236,7 @@ fn layout(generation: u32, vmas: &[(u64, u64)]) -> Layout {
         vmas: vmas.iter().map(vma).collect(),
         vdso: Default::default(),
     };
-    Layout { processes: vec![process], objects: Vec::new() }
+    Layout { processes: vec![process], ..Layout::default() }
 }
 
 #[test]

@@ -58,6 +58,13 @@ pub enum FileKind {
         /// `st_mode & S_IFMT` at the source; a destination that finds another type refuses.
         file_type: u32,
     },
+    /// A file in memory that no path leads to: a memfd, or a deleted file of a tmpfs.
+    Memory {
+        /// Id of the object in [`super::Layout::objects`].
+        object: u64,
+        /// File offset.
+        offset: i64,
+    },
     /// One end of a pipe, or an end of a FIFO by its path.
     Pipe {
         /// Names the pipe: ends with one number share it.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::ids::Vpid;
+use super::tree::{MemoryTree, Ownership, Segment};
 
 /// All live processes of the container, every parent before its children, and the shared memory they map.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -11,6 +12,8 @@ pub struct Layout {
     pub processes: Vec<ProcessLayout>,
     /// Shared memory objects that mappings refer to by id.
     pub objects: Vec<ObjectLayout>,
+    /// Contents of the container's file systems in memory.
+    pub trees: Vec<MemoryTree>,
 }
 
 /// A process and its address space.
@@ -99,7 +102,9 @@ impl Vma {
             Mapping::PrivateFile(file) | Mapping::SharedFile { file, .. } => {
                 file.offset = file.offset.saturating_add(skipped);
             }
-            Mapping::SharedAnonymous { offset, .. } => *offset = offset.saturating_add(skipped),
+            Mapping::SharedObject { offset, .. } | Mapping::PrivateObject { offset, .. } => {
+                *offset = offset.saturating_add(skipped)
+            }
         }
         part
     }
@@ -162,8 +167,17 @@ pub enum Mapping {
         /// never could be.
         object: Option<u64>,
     },
-    /// Shared anonymous memory (`MAP_SHARED | MAP_ANONYMOUS`).
-    SharedAnonymous {
+    /// Shared memory without a path: anonymous, a memfd, a deleted file of a tmpfs, a System V segment.
+    SharedObject {
+        /// Id of the object in [`Layout::objects`].
+        object: u64,
+        /// Offset of the mapping's first byte in the object.
+        offset: u64,
+        /// The mapping may be made writable, as for [`Mapping::SharedFile`].
+        may_write: bool,
+    },
+    /// A private mapping of such memory: untouched pages show the object.
+    PrivateObject {
         /// Id of the object in [`Layout::objects`].
         object: u64,
         /// Offset of the mapping's first byte in the object.
@@ -172,12 +186,12 @@ pub enum Mapping {
 }
 
 impl Mapping {
-    /// The shared memory object that carries its contents.
+    /// The shared memory object behind it.
     pub fn object(&self) -> Option<u64> {
         match self {
             Self::PrivateAnonymous | Self::PrivateFile(_) => None,
             Self::SharedFile { object, .. } => *object,
-            Self::SharedAnonymous { object, .. } => Some(*object),
+            Self::SharedObject { object, .. } | Self::PrivateObject { object, .. } => Some(*object),
         }
     }
 }
@@ -198,7 +212,7 @@ pub struct MappedFile {
 pub struct ObjectLayout {
     /// Id, unique within a migration.
     pub id: u64,
-    /// Size in bytes, a multiple of the page size.
+    /// Size in bytes.
     pub size: u64,
     /// What it is.
     pub kind: ObjectKind,
@@ -209,6 +223,40 @@ pub struct ObjectLayout {
 pub enum ObjectKind {
     /// `MAP_SHARED | MAP_ANONYMOUS`: nameless, made anew at the destination.
     Anonymous,
-    /// A regular file of the container (path inside it) that was mapped shared and writable.
+    /// A regular file of the container (path inside it) that was mapped shared and writable. Both hosts have it.
     File(Vec<u8>),
+    /// A regular file that [`Layout::trees`] names.
+    TreeFile,
+    /// A deleted file of the tmpfs with this mount point that is still open or mapped.
+    Unlinked {
+        /// Mount point inside the container.
+        point: Vec<u8>,
+        /// Owner and permissions.
+        owner: Ownership,
+    },
+    /// memfd_create(2).
+    Memfd {
+        /// Its name.
+        name: Vec<u8>,
+        /// Owner and permissions.
+        owner: Ownership,
+        /// `F_SEAL_*`.
+        seals: i32,
+    },
+    /// shmget(2).
+    Segment(Segment),
+}
+
+impl ObjectKind {
+    /// True for a file that exists at the destination without us: only what is mapped of it is ours to write.
+    pub fn is_stored(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Anonymous
+            | Self::TreeFile
+            | Self::Unlinked { .. }
+            | Self::Memfd { .. }
+            | Self::Segment(_) => false,
+        }
+    }
 }

@@ -17,6 +17,7 @@ pub mod socket_options;
 pub mod state;
 pub mod terminal;
 pub mod timer;
+pub mod tree;
 
 pub use blocker::{Blocker, Place};
 pub use file::{Descriptor, FileId, FileKind, OpenFile};

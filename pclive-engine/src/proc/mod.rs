@@ -11,5 +11,6 @@ pub mod smaps;
 pub mod sock_diag;
 pub mod stat;
 pub mod status;
+pub mod sysvipc;
 pub mod task_ids;
 pub mod timers;

@@ -149,6 +149,22 @@ pub enum RestoreError {
         /// Its id.
         id: u64,
     },
+    /// A file in memory cannot be made like the source's.
+    #[error("cannot {verb} shared memory object {id}")]
+    Object {
+        /// "seal" ...
+        verb: &'static str,
+        /// Its id.
+        id: u64,
+        /// Why.
+        source: nix::Error,
+    },
+    /// A file system in memory.
+    #[error(transparent)]
+    Tree(#[from] super::trees::TreeError),
+    /// A System V segment.
+    #[error(transparent)]
+    Segment(#[from] super::segments::SegmentError),
     /// Pages could not be written.
     #[error(transparent)]
     Fill(#[from] crate::memory::FillError),

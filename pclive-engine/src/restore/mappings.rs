@@ -1,34 +1,42 @@
 //! Mappings of the restorers: made, moved, dropped and filled as the source's layout tells.
 //!
 //! Files are opened by the agent, below the container's root, and handed over; a shared anonymous object is born
-//! in one restorer and then known by the descriptor that `/proc/PID/map_files` gives.
+//! in one restorer and then known by the descriptor that `/proc/PID/map_files` gives. Files in memory are made by the
+//! agent (`trees`, `segments`, memfd_create(2)).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ffi::OsStr;
+use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::stat::{Mode, fchmod};
+use nix::unistd::{Gid, Uid, fchown};
 
 use super::RestoreError;
 use super::channel::{FdChannel, need};
 use super::restorer::Restorer;
+use super::segments;
 use super::skeleton::Skeleton;
+use super::trees::{self, Trees};
+use crate::memory::errno;
 use crate::memory::fill::{Discards, Filler};
 use crate::memory::layout_diff::{LayoutOp, plan};
 use crate::memory::object_store::ObjectStore;
 use crate::model::layout::{Layout, MappedFile, ObjectKind, ObjectLayout};
-use crate::model::{Batch, Mapping, Pid, Protection, Target, Vma, VmaFlags, Vpid};
+use crate::model::tree::{Ownership, Segment};
+use crate::model::{Batch, Mapping, PAGE_SIZE, Pid, Protection, Target, Vma, VmaFlags, Vpid};
 use crate::remote::{Call, RemoteTask, Slot};
-use crate::sys::openat2;
+use crate::sys::{fcntl, memfd, openat2};
 
 /// What the agent opens for a mapping: a file (writable or not), or a shared memory object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Source {
     File { path: Vec<u8>, writable: bool },
-    Object(u64),
+    Object { id: u64, writable: bool },
 }
 
 /// The mappings of a skeleton.
@@ -38,21 +46,32 @@ pub(super) struct Mappings {
     init: Pid,
     fillers: HashMap<Vpid, Filler>,
     objects: ObjectStore,
+    trees: Trees,
 }
 
 impl Mappings {
     /// For the container whose init is `init`; files are opened below its root.
     pub(super) fn below(init: Pid) -> Result<Self, RestoreError> {
         let root = open_root(init)?;
-        Ok(Self { root, init, fillers: HashMap::new(), objects: ObjectStore::default() })
+        Ok(Self {
+            root,
+            init,
+            fillers: HashMap::new(),
+            objects: ObjectStore::default(),
+            trees: Trees::default(),
+        })
     }
 
     /// Makes the mappings of every process match the layout.
     pub(super) fn follow(&mut self, layout: &Layout, restorers: &mut [Restorer]) -> Result<(), RestoreError> {
         // The root of the runtime's init is its own until it has become the container's program.
         self.root = open_root(self.init)?;
+        self.drop_objects(layout)?;
+        self.trees.follow(&self.root, layout, &mut self.objects)?;
         for object in &layout.objects {
-            if !self.objects.contains(object.id) {
+            if self.objects.contains(object.id) {
+                self.objects.resize(object.id, &object.kind, object.size)?;
+            } else {
                 self.create_object(object, layout, restorers)?;
             }
         }
@@ -62,10 +81,46 @@ impl Mappings {
             let restorer = found.ok_or(RestoreError::NoProcess { vpid: process.vpid })?;
             self.follow_process(&process.vmas, restorer)?;
         }
-        // The memory of an object that nobody shows any more is given back; its id does not come again.
-        let shown: HashSet<u64> = layout.objects.iter().map(|object| object.id).collect();
-        self.objects.retain(|id| shown.contains(&id));
         Ok(())
+    }
+
+    /// The memory of an object that the source does not have any more is given back; its id does not come again.
+    fn drop_objects(&mut self, layout: &Layout) -> Result<(), RestoreError> {
+        let there: HashSet<u64> = layout.objects.iter().map(|object| object.id).collect();
+        let dropped = self.objects.retain(|id| there.contains(&id));
+        let segments: Vec<i32> = dropped.iter().filter_map(segment_of).map(|segment| segment.id).collect();
+        Ok(segments::remove(self.init, &segments)?)
+    }
+
+    /// The shared memory.
+    pub(super) fn objects(&self) -> &ObjectStore {
+        &self.objects
+    }
+
+    /// Owners, seals and times of files in memory, once nothing is written to them any more and every descriptor is in
+    /// its place.
+    pub(super) fn finish(&mut self, layout: &Layout) -> Result<(), RestoreError> {
+        for object in &layout.objects {
+            let Some(file) = self.objects.file(object.id) else { continue };
+            let failed = |verb| move |source| RestoreError::Object { verb, id: object.id, source };
+            match &object.kind {
+                ObjectKind::Memfd { owner, seals, .. } => {
+                    dress(file, *owner).map_err(failed("give away"))?;
+                    if *seals != 0 {
+                        fcntl::add_seals(file, *seals).map_err(failed("seal"))?;
+                    }
+                }
+                ObjectKind::Unlinked { owner, .. } => dress(file, *owner).map_err(failed("give away"))?,
+                ObjectKind::Anonymous
+                | ObjectKind::File(_)
+                | ObjectKind::TreeFile
+                | ObjectKind::Segment(_) => {}
+            }
+        }
+        let segments: Vec<Segment> =
+            layout.objects.iter().filter_map(|object| segment_of(&object.kind)).collect();
+        segments::finish(self.init, &segments)?;
+        Ok(self.trees.finish(&self.root)?)
     }
 
     /// Writes pages of a process or of a shared memory object.
@@ -106,6 +161,7 @@ impl Mappings {
 
     fn run_steps(&mut self, steps: &[LayoutOp], restorer: &mut Restorer) -> Result<(), RestoreError> {
         let handed = self.hand_over(steps, restorer)?;
+        let segments = self.attach_parts(steps, restorer)?;
         let mut calls = Vec::with_capacity(steps.len() + handed.len());
         for step in steps {
             match step {
@@ -113,7 +169,14 @@ impl Mappings {
                     calls.push((Call::new(libc::SYS_munmap, &[*start, end - start]), *start));
                 }
                 LayoutOp::Map(vma) => {
-                    calls.push((map_call(vma, &handed)?, vma.start));
+                    match self.segment(vma) {
+                        Some((segment, size)) => {
+                            let attached = segments.get(&vma.start).copied();
+                            let own = segments::map_calls(vma, segment, size, attached);
+                            calls.extend(own.map(|call| (call, vma.start)));
+                        }
+                        None => calls.push((map_call(vma, &handed)?, vma.start)),
+                    }
                     let advice = advice_calls(vma.start, vma.end, VmaFlags::default(), vma.flags);
                     calls.extend(advice.map(|call| (call, vma.start)));
                 }
@@ -145,10 +208,19 @@ impl Mappings {
         for step in steps {
             let LayoutOp::Map(vma) = step else { continue };
             let Some((source, size)) = source_of(vma) else { continue };
+            if self.segment(vma).is_some() {
+                continue;
+            }
             if let std::collections::btree_map::Entry::Vacant(entry) = opened.entry(source) {
                 let fd = match entry.key() {
                     Source::File { path, writable } => Some(open_mapped(&self.root, path, *writable, size)?),
-                    Source::Object(_) => None,
+                    Source::Object { writable: true, .. } => None,
+                    Source::Object { id, writable: false } => {
+                        let file = self.objects.file(*id).ok_or(RestoreError::NoObject { id: *id })?;
+                        let reopened = openat2::reopen(file, OFlag::O_RDONLY);
+                        let failed = |source| RestoreError::Object { verb: "open", id: *id, source };
+                        Some(reopened.map_err(failed)?)
+                    }
                 };
                 entry.insert(fd);
             }
@@ -160,7 +232,7 @@ impl Mappings {
             .iter()
             .map(|(source, fd)| match (source, fd) {
                 (_, Some(fd)) => Ok(fd.as_fd()),
-                (Source::Object(id), None) => {
+                (Source::Object { id, .. }, None) => {
                     self.objects.file(*id).map(|file| file.as_fd()).ok_or(RestoreError::NoObject { id: *id })
                 }
                 (Source::File { .. }, None) => Err(RestoreError::NoObject { id: 0 }),
@@ -178,32 +250,87 @@ impl Mappings {
         layout: &Layout,
         restorers: &mut [Restorer],
     ) -> Result<(), RestoreError> {
-        let (file, size) = match &object.kind {
-            ObjectKind::File(path) => (open_below(&self.root, path, true)?, file_size(object, layout)),
+        let failed = |verb| move |source| RestoreError::Object { verb, id: object.id, source };
+        let file = match &object.kind {
+            ObjectKind::File(path) => open_below(&self.root, path, true)?.into(),
             ObjectKind::Anonymous => {
-                let maps_it = |vma: &Vma| matches!(vma.mapping, Mapping::SharedAnonymous { object: id, .. } if id == object.id);
+                let maps_it = |vma: &Vma| vma.mapping.object() == Some(object.id);
                 let user = layout.processes.iter().find(|process| process.vmas.iter().any(maps_it));
                 let vpid =
                     user.map(|process| process.vpid).ok_or(RestoreError::NoObject { id: object.id })?;
                 let restorer = restorers.iter_mut().find(|restorer| restorer.vpid == vpid);
-                (bear_object(object, restorer.ok_or(RestoreError::NoProcess { vpid })?)?, object.size)
+                bear_object(object, restorer.ok_or(RestoreError::NoProcess { vpid })?)?.into()
             }
+            // Trees make their own files; this one has no node.
+            ObjectKind::TreeFile => return Err(RestoreError::NoObject { id: object.id }),
+            ObjectKind::Unlinked { point, .. } => trees::nameless(&self.root, point, object.size)?,
+            ObjectKind::Memfd { name, .. } => {
+                let name = CString::new(name.as_slice()).map_err(|_| Errno::EINVAL);
+                let file = name.and_then(|name| memfd::create_sealable(&name)).map_err(failed("make"))?;
+                file.set_len(object.size).map_err(|error| failed("resize")(errno(&error)))?;
+                file
+            }
+            ObjectKind::Segment(segment) => segments::create(self.init, *segment, object.size)?,
         };
-        self.objects.insert(object.id, file.into(), object.kind.clone(), size);
+        self.objects.insert(object.id, file, object.kind.clone(), object.size);
         Ok(())
     }
+
+    /// The segment that a mapping shows, and its size in bytes.
+    fn segment(&self, vma: &Vma) -> Option<(Segment, u64)> {
+        let (kind, size) = self.objects.about(vma.mapping.object()?)?;
+        Some((segment_of(kind)?, size))
+    }
+
+    /// Attaches, somewhere, the segments of which only a part is to be mapped; where, by the start of the mapping.
+    fn attach_parts(
+        &self,
+        steps: &[LayoutOp],
+        restorer: &mut Restorer,
+    ) -> Result<BTreeMap<u64, u64>, RestoreError> {
+        let mut attached = BTreeMap::new();
+        for step in steps {
+            let LayoutOp::Map(vma) = step else { continue };
+            let Some((segment, size)) = self.segment(vma) else { continue };
+            if segments::is_whole(vma, size) {
+                continue;
+            }
+            let call = segments::attach_call(vma, segment, 0);
+            let what = format!("attach the System V segment {}", segment.id);
+            attached.insert(vma.start, need(restorer.vpid, restorer.leader.run(&[call])?[0], &what)?);
+        }
+        Ok(attached)
+    }
+}
+
+fn segment_of(kind: &ObjectKind) -> Option<Segment> {
+    match kind {
+        ObjectKind::Segment(segment) => Some(*segment),
+        ObjectKind::Anonymous
+        | ObjectKind::File(_)
+        | ObjectKind::TreeFile
+        | ObjectKind::Unlinked { .. }
+        | ObjectKind::Memfd { .. } => None,
+    }
+}
+
+/// Owner first: a new one takes permission bits away.
+fn dress(file: &File, owner: Ownership) -> nix::Result<()> {
+    fchown(file, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
+    fchmod(file, Mode::from_bits_truncate(owner.mode))
 }
 
 /// Maps a fresh shared object in the restorer for the moment in which the agent opens it.
 fn bear_object(object: &ObjectLayout, restorer: &mut Restorer) -> Result<OwnedFd, RestoreError> {
     let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
     let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
-    let map = Call::new(libc::SYS_mmap, &[0, object.size, protection, flags, u64::MAX, 0]);
+    let size = object.size.next_multiple_of(PAGE_SIZE);
+    let map = Call::new(libc::SYS_mmap, &[0, size, protection, flags, u64::MAX, 0]);
     let what = format!("make a shared memory object of {} bytes", object.size);
     let start = need(restorer.vpid, restorer.leader.run(&[map])?[0], &what)?;
-    let link = format!("/proc/{}/map_files/{:x}-{:x}", restorer.leader.pid(), start, start + object.size);
+    let link = format!("/proc/{}/map_files/{:x}-{:x}", restorer.leader.pid(), start, start + size);
     let opened = File::options().read(true).write(true).open(&link);
-    let unmap = Call::new(libc::SYS_munmap, &[start, object.size]);
+    let unmap = Call::new(libc::SYS_munmap, &[start, size]);
     need(restorer.vpid, restorer.leader.run(&[unmap])?[0], "unmap a shared memory object")?;
     opened.map(OwnedFd::from).map_err(|source| RestoreError::OpenMapped { path: link, source })
 }
@@ -217,19 +344,6 @@ fn discard(restorer: &mut Restorer, discards: &Discards) -> Result<(), RestoreEr
     Ok(())
 }
 
-/// The exact size of a mapped file at the source, in bytes.
-fn file_size(object: &ObjectLayout, layout: &Layout) -> u64 {
-    let mappings = layout.processes.iter().flat_map(|process| &process.vmas);
-    let size = |vma: &Vma| match &vma.mapping {
-        Mapping::SharedFile { file, object: Some(id), .. } if *id == object.id => Some(file.size),
-        Mapping::PrivateAnonymous
-        | Mapping::PrivateFile(_)
-        | Mapping::SharedFile { .. }
-        | Mapping::SharedAnonymous { .. } => None,
-    };
-    mappings.filter_map(size).max().unwrap_or(object.size)
-}
-
 fn source_of(vma: &Vma) -> Option<(Source, Option<u64>)> {
     let file = |file: &MappedFile, writable| {
         Some((Source::File { path: file.path.clone(), writable }, Some(file.size)))
@@ -238,9 +352,16 @@ fn source_of(vma: &Vma) -> Option<(Source, Option<u64>)> {
         Mapping::PrivateAnonymous => None,
         Mapping::PrivateFile(mapped) => file(mapped, false),
         // A file that is written through its mapping may have another size here until its pages arrive.
-        Mapping::SharedFile { object: Some(id), .. } => Some((Source::Object(*id), None)),
+        Mapping::SharedFile { object: Some(id), .. } => {
+            Some((Source::Object { id: *id, writable: true }, None))
+        }
         Mapping::SharedFile { file: mapped, may_write, object: None } => file(mapped, *may_write),
-        Mapping::SharedAnonymous { object, .. } => Some((Source::Object(*object), None)),
+        Mapping::SharedObject { object, may_write, .. } => {
+            Some((Source::Object { id: *object, writable: *may_write }, None))
+        }
+        Mapping::PrivateObject { object, .. } => {
+            Some((Source::Object { id: *object, writable: false }, None))
+        }
     }
 }
 
@@ -249,7 +370,8 @@ fn map_call(vma: &Vma, handed: &BTreeMap<Source, u64>) -> Result<Call, RestoreEr
         Mapping::PrivateAnonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, 0),
         Mapping::PrivateFile(file) => (libc::MAP_PRIVATE, file.offset),
         Mapping::SharedFile { file, .. } => (libc::MAP_SHARED, file.offset),
-        Mapping::SharedAnonymous { offset, .. } => (libc::MAP_SHARED, *offset),
+        Mapping::SharedObject { offset, .. } => (libc::MAP_SHARED, *offset),
+        Mapping::PrivateObject { offset, .. } => (libc::MAP_PRIVATE, *offset),
     };
     let mut flags = kind | libc::MAP_FIXED_NOREPLACE;
     if vma.flags.no_reserve {
@@ -266,7 +388,7 @@ fn map_call(vma: &Vma, handed: &BTreeMap<Source, u64>) -> Result<Call, RestoreEr
     Ok(Call::new(libc::SYS_mmap, &[vma.start, vma.len(), protection, flags as u64, fd, offset]))
 }
 
-fn protection_bits(protection: Protection) -> u64 {
+pub(super) fn protection_bits(protection: Protection) -> u64 {
     let bit = |on: bool, bit: i32| if on { bit } else { 0 };
     let bits = bit(protection.read, libc::PROT_READ)
         | bit(protection.write, libc::PROT_WRITE)
@@ -320,6 +442,8 @@ fn verb(number: i64) -> &'static str {
     match number {
         libc::SYS_munmap => "unmap",
         libc::SYS_mmap => "map",
+        libc::SYS_shmat => "attach",
+        libc::SYS_mremap => "move",
         libc::SYS_mprotect => "protect",
         libc::SYS_madvise => "advise",
         libc::SYS_mlock2 | libc::SYS_munlock => "lock",

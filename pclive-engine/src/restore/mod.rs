@@ -19,6 +19,7 @@ pub mod restart;
 mod restorer;
 mod scheduling;
 mod seccomp;
+mod segments;
 mod sessions;
 mod signals;
 mod skeleton;
@@ -29,6 +30,7 @@ mod spans;
 pub mod terminals;
 pub mod thread;
 mod timers;
+mod trees;
 mod validate;
 mod xstate;
 
@@ -140,6 +142,7 @@ impl Destination {
         let files_begun = Instant::now();
         self.skeleton.set_foregrounds(&state.files)?;
         self.restore_files(state)?;
+        self.mappings.finish(&self.layout)?;
         let files = files_begun.elapsed();
         for process in &state.processes {
             let restorer = self.skeleton.restorer_mut(process.vpid)?;
@@ -179,8 +182,14 @@ impl Destination {
             state.processes.iter().map(|process| (process.vpid, process.descriptors.clone())).collect();
         // Kept until every process has its descriptors: a session loses a terminal that nobody has open.
         let mut terminals = std::mem::take(&mut self.skeleton.terminals);
-        let restored =
-            files::restore(&state.files, &wanted, &root, &mut builder, &mut terminals, &mut self.skeleton)?;
+        let restored = files::restore(
+            &state.files,
+            &wanted,
+            (&root, self.mappings.objects()),
+            &mut builder,
+            &mut terminals,
+            &mut self.skeleton,
+        )?;
         self.warnings.extend(restored.warnings);
         self.sockets = Some(restored.sockets);
         Ok(())

@@ -6,6 +6,7 @@ use super::RestoreError;
 use super::spans::HIGHEST;
 use crate::model::layout::{Layout, ObjectKind, ProcessLayout};
 use crate::model::terminal::MOST_TERMINALS;
+use crate::model::tree::NodeKind;
 use crate::model::{FinalState, Mapping, PAGE_SIZE, Vma, Vpid};
 
 /// Most tasks (threads of all processes): what a PID namespace can hold.
@@ -14,6 +15,8 @@ const MAX_TASKS: usize = 4 << 20;
 const MAX_VMAS: usize = 1 << 20;
 /// Longest path, as in `PATH_MAX`.
 const MAX_PATH: usize = 4096;
+/// Longest name of a memfd.
+const MAX_MEMFD_NAME: usize = 255;
 /// Largest id, as in `PID_MAX_LIMIT`.
 const MAX_ID: i32 = 4 << 20;
 /// Largest kernel mapping.
@@ -108,7 +111,9 @@ fn mapping(vma: &Vma) -> Result<(), &'static str> {
             path(&file.path)?;
             offset(file.offset, vma)
         }
-        Mapping::SharedAnonymous { offset: at, .. } => offset(*at, vma),
+        Mapping::SharedObject { offset: at, .. } | Mapping::PrivateObject { offset: at, .. } => {
+            offset(*at, vma)
+        }
     }
 }
 
@@ -128,14 +133,71 @@ fn objects(layout: &Layout) -> Result<(), RestoreError> {
         if !ids.insert(object.id) {
             return Err(refuse("a shared memory object's id is used twice"));
         }
-        if object.size > i64::MAX as u64 / 2 || !object.size.is_multiple_of(PAGE_SIZE) {
+        if object.size > i64::MAX as u64 / 2 {
             return Err(refuse("a shared memory object's size is out of range"));
         }
-        if let ObjectKind::File(name) = &object.kind {
-            path(name).map_err(refuse)?;
+        match &object.kind {
+            ObjectKind::File(name) | ObjectKind::Unlinked { point: name, .. } => {
+                path(name).map_err(refuse)?;
+            }
+            ObjectKind::Memfd { name, .. } if name.len() > MAX_MEMFD_NAME || name.contains(&0) => {
+                return Err(refuse("a memfd's name is too long or holds a zero byte"));
+            }
+            ObjectKind::Segment(segment) if segment.id < 0 => {
+                return Err(refuse("a System V segment's id is out of range"));
+            }
+            ObjectKind::Anonymous
+            | ObjectKind::TreeFile
+            | ObjectKind::Memfd { .. }
+            | ObjectKind::Segment(_) => {}
+        }
+    }
+    trees(layout, &ids).map_err(refuse)
+}
+
+/// Every node below a directory that comes before it, and every file with an object of its own kind.
+fn trees(layout: &Layout, objects: &HashSet<u64>) -> Result<(), &'static str> {
+    for tree in &layout.trees {
+        path(&tree.point)?;
+        let mut directories: HashSet<&[u8]> = HashSet::new();
+        let mut seen: HashSet<&[u8]> = HashSet::new();
+        for node in &tree.nodes {
+            let (above, name) = split(&node.path);
+            if node.path.is_empty() {
+                require(node.kind == NodeKind::Directory && seen.is_empty(), "a tree without its root")?;
+            } else {
+                require(is_name(name) && directories.contains(above), "a node that is in no directory")?;
+            }
+            require(seen.insert(&node.path), "a node that is twice in a tree")?;
+            require(node.path.len() < MAX_PATH, "a node with a path that is too long")?;
+            require(node.owner.mode <= 0o7777, "a node with impossible permissions")?;
+            match &node.kind {
+                NodeKind::Directory => drop(directories.insert(&node.path)),
+                NodeKind::File { object } => {
+                    require(objects.contains(object), "a file in memory without its object")?;
+                }
+                NodeKind::Link(target) => require(!target.contains(&0), "a symbolic link to no path")?,
+                NodeKind::Fifo | NodeKind::Socket | NodeKind::Device { .. } => {}
+            }
         }
     }
     Ok(())
+}
+
+/// The directory of a path in a tree, and the name in it.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (path.get(..slash).unwrap_or_default(), path.get(slash + 1..).unwrap_or_default()),
+        None => (&[], path),
+    }
+}
+
+fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name != b"." && name != b".." && !name.contains(&0)
+}
+
+fn require(holds: bool, why: &'static str) -> Result<(), &'static str> {
+    if holds { Ok(()) } else { Err(why) }
 }
 
 fn path(path: &[u8]) -> Result<(), &'static str> {

@@ -51,3 +51,15 @@ pub fn set_status(file: impl AsFd, flags: i32) -> nix::Result<()> {
     // SAFETY: F_SETFL takes an integer and touches no memory of ours.
     Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_SETFL, flags) }).map(drop)
 }
+
+/// `F_GET_SEALS` (Linux 3.17): `F_SEAL_*`. EINVAL for a file that cannot be sealed.
+pub fn seals(file: impl AsFd) -> nix::Result<i32> {
+    // SAFETY: F_GET_SEALS takes no argument and touches no memory of ours.
+    Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_GET_SEALS) })
+}
+
+/// `F_ADD_SEALS`: EBUSY for `F_SEAL_WRITE` while the file is mapped writable and shared.
+pub fn add_seals(file: impl AsFd, seals: i32) -> nix::Result<()> {
+    // SAFETY: F_ADD_SEALS takes an integer and touches no memory of ours.
+    Errno::result(unsafe { libc::fcntl(file.as_fd().as_raw_fd(), libc::F_ADD_SEALS, seals) }).map(drop)
+}

@@ -1,5 +1,6 @@
 //! memfd_create(2) (Linux 3.17) and mappings of such memory.
 
+use std::ffi::CStr;
 use std::fs::File;
 
 use memmap2::{Mmap, MmapOptions};
@@ -8,6 +9,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 /// Anonymous memory with a descriptor; `name` is for people. Closed on execve.
 pub fn create(name: &str) -> nix::Result<File> {
     memfd_create(name, MFdFlags::MFD_CLOEXEC).map(File::from)
+}
+
+/// A memfd that can be sealed later; executable, as it is by default (`MFD_EXEC`, Linux 6.3).
+pub fn create_sealable(name: &CStr) -> nix::Result<File> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let flags = flags | MFdFlags::from_bits_retain(libc::MFD_EXEC);
+    memfd_create(name, flags).map(File::from)
 }
 
 /// Maps `len` bytes from `offset` (a multiple of the page size) for reading, all pages in one go.

@@ -5,6 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use pclive_engine::capture::files::{Files, Mode, Table};
+use pclive_engine::memory::ObjectStore;
 use pclive_engine::model::{Deadline, Descriptor, OpenFile, Pid, Vpid};
 use pclive_engine::proc::root::ContainerRoot;
 use pclive_engine::remote::{Captive, ProcessMemory, Processes, RemoteTask, Spot};
@@ -58,7 +59,7 @@ impl Skeleton {
         let root = ContainerRoot::open(init).unwrap();
         let mut builder = Builder::new(init).unwrap();
         let mut terminals = Terminals::default();
-        restore(files, wanted, &root, &mut builder, &mut terminals, self)
+        restore(files, wanted, (&root, &ObjectStore::new()), &mut builder, &mut terminals, self)
     }
 
     /// What the processes have now.

@@ -133,7 +133,9 @@ impl Subject {
             Mapping::PrivateFile(file) => {
                 self.map_file(&file.path, range, protection, libc::MAP_PRIVATE, file.offset);
             }
-            Mapping::SharedFile { .. } | Mapping::SharedAnonymous { .. } => panic!("not made here: {vma:?}"),
+            Mapping::SharedFile { .. } | Mapping::SharedObject { .. } | Mapping::PrivateObject { .. } => {
+                panic!("not made here: {vma:?}")
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ pub mod clients;
 pub mod http;
 pub mod memcached;
 pub mod pipeline;
+pub mod postgres;
 pub mod redis;
 pub mod resp;
 pub mod states;

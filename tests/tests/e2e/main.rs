@@ -6,6 +6,7 @@ mod convergence;
 mod endings;
 mod frozen;
 mod postcopy;
+mod postgres;
 mod recovery;
 mod redis;
 mod refusals;

@@ -64,6 +64,11 @@ impl Collection<'_> {
                 Some(kind) => kind,
                 None => return Ok(Some(Err(refusal))),
             },
+            Some(Finding::NotNow(refusal)) => {
+                let blocker = self.blocker(description, refusal);
+                self.found.transient.push(blocker);
+                return Ok(None);
+            }
             Some(Finding::Refused(refusal)) => return Ok(Some(Err(refusal))),
         };
         Ok(Some(Ok(OpenFile { id: FileId(index as u32), flags, owner, kind })))

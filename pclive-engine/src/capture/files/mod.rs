@@ -17,7 +17,8 @@ mod epoll;
 mod error;
 mod event;
 mod holder;
-mod mounts;
+pub(crate) mod mounts;
+mod nameless;
 mod owner;
 mod path;
 mod pipe;
@@ -38,7 +39,8 @@ use self::owner::Owners;
 use self::scene::Scene;
 use self::stdio::Stdio;
 use crate::capture::sockets::SockDiag;
-use crate::model::{Blocker, Descriptor, FileId, OpenFile, Pid, Place, Vpid};
+use crate::memory::Objects;
+use crate::model::{Blocker, Descriptor, FileId, OpenFile, Pid, Vpid};
 use crate::proc::root::ContainerRoot;
 
 pub use self::error::FilesError;
@@ -101,6 +103,11 @@ impl Table {
         Ok(Self { init, root, diag: SockDiag::open(init)? })
     }
 
+    /// The container's file tree.
+    pub(crate) fn root(&self) -> &ContainerRoot {
+        &self.root
+    }
+
     /// What cannot be carried, while the container runs; `processes` lists its live processes as they are now.
     ///
     /// If there is something, everything is looked at once more, with a new list: a pipe whose other end went to a
@@ -108,11 +115,12 @@ impl Table {
     /// is told.
     pub fn check<E: From<FilesError>>(
         &self,
+        objects: &Objects,
         mut processes: impl FnMut() -> Result<Vec<(Pid, Vpid)>, E>,
     ) -> Result<Vec<Blocker>, E> {
-        let mut blockers = self.collect(&processes()?, Mode::Check)?.blockers;
+        let mut blockers = self.collect_knowing(&processes()?, Mode::Check, objects)?.blockers;
         if !blockers.is_empty() {
-            let again = self.collect(&processes()?, Mode::Check)?.blockers;
+            let again = self.collect_knowing(&processes()?, Mode::Check, objects)?.blockers;
             blockers.retain(|blocker| again.contains(blocker));
         }
         Ok(blockers)
@@ -120,6 +128,16 @@ impl Table {
 
     /// Collects the descriptors of `processes`: all live processes of the container.
     pub fn collect(&self, processes: &[(Pid, Vpid)], mode: Mode) -> Result<Files, FilesError> {
+        self.collect_knowing(processes, mode, &Objects::new())
+    }
+
+    /// The same; `objects` has the files in memory that no path leads to.
+    pub(crate) fn collect_knowing(
+        &self,
+        processes: &[(Pid, Vpid)],
+        mode: Mode,
+        objects: &Objects,
+    ) -> Result<Files, FilesError> {
         let mut holders = holder::scan(processes, mode)?;
         let descriptions = description::group(&mut holders, mode)?;
         let mounts = Mounts::read(self.init)?;
@@ -128,6 +146,7 @@ impl Table {
             root: &self.root,
             mounts: &mounts,
             pipes: pipe::ends(&holders, &descriptions),
+            objects,
             mode,
         };
         let init = holders.iter().find(|holder| holder.pid == self.init);
@@ -143,9 +162,6 @@ impl Table {
         let mut found = collection.run(&descriptions)?;
         for (h, place, refusal) in threads::check(&holders, mode)? {
             found.blockers.push(blocker(&holders[h], place, refusal));
-        }
-        for (point, refusal) in mounts.with_data(&self.root, mode)? {
-            found.blockers.extend(init.map(|init| blocker(init, Place::Mount(point), refusal)));
         }
         found.descriptors = holders.iter().map(descriptors).collect();
         Ok(found)

@@ -9,7 +9,7 @@ use nix::sys::stat::{FileStat, SFlag, fstat, major, makedev, minor};
 use super::description::Description;
 use super::refusal::{Refusal, lock, nameless_memory, printable};
 use super::scene::{Finding, Sample, Scene};
-use super::{FilesError, pipe};
+use super::{FilesError, nameless, pipe};
 use crate::model::FileKind;
 
 /// Character devices that have no state: a second opening is as good as the first.
@@ -29,6 +29,9 @@ pub(super) fn capture(
 ) -> Result<Finding, FilesError> {
     if let Some(refusal) = nameless_memory(sample.target) {
         return Ok(Finding::Refused(refusal));
+    }
+    if nameless::is_memory(scene, sample) {
+        return Ok(nameless::capture(scene, description, sample));
     }
     let opaque = sample.info.flags & libc::O_PATH != 0;
     let file_type = file_type(&sample.stat);

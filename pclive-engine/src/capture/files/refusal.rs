@@ -47,11 +47,7 @@ pub(super) fn special_file(target: &[u8]) -> Refusal {
 
 /// A path-like link name of something that is in no mount namespace.
 pub(super) fn nameless_memory(target: &[u8]) -> Option<Refusal> {
-    let (what, hint) = if target.starts_with(b"/memfd:") {
-        ("memfd", "let the application keep its memory in anonymous mappings")
-    } else if target.starts_with(b"/SYSV") {
-        ("System V shared memory segment", "let the application use anonymous shared mappings")
-    } else if target.starts_with(b"/dmabuf:") {
+    let (what, hint) = if target.starts_with(b"/dmabuf:") {
         ("DMA buffer", "stop the program that uses the device")
     } else if target.starts_with(b"/[aio]") {
         ("asynchronous I/O context", "let the application use threads instead")

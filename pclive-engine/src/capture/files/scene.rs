@@ -10,6 +10,7 @@ use super::holder::{Entry, Holder};
 use super::mounts::Mounts;
 use super::refusal::Refusal;
 use super::{FilesError, Mode, pipe};
+use crate::memory::Objects;
 use crate::model::FileKind;
 use crate::proc::fdinfo::FdInfo;
 use crate::proc::root::ContainerRoot;
@@ -21,6 +22,7 @@ pub(super) struct Scene<'a> {
     pub(super) root: &'a ContainerRoot,
     pub(super) mounts: &'a Mounts,
     pub(super) pipes: HashMap<pipe::Key<'a>, pipe::Ends>,
+    pub(super) objects: &'a Objects,
     pub(super) mode: Mode,
 }
 
@@ -78,6 +80,8 @@ pub(super) enum Finding {
         /// Something inside that is as good.
         substitute: Option<FileKind>,
     },
+    /// It cannot be carried just now.
+    NotNow(Refusal),
     /// It cannot be carried.
     Refused(Refusal),
 }

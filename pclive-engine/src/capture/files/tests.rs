@@ -6,8 +6,8 @@ use std::process::{Child, ChildStdout, Command, Stdio as Redirect};
 use std::os::fd::OwnedFd;
 
 use super::*;
-use crate::model::FileKind;
 use crate::model::file::Owner;
+use crate::model::{FileKind, Place};
 
 /// A Python program that has printed "ready" and a list of numbers, and waits until it is dropped.
 struct Program {
@@ -393,8 +393,8 @@ fn child_born_after_the_list_was_made_is_no_stranger() {
     let all = vec![(program.pid(), Vpid(1)), (Pid(program.numbers[0]), Vpid(2))];
     let table = Table::open(program.pid()).unwrap();
     let mut lists = [all[..1].to_vec(), all.clone()].into_iter();
-    let blockers = table.check(|| Ok::<_, FilesError>(lists.next().unwrap())).unwrap();
+    let blockers = table.check(&Objects::new(), || Ok::<_, FilesError>(lists.next().unwrap())).unwrap();
     assert_eq!(blockers, []);
-    let blockers = table.check(|| Ok::<_, FilesError>(all[..1].to_vec())).unwrap();
+    let blockers = table.check(&Objects::new(), || Ok::<_, FilesError>(all[..1].to_vec())).unwrap();
     assert_eq!(blockers.len(), 1, "a pipe that leads out twice does so");
 }

@@ -32,6 +32,7 @@ use self::terminal::Workshop;
 use self::timer::Timer;
 use super::sockets::{Builder, BuiltSockets};
 use super::terminals::Terminals;
+use crate::memory::ObjectStore;
 use crate::model::socket::Socket;
 use crate::model::{Descriptor, FileId, FileKind, OpenFile, Vpid};
 use crate::proc::root::ContainerRoot;
@@ -51,21 +52,21 @@ pub struct RestoredFiles {
 }
 
 /// Opens `files` and gives every process of `wanted` its descriptors, and nothing else. `root` is the root
-/// directory of the created container, `sockets` builds in its network namespace, `terminals` has those that sessions
+/// directory of the created container, `objects` has its files in memory, `sockets` builds in its network namespace, `terminals` has those that sessions
 /// have already.
 ///
 /// On Ok every descriptor is in its place and TCP connections are still in repair mode.
 pub fn restore(
     files: &[OpenFile],
     wanted: &[(Vpid, Vec<Descriptor>)],
-    root: &ContainerRoot,
+    (root, objects): (&ContainerRoot, &ObjectStore),
     sockets: &mut Builder,
     terminals: &mut Terminals,
     processes: &mut dyn Processes,
 ) -> Result<RestoredFiles, FilesError> {
     validate::all(files, wanted)?;
     let sockets = sockets.build(&sockets_of(files))?;
-    let mut opening = Opening { root, opened: HashMap::new(), warnings: Vec::new() };
+    let mut opening = Opening { root, objects, opened: HashMap::new(), warnings: Vec::new() };
     let mut workshop = Workshop { root, terminals, processes: &mut *processes };
     terminal::make_all(files, &mut workshop, &mut opening.opened)?;
     opening.open_all(files, wanted, processes)?;
@@ -106,6 +107,7 @@ fn give(
 /// Files that are being opened.
 struct Opening<'a> {
     root: &'a ContainerRoot,
+    objects: &'a ObjectStore,
     opened: HashMap<FileId, OwnedFd>,
     warnings: Vec<String>,
 }
@@ -134,6 +136,13 @@ impl Opening<'_> {
         match &file.kind {
             FileKind::Path { path, offset, file_type } => {
                 path::open(self.root, path, file.flags, *offset, *file_type).map(Some)
+            }
+            FileKind::Memory { object, offset } => {
+                let found = self.objects.file(*object);
+                let found = found.ok_or_else(|| FilesError::Invalid {
+                    what: format!("open file {} of memory that was not announced", file.id.0),
+                })?;
+                path::open_again(found, file, *offset).map(Some)
             }
             FileKind::Stdio(stream) => streams.take(*stream, file.flags).map(Some),
             FileKind::Event { count, semaphore } => {

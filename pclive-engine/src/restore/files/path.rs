@@ -3,6 +3,7 @@
 //! The path is walked first, the type checked next, and only then the file opened, so that nothing unexpected (a
 //! FIFO, a device with effects on opening) ever is.
 
+use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use nix::fcntl::OFlag;
@@ -11,6 +12,7 @@ use nix::unistd::{Whence, lseek};
 
 use super::error::{FilesError, printable};
 use crate::capture::files::is_carried_device;
+use crate::model::OpenFile;
 use crate::proc::root::ContainerRoot;
 use crate::sys::openat2::reopen;
 
@@ -51,6 +53,14 @@ pub(super) fn open(
         lseek(&file, offset, Whence::SeekSet).map_err(FilesError::path("set the offset of", path))?;
     }
     Ok(file)
+}
+
+/// Opens a file of [`crate::model::FileKind::Memory`] once more.
+pub(super) fn open_again(found: &File, file: &OpenFile, offset: i64) -> Result<OwnedFd, FilesError> {
+    let opened = reopen(found, opening_flags(file.flags));
+    let opened = opened.map_err(FilesError::make("open a file in memory", file.id))?;
+    lseek(&opened, offset, Whence::SeekSet).map_err(FilesError::make("set an offset", file.id))?;
+    Ok(opened)
 }
 
 fn opaque(place: OwnedFd, path: &[u8], flags: i32) -> Result<OwnedFd, FilesError> {

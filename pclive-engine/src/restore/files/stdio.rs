@@ -55,6 +55,7 @@ pub(super) fn own_first<'a>(files: &'a [OpenFile], init: &[Descriptor]) -> Vec<&
     let is_own = |file: &&OpenFile| match file.kind {
         FileKind::Stdio(stream) => init.iter().any(|d| d.fd == i32::from(stream) && d.file == file.id),
         FileKind::Path { .. }
+        | FileKind::Memory { .. }
         | FileKind::Pipe { .. }
         | FileKind::Event { .. }
         | FileKind::Timer { .. }

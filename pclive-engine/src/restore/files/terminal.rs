@@ -130,6 +130,7 @@ fn seal(files: &[OpenFile], opened: &HashMap<FileId, OwnedFd>) -> Result<(), Fil
             }
             FileKind::Slave { terminal, exclusive, .. } => (*terminal, *exclusive),
             FileKind::Path { .. }
+            | FileKind::Memory { .. }
             | FileKind::Pipe { .. }
             | FileKind::Stdio(_)
             | FileKind::Event { .. }

@@ -96,6 +96,7 @@ fn one(file: &OpenFile) -> Check {
             require((1..=PIPE_CAPACITY).contains(capacity), || format!("a pipe of {capacity} bytes"))?;
             require(contents.len() <= *capacity as usize, || "more in a pipe than fits".into())
         }
+        FileKind::Memory { offset, .. } => require(*offset >= 0, || "a negative offset".into()),
         FileKind::Stdio(stream) => require(*stream < 3, || format!("standard stream {stream}")),
         FileKind::Event { count, .. } => require(*count < u64::MAX, || "a full event counter".into()),
         FileKind::Timer { clock, left_ns, interval_ns, .. } => {

@@ -13,6 +13,7 @@ mod descriptors;
 mod files;
 mod memory;
 mod process;
+mod shared;
 mod signals;
 mod sockets;
 mod terminal;
@@ -29,13 +30,14 @@ type State = (&'static str, fn() -> Result<Check>);
 
 /// Every state, in the order in which they are set up: first those that threads and children inherit.
 fn all() -> Vec<State> {
-    let groups: [&[State]; 10] = [
+    let groups: [&[State]; 11] = [
         process::STATES,
         signals::STATES,
         files::STATES,
         descriptors::STATES,
         sockets::STATES,
         memory::STATES,
+        shared::STATES,
         timers::STATES,
         threads::STATES,
         children::STATES,

@@ -1,0 +1,59 @@
+//! Files in memory that no path leads to: memfds, and deleted files of a tmpfs of the container.
+//!
+//! Their data travels as an object ([`Objects`](crate::memory::Objects)), by whose id the destination opens them. The
+//! rounds find the objects; one that is younger than the last round is told to be in passing, so that the next stop
+//! knows it.
+
+use std::os::fd::AsFd;
+
+use nix::sys::stat::{SFlag, major, minor};
+use nix::sys::statfs::fstatfs;
+
+use super::Mode;
+use super::description::Description;
+use super::path::file_type;
+use super::refusal::{Refusal, lock, printable};
+use super::scene::{Finding, Sample, Scene};
+use crate::memory::object::ObjectKey;
+use crate::model::FileKind;
+
+/// The link of a memfd begins so.
+const MEMFD: &[u8] = b"/memfd:";
+/// `HUGETLBFS_MAGIC`.
+const HUGETLBFS: i64 = 0x9584_58f6;
+
+/// True for such a file.
+pub(super) fn is_memory(scene: &Scene<'_>, sample: &Sample<'_>) -> bool {
+    let regular = file_type(&sample.stat) == SFlag::S_IFREG && sample.stat.st_nlink == 0;
+    regular && (sample.target.starts_with(MEMFD) || scene.objects.memory.contains_key(&device(sample)))
+}
+
+/// Captures it.
+pub(super) fn capture(scene: &Scene<'_>, description: &Description, sample: &Sample<'_>) -> Finding {
+    let name = printable(sample.target);
+    if fstatfs(sample.as_fd()).is_ok_and(|found| found.filesystem_type().0 == HUGETLBFS) {
+        let hint = "let the application use transparent huge pages instead";
+        return Finding::Refused(Refusal::new(format!("memfd of huge pages ({name})"), hint));
+    }
+    if sample.info.flags & libc::O_PATH != 0 {
+        let hint = "let the application close it";
+        return Finding::Refused(Refusal::new(format!("deleted file {name}, opened with O_PATH"), hint));
+    }
+    if let Some(line) = description.held.iter().find_map(|at| scene.entry(*at).info.lock.as_deref()) {
+        return Finding::Refused(lock(line));
+    }
+    let offset = sample.info.pos;
+    match scene.objects.find(ObjectKey::File(device(sample), sample.stat.st_ino)) {
+        Some(object) => Finding::Carried(FileKind::Memory { object, offset }),
+        None if scene.mode == Mode::Check => Finding::Carried(FileKind::Memory { object: 0, offset }),
+        None => Finding::NotNow(Refusal::new(
+            format!("{name}, which is younger than the last round"),
+            "try again: the next round carries it",
+        )),
+    }
+}
+
+fn device(sample: &Sample<'_>) -> (u32, u32) {
+    let number = |part: u64| u32::try_from(part).unwrap_or(u32::MAX);
+    (number(major(sample.stat.st_dev)), number(minor(sample.stat.st_dev)))
+}

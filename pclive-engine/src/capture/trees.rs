@@ -1,0 +1,237 @@
+//! What is in the container's own file systems in memory: `/dev/shm`, `/tmp` and every other tmpfs of its bundle.
+//!
+//! Directories are walked in every round, also of the stop; the data of regular files is the business of [`Objects`],
+//! which a walk tells of every file. Nothing is changed, access times included. Works on a running container: what
+//! goes away meanwhile is left out. Kernel: openat2(2) below `/proc/PID/root`, `O_NOATIME`, extended attributes by way
+//! of `/proc/self/fd`.
+
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor};
+
+use super::files::FilesError;
+use super::files::mounts::own_memory;
+use super::vmas::printable;
+use crate::memory::object::ObjectKey;
+use crate::memory::{MemoryError, Objects};
+use crate::model::Pid;
+use crate::model::layout::ObjectKind;
+use crate::model::tree::{MemoryTree, Node, NodeKind, Ownership, Times};
+use crate::proc::mountinfo::Mount;
+use crate::proc::root::ContainerRoot;
+use crate::sys::xattr;
+
+/// Most entries of all trees together: each is looked at in the stop.
+const MOST_ENTRIES: usize = 10_000;
+/// Most bytes of extended attributes of all trees together.
+const MOST_ATTRIBUTE_BYTES: usize = 1 << 20;
+/// Attributes that are the container's own doing; labels come from the destination's policy.
+const ATTRIBUTES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.capability", b"system.posix_acl_"];
+
+/// A tree that cannot be carried.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refused {
+    /// Its mount point, printable.
+    pub(super) point: String,
+    pub(super) what: String,
+    pub(super) hint: &'static str,
+}
+
+/// Looks for the file systems of the container and tells `objects` of them: before mappings are read.
+pub(super) fn find(init: Pid, objects: &mut Objects) -> Result<Vec<Mount>, FilesError> {
+    let mounts = own_memory(init)?;
+    let devices = mounts.iter().filter(|mount| mount.kind == b"tmpfs");
+    objects.memory = devices.map(|mount| (mount.device, mount.point.clone())).collect();
+    Ok(mounts)
+}
+
+/// Walks through `mounts`. Every regular file becomes an object that is held.
+pub(super) fn read(
+    root: &ContainerRoot,
+    mounts: &[Mount],
+    objects: &mut Objects,
+) -> Result<(Vec<MemoryTree>, Vec<Refused>), FilesError> {
+    let mut walk = Walk { objects, device: (0, 0), entries: 0, attribute_bytes: 0, nodes: Vec::new() };
+    let (mut trees, mut refused) = (Vec::new(), Vec::new());
+    for mount in mounts {
+        let Some(whole) = walk.tree(root, mount)? else {
+            let what = format!("file systems in memory with more than {MOST_ENTRIES} entries");
+            let hint = "remove files, or give the container a bind mount that both hosts have";
+            refused.push(Refused { point: printable(&mount.point), what, hint });
+            return Ok((trees, refused));
+        };
+        if mount.kind == b"tmpfs" {
+            trees.push(MemoryTree { point: mount.point.clone(), nodes: whole });
+        } else if whole.len() > 1 {
+            let what = "ramfs that holds files".into();
+            let hint = "let the bundle mount a tmpfs instead";
+            refused.push(Refused { point: printable(&mount.point), what, hint });
+        }
+    }
+    Ok((trees, refused))
+}
+
+/// A walk through all trees.
+struct Walk<'a> {
+    objects: &'a mut Objects,
+    device: (u32, u32),
+    entries: usize,
+    attribute_bytes: usize,
+    nodes: Vec<Node>,
+}
+
+impl Walk<'_> {
+    /// The nodes of a tree; none if another mount is on top of it. `None`: too much.
+    fn tree(&mut self, root: &ContainerRoot, mount: &Mount) -> Result<Option<Vec<Node>>, FilesError> {
+        self.device = mount.device;
+        self.nodes.clear();
+        let failed = |source| FilesError::Resolve { path: printable(&mount.point), source };
+        let place = match root.resolve(&mount.point) {
+            Ok(place) => place,
+            Err(Errno::ENOENT) => return Ok(Some(Vec::new())),
+            Err(source) => return Err(failed(source)),
+        };
+        let stat = fstat(&place).map_err(failed)?;
+        if !self.is_here(&stat) {
+            return Ok(Some(Vec::new()));
+        }
+        let top = self.node(&place, b".", Vec::new(), NodeKind::Directory, &stat).map_err(failed)?;
+        self.nodes.push(top);
+        let top = openat(&place, ".", directory_flags(), Mode::empty()).map_err(failed)?;
+        let mut waiting = vec![(Vec::new(), top)];
+        while let Some((path, directory)) = waiting.pop() {
+            let in_path = |source| FilesError::Resolve {
+                path: printable(&[&mount.point, b"/".as_slice(), &path].concat()),
+                source,
+            };
+            for name in names(&directory).map_err(in_path)? {
+                self.entries += 1;
+                if self.entries > MOST_ENTRIES || self.attribute_bytes > MOST_ATTRIBUTE_BYTES {
+                    return Ok(None);
+                }
+                let child = join(&path, &name);
+                match self.entry(&directory, &name, child.clone()) {
+                    Ok(Some(below)) => waiting.push((child, below)),
+                    Ok(None) | Err(Errno::ENOENT) => {}
+                    Err(error) => return Err(in_path(error)),
+                }
+            }
+        }
+        Ok(Some(std::mem::take(&mut self.nodes)))
+    }
+
+    /// Notes an entry; returns a directory that is to be walked.
+    fn entry(&mut self, directory: &OwnedFd, name: &[u8], path: Vec<u8>) -> nix::Result<Option<OwnedFd>> {
+        let stat = fstatat(directory, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        // A mount point: its own directory is hidden.
+        if !self.is_here(&stat) {
+            return Ok(None);
+        }
+        let file_type = SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits());
+        let mut below = None;
+        let kind = match file_type {
+            SFlag::S_IFDIR => {
+                below = Some(openat(directory, name, directory_flags(), Mode::empty())?);
+                NodeKind::Directory
+            }
+            SFlag::S_IFREG => NodeKind::File { object: self.object(directory, name, &stat)? },
+            SFlag::S_IFLNK => NodeKind::Link(readlinkat(directory, OsStr::from_bytes(name))?.into_vec()),
+            SFlag::S_IFIFO => NodeKind::Fifo,
+            SFlag::S_IFSOCK => NodeKind::Socket,
+            _ => NodeKind::Device { file_type: file_type.bits(), number: stat.st_rdev },
+        };
+        let node = self.node(directory, name, path, kind, &stat)?;
+        self.nodes.push(node);
+        Ok(below)
+    }
+
+    fn object(&mut self, directory: &OwnedFd, name: &[u8], stat: &FileStat) -> nix::Result<u64> {
+        let flags =
+            OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
+        let open = || {
+            let opened = openat(directory, name, flags, Mode::empty()).map(File::from);
+            opened.map_err(|source| MemoryError::Proc { pid: Pid(0), name: String::new(), source })
+        };
+        let key = ObjectKey::File(self.device, stat.st_ino);
+        let id = self.objects.identify(key, ObjectKind::TreeFile, open).map_err(|error| match error {
+            MemoryError::Proc { source, .. } => source,
+            _ => Errno::EIO,
+        })?;
+        self.objects.hold(id);
+        Ok(id)
+    }
+
+    fn node(
+        &mut self,
+        directory: &OwnedFd,
+        name: &[u8],
+        path: Vec<u8>,
+        kind: NodeKind,
+        stat: &FileStat,
+    ) -> nix::Result<Node> {
+        let attributes = attributes(directory, name)?;
+        self.attribute_bytes +=
+            attributes.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        let owner = Ownership { mode: stat.st_mode & 0o7777, uid: stat.st_uid, gid: stat.st_gid };
+        let nanoseconds = |part: i64| u32::try_from(part).unwrap_or(0);
+        let times = Times {
+            accessed: (stat.st_atime, nanoseconds(stat.st_atime_nsec)),
+            modified: (stat.st_mtime, nanoseconds(stat.st_mtime_nsec)),
+        };
+        Ok(Node { path, kind, owner, times, attributes })
+    }
+
+    fn is_here(&self, stat: &FileStat) -> bool {
+        let (major, minor) = (major(stat.st_dev), minor(stat.st_dev));
+        (major, minor) == (u64::from(self.device.0), u64::from(self.device.1))
+    }
+}
+
+fn attributes(directory: &OwnedFd, name: &[u8]) -> nix::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    let link = format!("/proc/self/fd/{}/", directory.as_fd().as_raw_fd());
+    let path = CString::new([link.as_bytes(), name].concat()).map_err(|_| Errno::EINVAL)?;
+    let mut found = Vec::new();
+    for attribute in xattr::list(&path)? {
+        if !ATTRIBUTES.iter().any(|prefix| attribute.as_bytes().starts_with(prefix)) {
+            continue;
+        }
+        match xattr::get(&path, &attribute) {
+            Ok(value) => found.push((attribute.into_bytes(), value)),
+            Err(Errno::ENODATA) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(found)
+}
+
+fn directory_flags() -> OFlag {
+    OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_NOATIME | OFlag::O_CLOEXEC
+}
+
+/// The names in a directory, in order; one more than [`MOST_ENTRIES`] at most.
+fn names(directory: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
+    let copy = directory.try_clone().map_err(|_| Errno::EMFILE)?;
+    let mut listing = Dir::from_fd(copy)?;
+    let mut names = Vec::new();
+    for entry in listing.iter() {
+        let name = entry?.file_name().to_bytes().to_vec();
+        if name != b"." && name != b".." {
+            names.push(name);
+        }
+        if names.len() > MOST_ENTRIES {
+            break;
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
+    if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
+}

@@ -1,0 +1,162 @@
+//! System V segments of the copy: made with the ids and keys of the source, in the container's IPC namespace, by a
+//! thread of its own that enters it.
+//!
+//! Until [`finish`] everybody may attach a segment: restorers do so before they have the identities of their processes.
+//! Kernel: `/proc/sys/kernel/shm_next_id` (Linux 3.8, `CONFIG_CHECKPOINT_RESTORE`).
+
+use std::fs::File;
+use std::io;
+use std::thread;
+
+use nix::errno::Errno;
+
+use crate::model::tree::Segment;
+use crate::model::{Mapping, PAGE_SIZE, Pid, Vma};
+use crate::remote::Call;
+use crate::sys::shm;
+
+const NEXT_ID: &str = "/proc/sys/kernel/shm_next_id";
+/// For everybody, until the segment has its owner.
+const OPEN: u32 = 0o777;
+
+/// A segment cannot be made like the source's.
+#[derive(Debug, thiserror::Error)]
+pub enum SegmentError {
+    /// An operation on a segment.
+    #[error("cannot {verb} the System V segment {id} in the container")]
+    Call {
+        /// "make" ...
+        verb: &'static str,
+        /// Its id.
+        id: i32,
+        /// Why.
+        source: io::Error,
+    },
+    /// The id is in use.
+    #[error("cannot make the System V segment {wanted}: the kernel gave it id {got}")]
+    IdTaken {
+        /// The id it should have.
+        wanted: i32,
+        /// The id it got.
+        got: i32,
+    },
+    /// The thread in the namespace ended early.
+    #[error("cannot work in the IPC namespace of the container: a thread ended early")]
+    Thread,
+}
+
+/// Makes a segment of `size` bytes; the file below it.
+pub(super) fn create(init: Pid, segment: Segment, size: u64) -> Result<File, SegmentError> {
+    let (uid, gid) = segment.creator;
+    let key = if segment.removed { libc::IPC_PRIVATE } else { segment.key };
+    let call = |verb| move |source: Errno| SegmentError::Call { verb, id: segment.id, source: source.into() };
+    inside(init, segment.id, || {
+        std::fs::write(NEXT_ID, segment.id.to_string()).map_err(|source| SegmentError::Call {
+            verb: "choose the id of",
+            id: segment.id,
+            source,
+        })?;
+        // Its creator's ids are those of whoever makes it, for good.
+        shm::become_user(uid, gid).map_err(call("act for the creator of"))?;
+        let size = usize::try_from(size).unwrap_or(usize::MAX);
+        let id = shm::create(key, size, OPEN).map_err(call("make"))?;
+        if id != segment.id {
+            let _ = shm::remove(id);
+            return Err(SegmentError::IdTaken { wanted: segment.id, got: id });
+        }
+        Ok(())
+    })?;
+    inside(init, segment.id, || shm::open(segment.id, true).map_err(call("open")))
+}
+
+/// Gives segments their owners, and removes those that are removed at the source.
+pub(super) fn finish(init: Pid, segments: &[Segment]) -> Result<(), SegmentError> {
+    let Some(first) = segments.first() else { return Ok(()) };
+    inside(init, first.id, || {
+        for Segment { id, owner, removed, .. } in segments {
+            let call =
+                |verb| move |source: Errno| SegmentError::Call { verb, id: *id, source: source.into() };
+            shm::set_owner(*id, owner.uid, owner.gid, owner.mode).map_err(call("give away"))?;
+            if *removed {
+                shm::remove(*id).map_err(call("remove"))?;
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Removes segments that the source does not have any more.
+pub(super) fn remove(init: Pid, ids: &[i32]) -> Result<(), SegmentError> {
+    let Some(first) = ids.first() else { return Ok(()) };
+    inside(init, *first, || {
+        let remove = |id: &i32| {
+            let failed =
+                |source: Errno| SegmentError::Call { verb: "remove", id: *id, source: source.into() };
+            shm::remove(*id).map_err(failed)
+        };
+        ids.iter().try_for_each(remove)
+    })
+}
+
+/// Runs `work` in a thread in the container's IPC namespace.
+fn inside<T: Send>(
+    init: Pid,
+    id: i32,
+    work: impl FnOnce() -> Result<T, SegmentError> + Send,
+) -> Result<T, SegmentError> {
+    let failed = |source| SegmentError::Call { verb: "enter the namespace of", id, source };
+    let namespace = shm::open_namespace(init).map_err(failed)?;
+    let done = thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            shm::enter_namespace(&namespace).map_err(|source| failed(source.into()))?;
+            work()
+        });
+        thread.join()
+    });
+    done.map_err(|_| SegmentError::Thread)?
+}
+
+/// True if a mapping shows all of a segment of `size` bytes.
+pub(super) fn is_whole(vma: &Vma, size: u64) -> bool {
+    offset_of(vma) == 0 && vma.len() == size.next_multiple_of(PAGE_SIZE)
+}
+
+/// shmat(2) at an address, 0 for any; as writable and executable as the mapping may be.
+pub(super) fn attach_call(vma: &Vma, segment: Segment, at: u64) -> Call {
+    let may_write = matches!(vma.mapping, Mapping::SharedObject { may_write: true, .. });
+    let read_only = if may_write { 0 } else { libc::SHM_RDONLY };
+    let exec = if vma.protection.exec { libc::SHM_EXEC } else { 0 };
+    Call::new(libc::SYS_shmat, &[segment.id as u64, at, (read_only | exec) as u64])
+}
+
+/// The calls that make a mapping of a segment. `attached`: where the segment is, of which a part is to be mapped.
+pub(super) fn map_calls(
+    vma: &Vma,
+    segment: Segment,
+    size: u64,
+    attached: Option<u64>,
+) -> impl Iterator<Item = Call> {
+    let mut calls = Vec::with_capacity(4);
+    match attached {
+        None => calls.push(attach_call(vma, segment, vma.start)),
+        Some(at) => {
+            let (offset, len) = (offset_of(vma), vma.len());
+            let size = size.next_multiple_of(PAGE_SIZE);
+            let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
+            calls.push(Call::new(libc::SYS_mremap, &[at + offset, len, len, flags, vma.start]));
+            let rest = [(at, offset), (at + offset + len, size.saturating_sub(offset + len))];
+            let rest = rest.iter().filter(|(_, len)| *len > 0);
+            calls.extend(rest.map(|(start, len)| Call::new(libc::SYS_munmap, &[*start, *len])));
+        }
+    }
+    let bits = super::mappings::protection_bits(vma.protection);
+    calls.push(Call::new(libc::SYS_mprotect, &[vma.start, vma.len(), bits]));
+    calls.into_iter()
+}
+
+fn offset_of(vma: &Vma) -> u64 {
+    match &vma.mapping {
+        Mapping::SharedObject { offset, .. } | Mapping::PrivateObject { offset, .. } => *offset,
+        Mapping::PrivateAnonymous | Mapping::PrivateFile(_) | Mapping::SharedFile { .. } => 0,
+    }
+}

@@ -1,0 +1,363 @@
+//! The container's file systems in memory, made like those of the source.
+//!
+//! [`Trees::follow`] makes, links, renames and removes what the newest layout tells; data comes as objects, which are
+//! opened here. [`Trees::finish`] sets times, which everything else changes. What the runtime has made and the source
+//! has too stays as it is; devices are never made here. Nobody runs in the container meanwhile. Nothing leaves the
+//! file system of the mount: every directory of a path is looked at first. Kernel: openat2(2).
+
+use std::collections::HashMap;
+use std::ffi::{CString, OsStr};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat, renameat};
+use nix::sys::stat::{
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, mknodat,
+    utimensat,
+};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
+use nix::sys::time::TimeSpec;
+use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
+
+use crate::memory::ObjectStore;
+use crate::model::layout::{Layout, ObjectKind};
+use crate::model::tree::{MemoryTree, Node, NodeKind, Ownership};
+use crate::sys::{openat2, xattr};
+
+/// Names for the moment between the birth of a file and its place.
+const BORN: &str = ".pclive-born-";
+
+/// A file system in memory cannot be made like the source's.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// An operation on a path.
+    #[error("cannot {verb} {path} in the container's file system in memory")]
+    Path {
+        /// "make" ...
+        verb: &'static str,
+        /// Path inside the container, made printable.
+        path: String,
+        /// Why.
+        source: Errno,
+    },
+    /// The created container has no such mount.
+    #[error("cannot fill {point}: it is no tmpfs of the created container; both bundles must mount it")]
+    NoMount {
+        /// Mount point, made printable.
+        point: String,
+    },
+    /// The created container lacks a device.
+    #[error("cannot make the device {path}: the destination's bundle must have it")]
+    Device {
+        /// Path inside the container, made printable.
+        path: String,
+    },
+    /// A path leads into another file system.
+    #[error("cannot use {path}: another file system is mounted there")]
+    Covered {
+        /// Path inside the container, made printable.
+        path: String,
+    },
+}
+
+/// The trees as they are here.
+#[derive(Debug, Default)]
+pub(super) struct Trees {
+    applied: Vec<MemoryTree>,
+}
+
+impl Trees {
+    /// Makes the trees match the layout. Files that are new get an object of their size, all zeros.
+    pub(super) fn follow(
+        &mut self,
+        root: &OwnedFd,
+        layout: &Layout,
+        objects: &mut ObjectStore,
+    ) -> Result<(), TreeError> {
+        let sizes: HashMap<u64, u64> = layout.objects.iter().map(|object| (object.id, object.size)).collect();
+        for tree in &layout.trees {
+            let before = self.applied.iter().find(|applied| applied.point == tree.point);
+            if !before.is_some_and(|before| is_like(before, tree)) {
+                Place::open(root, tree)?.follow(objects, &sizes)?;
+            }
+        }
+        self.applied.clone_from(&layout.trees);
+        Ok(())
+    }
+
+    /// Sets the times of everything. To be called when nothing is written any more.
+    pub(super) fn finish(&self, root: &OwnedFd) -> Result<(), TreeError> {
+        for tree in &self.applied {
+            let place = Place::open(root, tree)?;
+            tree.nodes.iter().rev().try_for_each(|node| place.set_times(node))?;
+        }
+        Ok(())
+    }
+}
+
+/// True if two trees differ in times only.
+fn is_like(a: &MemoryTree, b: &MemoryTree) -> bool {
+    let same = |(a, b): (&Node, &Node)| {
+        (&a.path, &a.kind, a.owner, &a.attributes) == (&b.path, &b.kind, b.owner, &b.attributes)
+    };
+    a.nodes.len() == b.nodes.len() && a.nodes.iter().zip(&b.nodes).all(same)
+}
+
+/// A tree and where it belongs.
+struct Place<'a> {
+    tree: &'a MemoryTree,
+    top: OwnedFd,
+    device: u64,
+}
+
+/// What is at a path.
+type Present = HashMap<Vec<u8>, FileStat>;
+
+impl<'a> Place<'a> {
+    fn open(root: &OwnedFd, tree: &'a MemoryTree) -> Result<Self, TreeError> {
+        let point = || printable(&tree.point);
+        let failed = |source| TreeError::Path { verb: "open", path: point(), source };
+        let path = Path::new(OsStr::from_bytes(&tree.point));
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_NOATIME;
+        let top = openat2::in_root(root, path, flags).map_err(failed)?;
+        let (own, above) = (fstat(&top), fstatat(&top, "..", AtFlags::empty()));
+        let (device, above) = (own.map_err(failed)?.st_dev, above.map_err(failed)?.st_dev);
+        let in_memory = fstatfs(&top).map_err(failed)?.filesystem_type() == TMPFS_MAGIC;
+        if !in_memory || (device == above && tree.point != b"/") {
+            return Err(TreeError::NoMount { point: point() });
+        }
+        Ok(Self { tree, top, device })
+    }
+
+    fn follow(&self, objects: &mut ObjectStore, sizes: &HashMap<u64, u64>) -> Result<(), TreeError> {
+        let mut present = self.present()?;
+        let born = self.bear_files(&present, objects, sizes)?;
+        self.remove_others(&mut present, &born)?;
+        for (index, node) in self.tree.nodes.iter().enumerate() {
+            self.make(index, node, &present, &born)?;
+            self.dress(node)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that is there now, in this file system.
+    fn present(&self) -> Result<Present, TreeError> {
+        let mut present = Present::new();
+        let mut waiting = vec![Vec::new()];
+        while let Some(path) = waiting.pop() {
+            let names = self.names(&path).map_err(self.failed("list", &path))?;
+            for name in names {
+                let child = if path.is_empty() { name } else { [&path[..], b"/", &name].concat() };
+                let stat = self.stat(&child).map_err(self.failed("look at", &child))?;
+                let Some(stat) = stat.filter(|stat| stat.st_dev == self.device) else { continue };
+                if file_type(&stat) == libc::S_IFDIR {
+                    waiting.push(child.clone());
+                }
+                present.insert(child, stat);
+            }
+        }
+        Ok(present)
+    }
+
+    /// Gives every file that is not in its place yet a passing name. First of all, so that files which change places
+    /// are not lost.
+    fn bear_files(
+        &self,
+        present: &Present,
+        objects: &mut ObjectStore,
+        sizes: &HashMap<u64, u64>,
+    ) -> Result<HashMap<usize, String>, TreeError> {
+        let mut born = HashMap::new();
+        for (index, node) in self.tree.nodes.iter().enumerate() {
+            let NodeKind::File { object } = node.kind else { continue };
+            let name = format!("{BORN}{index}");
+            match objects.file(object) {
+                Some(file) => {
+                    let own = fstat(file).map_err(self.failed("look at", &node.path))?;
+                    if present.get(&node.path).is_some_and(|here| here.st_ino == own.st_ino) {
+                        continue;
+                    }
+                    let link = format!("/proc/self/fd/{}", file.as_raw_fd());
+                    linkat(AT_FDCWD, link.as_str(), &self.top, name.as_str(), AtFlags::AT_SYMLINK_FOLLOW)
+                        .map_err(self.failed("link", &node.path))?;
+                }
+                None => {
+                    let size = sizes.get(&object).copied().unwrap_or(0);
+                    let file = self.bear(&name, size).map_err(self.failed("make", &node.path))?;
+                    objects.insert(object, file, ObjectKind::TreeFile, size);
+                }
+            }
+            born.insert(index, name);
+        }
+        Ok(born)
+    }
+
+    fn bear(&self, name: &str, size: u64) -> nix::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = File::from(openat(&self.top, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        file.set_len(size).map_err(|error| crate::memory::errno(&error))?;
+        Ok(file)
+    }
+
+    /// Removes what the source does not have, or has as something else, the deepest first.
+    fn remove_others(&self, present: &mut Present, born: &HashMap<usize, String>) -> Result<(), TreeError> {
+        let nodes: HashMap<&[u8], (usize, &Node)> =
+            self.tree.nodes.iter().enumerate().map(|(index, node)| (&node.path[..], (index, node))).collect();
+        let mut wrong: Vec<Vec<u8>> = Vec::new();
+        for (path, stat) in &*present {
+            let stays = match nodes.get(&path[..]) {
+                Some((index, node)) => !born.contains_key(index) && self.is_same(node, stat)?,
+                None => false,
+            };
+            if !stays {
+                wrong.push(path.clone());
+            }
+        }
+        wrong.sort_unstable_by_key(|path| std::cmp::Reverse(path.len()));
+        for path in wrong {
+            let is_directory = present.get(&path).is_some_and(|stat| file_type(stat) == libc::S_IFDIR);
+            let flag = if is_directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+            unlinkat(&self.top, OsStr::from_bytes(&path), flag).map_err(self.failed("remove", &path))?;
+            present.remove(&path);
+        }
+        Ok(())
+    }
+
+    /// True if what is there can stay as the node.
+    fn is_same(&self, node: &Node, stat: &FileStat) -> Result<bool, TreeError> {
+        let found = file_type(stat);
+        Ok(match &node.kind {
+            NodeKind::Directory => found == libc::S_IFDIR,
+            NodeKind::File { .. } => found == libc::S_IFREG,
+            NodeKind::Link(target) => {
+                found == libc::S_IFLNK && {
+                    let here = readlinkat(&self.top, OsStr::from_bytes(&node.path));
+                    here.map_err(self.failed("read", &node.path))?.as_bytes() == &target[..]
+                }
+            }
+            NodeKind::Fifo => found == libc::S_IFIFO,
+            NodeKind::Socket => found == libc::S_IFSOCK,
+            NodeKind::Device { file_type, number } => found == *file_type && stat.st_rdev == *number,
+        })
+    }
+
+    fn make(
+        &self,
+        index: usize,
+        node: &Node,
+        present: &Present,
+        born: &HashMap<usize, String>,
+    ) -> Result<(), TreeError> {
+        if node.path.is_empty() || present.contains_key(&node.path) {
+            return Ok(());
+        }
+        let path = OsStr::from_bytes(&node.path);
+        let open = Mode::S_IRUSR | Mode::S_IWUSR;
+        let made = match &node.kind {
+            NodeKind::Directory => mkdirat(&self.top, path, Mode::S_IRWXU),
+            NodeKind::File { .. } => match born.get(&index) {
+                Some(name) => renameat(&self.top, name.as_str(), &self.top, path),
+                None => Err(Errno::ENOENT),
+            },
+            NodeKind::Link(target) => symlinkat(OsStr::from_bytes(target), &self.top, path),
+            NodeKind::Fifo => mknodat(&self.top, path, SFlag::S_IFIFO, open, 0),
+            NodeKind::Socket => mknodat(&self.top, path, SFlag::S_IFSOCK, open, 0),
+            NodeKind::Device { .. } => return Err(TreeError::Device { path: self.name(&node.path) }),
+        };
+        match made {
+            // A mount point that the source does not have.
+            Err(Errno::EEXIST) => Err(TreeError::Covered { path: self.name(&node.path) }),
+            made => made.map_err(self.failed("make", &node.path)),
+        }
+    }
+
+    /// Owner, permissions, attributes; in this order, because a new owner takes bits away.
+    fn dress(&self, node: &Node) -> Result<(), TreeError> {
+        let failed = |verb| self.failed(verb, &node.path);
+        let path = self.own(node);
+        let Ownership { mode, uid, gid } = node.owner;
+        let here = fstatat(&self.top, path, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed("look at"))?;
+        if (here.st_uid, here.st_gid) != (uid, gid) {
+            let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
+            fchownat(&self.top, path, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed("give away"))?;
+        }
+        if !matches!(node.kind, NodeKind::Link(_)) && (here.st_mode & 0o7777 != mode || here.st_uid != uid) {
+            let mode = Mode::from_bits_truncate(mode);
+            fchmodat(&self.top, path, mode, FchmodatFlags::FollowSymlink)
+                .map_err(failed("set the mode of"))?;
+        }
+        for (name, value) in &node.attributes {
+            let link = format!("/proc/self/fd/{}/", self.top.as_fd().as_raw_fd());
+            let path = CString::new([link.as_bytes(), path.as_bytes()].concat()).map_err(|_| Errno::EINVAL);
+            let name = CString::new(name.as_slice()).map_err(|_| Errno::EINVAL);
+            let set = path.and_then(|path| xattr::set(&path, name?.as_c_str(), value));
+            set.map_err(failed("set an attribute of"))?;
+        }
+        Ok(())
+    }
+
+    fn set_times(&self, node: &Node) -> Result<(), TreeError> {
+        let time = |(seconds, nanoseconds): (i64, u32)| TimeSpec::new(seconds, i64::from(nanoseconds));
+        let (accessed, modified) = (time(node.times.accessed), time(node.times.modified));
+        utimensat(&self.top, self.own(node), &accessed, &modified, UtimensatFlags::NoFollowSymlink)
+            .map_err(self.failed("set the times of", &node.path))
+    }
+
+    /// The node's path below the mount's own directory.
+    fn own<'n>(&self, node: &'n Node) -> &'n OsStr {
+        OsStr::from_bytes(if node.path.is_empty() { b"." } else { &node.path })
+    }
+
+    fn names(&self, path: &[u8]) -> nix::Result<Vec<Vec<u8>>> {
+        let path: &[u8] = if path.is_empty() { b"." } else { path };
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let mut listing = Dir::from_fd(openat(&self.top, OsStr::from_bytes(path), flags, Mode::empty())?)?;
+        let names = listing.iter().map(|entry| Ok(entry?.file_name().to_bytes().to_vec()));
+        let is_child = |name: &nix::Result<Vec<u8>>| !matches!(name.as_deref(), Ok(b"." | b".."));
+        names.filter(is_child).collect()
+    }
+
+    fn stat(&self, path: &[u8]) -> nix::Result<Option<FileStat>> {
+        match fstatat(&self.top, OsStr::from_bytes(path), AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(Some(stat)),
+            Err(Errno::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn name(&self, path: &[u8]) -> String {
+        printable(&[&self.tree.point, b"/".as_slice(), path].concat())
+    }
+
+    fn failed(&self, verb: &'static str, path: &[u8]) -> impl FnOnce(Errno) -> TreeError + use<> {
+        let path = self.name(path);
+        move |source| TreeError::Path { verb, path, source }
+    }
+}
+
+fn file_type(stat: &FileStat) -> u32 {
+    stat.st_mode & libc::S_IFMT
+}
+
+fn printable(path: &[u8]) -> String {
+    path.escape_ascii().to_string()
+}
+
+/// Makes a nameless file of `size` bytes in the tmpfs at `point`; it can get a name later.
+pub(super) fn nameless(root: &OwnedFd, point: &[u8], size: u64) -> Result<File, TreeError> {
+    let failed = |source| TreeError::Path { verb: "make a nameless file in", path: printable(point), source };
+    let path = Path::new(OsStr::from_bytes(point));
+    let top = openat2::in_root(root, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(failed)?;
+    if fstatfs(&top).map_err(failed)?.filesystem_type() != TMPFS_MAGIC {
+        return Err(TreeError::NoMount { point: printable(point) });
+    }
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let file = openat(&top, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?;
+    let file = File::from(file);
+    file.set_len(size).map_err(|error| failed(crate::memory::errno(&error)))?;
+    Ok(file)
+}
