@@ -40,7 +40,7 @@ pub fn bundle(name: &str, shared_buffers: &str) -> Result<Bundle> {
          exec $bin/postgres -D pg -h '*' -k /tmp -c shared_buffers={shared_buffers} -c fsync=off -c autovacuum=on",
         bin.display()
     );
-    let bundle = Bundle::new(name, &["/usr/bin/dash", "-c", &start]).program("dash").user(1000);
+    let bundle = Bundle::new(name, &["/bin/sh", "-c", &start]).program("sh").user(1000);
     let bundle =
         ["postgres", "initdb"].iter().fold(bundle, |bundle, program| bundle.program_at(&bin.join(program)));
     Ok(bundle.directory(&server.join("lib")).directory(&Path::new("/usr/share/postgresql").join(version)))

@@ -16,7 +16,7 @@ const MORE: u64 = 500;
 
 #[test]
 fn postgres_with_clients_moves_there_and_back_and_forks_for_new_ones() -> Result<()> {
-    if !ready(&["dash"]) {
+    if !ready(&["sh"]) {
         return Ok(());
     }
     if installation().is_none() {
