@@ -5,6 +5,7 @@ mod subject;
 use bytes::Bytes;
 use pclive_engine::capture::vmas::read_vmas;
 use pclive_engine::memory::{FillError, Filler, Objects};
+use pclive_engine::model::layout::ObjectKind;
 use pclive_engine::model::{Batch, Extent, ExtentKind, Mapping, PAGE_SIZE, Target, Vma};
 use pclive_engine::remote::RemoteTask;
 use subject::{ARENA, PAGE, Subject};
@@ -31,23 +32,32 @@ fn map_descriptor(subject: &mut Subject, fd: u64, len: u64) {
 }
 
 #[test]
-fn memfd_is_refused() {
+fn memfd_is_an_object_by_its_name() {
     let mut subject = Subject::start();
     let name = subject.task.scratch().start;
     subject.task.write(name, b"jit code\0").unwrap();
     let fd = subject.must(libc::SYS_memfd_create, &[name.0, 0]);
     subject.must(libc::SYS_ftruncate, &[fd, PAGE]);
     map_descriptor(&mut subject, fd, PAGE);
-    assert_eq!(refusal(&subject), "a memfd (jit code)");
+    let mut objects = Objects::new();
+    let read = read_vmas(subject.pid(), &mut objects, &[], true).unwrap();
+    let vma = read.vmas.into_iter().find(|vma| vma.start == ARENA).unwrap();
+    assert_eq!(vma.mapping, Mapping::SharedObject { object: 0, offset: 0, may_write: true });
+    let kind = objects.layouts().remove(0).kind;
+    assert!(
+        matches!(&kind, ObjectKind::Memfd { name, seals: libc::F_SEAL_SEAL, .. } if name == b"jit code"),
+        "{kind:?}"
+    );
 }
 
 #[test]
-fn sysv_shared_memory_is_refused() {
+fn system_v_segment_of_another_ipc_namespace_is_refused() {
     let mut subject = Subject::start();
     let id = subject.must(libc::SYS_shmget, &[0, PAGE, 0o600]);
     subject.must(libc::SYS_shmat, &[id, ARENA, 0]);
     subject.must(libc::SYS_shmctl, &[id, libc::IPC_RMID as u64, 0]);
-    assert_eq!(refusal(&subject), "shared memory of SysV IPC");
+    let expected = "shared memory of SysV IPC of another container, or of the host";
+    assert_eq!(refusal(&subject), expected);
 }
 
 #[test]

@@ -50,7 +50,7 @@ fn family(path: Option<&[u8]>) -> Family {
 }
 
 impl Family {
-    fn layouts(&self) -> Vec<ObjectLayout> {
+    fn layouts(&mut self) -> Vec<ObjectLayout> {
         self.objects.layouts()
     }
 

@@ -235,3 +235,78 @@ fn names(directory: &OwnedFd) -> nix::Result<Vec<Vec<u8>>> {
 fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// A shell in a mount namespace of its own, once it has run a script there.
+    struct Shell(Child);
+
+    impl Shell {
+        fn run(script: &str) -> Self {
+            let script = format!("mount -t tmpfs memory /mnt && {script} && echo ready && read x");
+            let mut command = Command::new("unshare");
+            command.args(["--mount", "--propagation", "private", "sh", "-c", &script]);
+            let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+            let mut line = String::new();
+            BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+            assert_eq!(line, "ready\n");
+            Self(child)
+        }
+
+        fn read(&self) -> (Vec<MemoryTree>, Vec<Refused>, Objects) {
+            let init = Pid(self.0.id().cast_signed());
+            let mut objects = Objects::new();
+            let mounts = find(init, &mut objects).unwrap();
+            let root = ContainerRoot::open(init).unwrap();
+            let (trees, refused) = read(&root, &mounts, &mut objects).unwrap();
+            (trees, refused, objects)
+        }
+    }
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn everything_in_a_tmpfs_is_a_node_and_links_are_one_object() {
+        let shell =
+            Shell::run("cd /mnt && mkdir deep && echo data >deep/file && ln deep/file same && ln -s x link");
+        let (trees, refused, mut objects) = shell.read();
+        assert_eq!(refused, []);
+        let [tree] = &trees[..] else { panic!("{trees:?}") };
+        assert_eq!(tree.point, b"/mnt");
+        let kind =
+            |path: &[u8]| tree.nodes.iter().find(|node| node.path == path).map(|node| node.kind.clone());
+        assert_eq!(kind(b""), Some(NodeKind::Directory));
+        assert_eq!(kind(b"deep"), Some(NodeKind::Directory));
+        assert_eq!(kind(b"link"), Some(NodeKind::Link(b"x".to_vec())));
+        assert!(matches!(kind(b"same"), Some(NodeKind::File { .. })));
+        assert_eq!(kind(b"same"), kind(b"deep/file"));
+        let layouts = objects.layouts();
+        assert_eq!((layouts.len(), layouts[0].size), (1, 5));
+    }
+
+    #[test]
+    fn read_only_mounts_and_mounts_within_a_tmpfs_are_left_alone() {
+        let shell = Shell::run("mkdir /mnt/in && mount -t tmpfs -o ro other /mnt/in && echo x >/mnt/file");
+        let (trees, _, _) = shell.read();
+        let paths: Vec<&[u8]> =
+            trees.iter().flat_map(|tree| &tree.nodes).map(|node| &node.path[..]).collect();
+        assert_eq!(paths, [&b""[..], b"file"]);
+    }
+
+    #[test]
+    fn tmpfs_with_too_many_entries_is_refused() {
+        let shell = Shell::run("cd /mnt && seq 10001 | xargs touch");
+        let (_, refused, _) = shell.read();
+        assert!(refused.iter().any(|refused| refused.what.contains("more than 10000")), "{refused:?}");
+    }
+}

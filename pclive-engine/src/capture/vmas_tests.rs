@@ -22,13 +22,19 @@ fn obstacle(name: &str, permissions: &str) -> String {
 
 #[test]
 fn mappings_that_cannot_be_carried_are_named() {
-    assert_eq!(obstacle("/SYSV0000002a (deleted)", "rw-s"), "shared memory of SysV IPC");
-    assert_eq!(obstacle("/memfd:jit (deleted)", "rw-s"), "a memfd (jit)");
     assert_eq!(obstacle("/[aio] (deleted)", "rw-s"), "an asynchronous I/O ring (io_setup)");
     assert_eq!(obstacle("/anon_hugepage (deleted)", "rw-p"), "huge pages of hugetlbfs");
     assert_eq!(obstacle("anon_inode:[io_uring]", "rw-s"), "an io_uring");
     assert_eq!(obstacle("anon_inode:[perf_event]", "rw-s"), "a special mapping (anon_inode:[perf_event])");
     assert_eq!(obstacle("[uprobes]", "--xp"), "a special mapping ([uprobes])");
+}
+
+#[test]
+fn memory_without_a_path_is_told_by_its_name() {
+    assert_eq!(kind_of(&entry("/SYSV0000002a (deleted)", "rw-s")), MappingKind::Segment);
+    let memfd = |name: &[u8]| MappingKind::Memfd(name.to_vec());
+    assert_eq!(kind_of(&entry("/memfd:jit (deleted)", "rw-s")), memfd(b"jit"));
+    assert_eq!(kind_of(&entry("/memfd:jit (deleted)", "r-xp")), memfd(b"jit"));
 }
 
 #[test]

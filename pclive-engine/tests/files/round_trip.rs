@@ -52,6 +52,7 @@ fn normal(files: &Files) -> (Vec<OpenFile>, Vec<(Vpid, Vec<Descriptor>)>) {
                 }
             }
             FileKind::Path { .. }
+            | FileKind::Memory { .. }
             | FileKind::Stdio(_)
             | FileKind::Event { .. }
             | FileKind::Signal { .. }

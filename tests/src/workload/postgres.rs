@@ -18,6 +18,8 @@ use crate::wait::until;
 const PORT: u16 = 5432;
 /// Version 3.0 of the protocol.
 const VERSION: u32 = 3 << 16;
+/// Tables that fill the buffers: a table larger than a quarter of them would be read past them.
+const FILLERS: u64 = 4;
 /// Most bytes of a message that is read.
 const MOST_BYTES: usize = 1 << 20;
 /// Where Debian has the servers, each version in a directory.
@@ -68,19 +70,25 @@ impl<'a> Postgres<'a> {
         thread.join().map_err(|_| anyhow::anyhow!("a PostgreSQL client panicked"))?
     }
 
-    /// Makes the tables and fills the buffers with about this many MiB; a digest of what is in them.
+    /// Makes the tables, some of which hold about this many MiB together; a digest of what is in these.
     pub fn populate(&self, mib: u64) -> Result<Vec<String>> {
         self.ask("CREATE TABLE sequence (client int, number bigint, PRIMARY KEY (client, number))")?;
-        self.ask(&format!(
-            "CREATE TABLE filler AS SELECT n, repeat(md5(n::text), 32) AS text FROM generate_series(1, {}) n",
-            mib * 1000
-        ))?;
+        for table in 0..FILLERS {
+            let rows = mib * 1000 / FILLERS;
+            self.ask(&format!(
+                "CREATE TABLE filler{table} AS \
+                 SELECT n, repeat(md5(n::text), 32) AS text FROM generate_series(1, {rows}) n"
+            ))?;
+        }
         self.digest()
     }
 
-    /// A digest of the table that nobody writes; the whole of it is read into the buffers.
+    /// A digest of the tables that nobody writes; they are read into the buffers.
     pub fn digest(&self) -> Result<Vec<String>> {
-        self.ask("SELECT count(*), sum(hashtext(text)::bigint) FROM filler")
+        let of = |table: u64| {
+            self.ask(&format!("SELECT count(*), sum(hashtext(text)::bigint) FROM filler{table}"))
+        };
+        Ok((0..FILLERS).map(of).collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// Clients that insert increasing numbers and read them back, each on one connection.

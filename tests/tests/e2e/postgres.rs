@@ -9,7 +9,7 @@ use pclive_tests::workload::postgres::{Postgres, bundle, installation};
 use crate::{migrate, ready};
 
 /// What the buffers hold.
-const MIB: u64 = 128;
+const MIB: u64 = 192;
 const CLIENTS: usize = 4;
 /// Answers that show that the clients go on.
 const MORE: u64 = 500;
