@@ -173,7 +173,7 @@ fn every_blocker_is_listed_and_refused_before_the_freeze() -> Result<()> {
     pclive_tests::workload::verifier::Verifier::new(&lab.client, container.v4).ask("PING")?;
     let (blockers, exit) = lab.a.check(&container.name)?;
     ensure!(exit == Some(FAILED), "exit {exit:?} with {blockers:?}");
-    for expected in ["io_uring", "inotify"] {
+    for expected in ["io_uring", "inotify", "semaphores"] {
         let of_it = blockers.iter().find(|blocker| blocker.what.to_lowercase().contains(expected));
         let blocker = of_it.ok_or_else(|| anyhow::anyhow!("{expected} is not listed: {blockers:?}"))?;
         ensure!(blocker.hint.as_ref().is_some_and(|hint| !hint.is_empty()), "no hint: {blocker:?}");

@@ -231,6 +231,12 @@ pub(crate) fn inotify() -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Makes a System V semaphore that stays until its IPC namespace goes.
+pub(crate) fn semaphore() -> Result<c_int> {
+    // SAFETY: semget takes numbers only.
+    done(unsafe { libc::semget(libc::IPC_PRIVATE, 1, 0o600) })
+}
+
 /// An io_uring of four entries.
 pub(crate) fn io_uring() -> Result<OwnedFd> {
     // The kernel's `struct io_uring_params` is 120 bytes; all zero asks for nothing special.
