@@ -20,6 +20,7 @@ mod payload;
 mod pending;
 mod pieces;
 mod reader;
+mod shared;
 mod tracker;
 
 pub use error::MemoryError;

@@ -13,21 +13,14 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-
-use super::digest::Digests;
-use super::error::{MemoryError, errno};
-use super::payload::{MAX_EXTENTS, Payload};
-use super::ranges::RangeSet;
-use super::space::{BatchSink, SpaceStats, count};
+use super::error::MemoryError;
+use super::shared::Object;
+use super::space::{BatchSink, SpaceStats};
 use crate::model::layout::{ObjectKind, ObjectLayout};
-use crate::model::tree::{Ownership, Segment};
-use crate::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Pid, Target, Vpid};
-use crate::sys::{fcntl, process_vm};
+use crate::model::tree::Segment;
+use crate::model::{Pid, Vpid};
+use crate::sys::fcntl;
 
 /// What tells one object from another while it is open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -72,29 +65,6 @@ pub struct Objects {
     pub(crate) segments: HashMap<i32, Segment>,
     /// The container has an IPC namespace of its own, so that every segment that it has is one of these.
     pub(crate) lists_segments: bool,
-}
-
-#[derive(Debug)]
-struct Object {
-    file: File,
-    kind: ObjectKind,
-    /// Seen in this round.
-    seen: bool,
-    /// It is there also when nobody maps it: a directory, a descriptor or the IPC namespace has it.
-    held: bool,
-    /// The size that the last layout has told, bytes; `None` before there was one.
-    told: Option<u64>,
-    /// Pages that hold data, as of this round; `None` until asked for.
-    data: Option<RangeSet>,
-    /// Offsets that mappings show, this round.
-    mapped: RangeSet,
-    /// Written, as far as address spaces can tell, and not yet sent.
-    dirty: RangeSet,
-    /// Somebody may have written unseen.
-    suspect: bool,
-    /// Size and modification time when the contents were last taken to be known.
-    stamp: Option<(u64, i64, i64)>,
-    sent: Digests,
 }
 
 impl Default for Objects {
@@ -270,241 +240,8 @@ impl Objects {
     }
 }
 
-impl Object {
-    fn new(file: File, kind: ObjectKind) -> Self {
-        Self {
-            file,
-            kind,
-            seen: true,
-            held: false,
-            told: None,
-            data: None,
-            mapped: RangeSet::new(),
-            dirty: RangeSet::new(),
-            suspect: false,
-            stamp: None,
-            sent: Digests::default(),
-        }
-    }
-
-    fn size(&self) -> u64 {
-        self.file.metadata().map_or(0, |metadata| metadata.len())
-    }
-
-    /// True for a file that only descriptors and mappings lead to.
-    fn is_nameless(&self) -> bool {
-        match &self.kind {
-            ObjectKind::Unlinked { .. } | ObjectKind::Memfd { .. } => true,
-            ObjectKind::Anonymous | ObjectKind::File(_) | ObjectKind::TreeFile | ObjectKind::Segment(_) => {
-                false
-            }
-        }
-    }
-
-    /// Takes over what fchmod(2), fchown(2) and seals have changed.
-    fn refresh(&mut self) {
-        let now = self.file.metadata().ok().map(|metadata| ownership(&metadata));
-        match &mut self.kind {
-            ObjectKind::Memfd { owner, seals, .. } => {
-                *owner = now.unwrap_or(*owner);
-                *seals = fcntl::seals(&self.file).unwrap_or(*seals);
-            }
-            ObjectKind::Unlinked { owner, .. } => *owner = now.unwrap_or(*owner),
-            ObjectKind::Anonymous | ObjectKind::File(_) | ObjectKind::TreeFile | ObjectKind::Segment(_) => {}
-        }
-    }
-
-    fn data(&mut self, pid: Pid) -> Result<&RangeSet, MemoryError> {
-        let data = match self.data.take() {
-            Some(data) => data,
-            None => data_ranges(&self.file, self.size()).map_err(|error| self.unreadable(pid, &error))?,
-        };
-        Ok(self.data.insert(data))
-    }
-
-    fn unreadable(&self, pid: Pid, error: &std::io::Error) -> MemoryError {
-        MemoryError::Proc { pid, name: format!("shared memory ({:?})", self.kind), source: errno(error) }
-    }
-
-    /// True if the contents may have been changed other than through a mapping: by write(2) or, in anonymous memory
-    /// too, by a hole (whose pages a later read fills with zeros, unseen by any tracker). Asked before they are read.
-    fn touched(&mut self) -> bool {
-        let stamp = self.file.metadata().ok().map(|m| (m.len(), m.mtime(), m.mtime_nsec()));
-        let touched = stamp.is_none() || stamp != self.stamp;
-        // A change in the same tick of the clock as the last one would leave the same time behind.
-        self.stamp = stamp.filter(|(_, seconds, nanoseconds)| is_past(*seconds, *nanoseconds));
-        touched
-    }
-
-    fn round(
-        &mut self,
-        id: u64,
-        batch_bytes: usize,
-        stats: &mut SpaceStats,
-        out: &mut BatchSink<'_>,
-    ) -> Result<(), MemoryError> {
-        let begun = Instant::now();
-        let nobody = Pid(std::process::id().cast_signed());
-        self.suspect |= self.touched();
-        let mut data = self.data(nobody)?.clone();
-        if self.kind.is_stored() {
-            data = data.intersection(&self.mapped);
-        } else if let Some(told) = self.told {
-            // The destination has cut its own, and what has grown since the layout is not announced yet.
-            let end = told.next_multiple_of(PAGE_SIZE);
-            data.remove(end, u64::MAX);
-            self.sent.forget(end, u64::MAX / PAGE_SIZE * PAGE_SIZE);
-        }
-        let sent = self.sent.pages();
-        self.dirty = self.dirty.union(&data.difference(&sent)).intersection(&data);
-        if self.suspect {
-            let changed = self.changed(&data.difference(&self.dirty), batch_bytes)?;
-            self.dirty = self.dirty.union(&changed);
-            self.suspect = false;
-        }
-        stats.scan += begun.elapsed();
-        let begun = Instant::now();
-        self.tell_holes(id, &sent.difference(&data), stats, out)?;
-        self.send(id, batch_bytes, stats, out)?;
-        stats.read += begun.elapsed();
-        Ok(())
-    }
-
-    /// Which of `pages` differ from what was sent.
-    fn changed(&self, pages: &RangeSet, batch_bytes: usize) -> Result<RangeSet, MemoryError> {
-        let mut changed = RangeSet::new();
-        let mut buffer = bytes::BytesMut::with_capacity(batch_bytes.max(PAGE_SIZE as usize));
-        for (start, end) in pages.iter() {
-            let mut at = start;
-            while at < end {
-                buffer.clear();
-                let next = self.read(at, end, &mut buffer)?;
-                self.sent.compare(at, &buffer, &mut changed);
-                at = next;
-            }
-        }
-        Ok(changed)
-    }
-
-    /// Reads whole pages from `start` towards `end`, as many as fit; what is behind the end of a file is zero.
-    fn read(&self, start: u64, end: u64, buffer: &mut bytes::BytesMut) -> Result<u64, MemoryError> {
-        let room = (buffer.capacity() - buffer.len()) as u64 / PAGE_SIZE * PAGE_SIZE;
-        let len = room.min(end - start);
-        let past = buffer.len() + usize::try_from(len).unwrap_or(0);
-        while buffer.len() < past {
-            let done = (buffer.len() + usize::try_from(len).unwrap_or(0) - past) as u64;
-            let read = process_vm::pread_append(self.file.as_fd(), start + done, past - buffer.len(), buffer)
-                .map_err(|source| MemoryError::Object {
-                    kind: self.kind.clone(),
-                    offset: start + done,
-                    source,
-                })?;
-            if read == 0 {
-                buffer.resize(past, 0);
-            }
-        }
-        Ok(start + len)
-    }
-
-    fn tell_holes(
-        &mut self,
-        id: u64,
-        holes: &RangeSet,
-        stats: &mut SpaceStats,
-        out: &mut BatchSink<'_>,
-    ) -> Result<(), MemoryError> {
-        let extent =
-            |(start, end)| Extent { start, pages: (end - start) / PAGE_SIZE, kind: ExtentKind::Hole };
-        let extents: Vec<Extent> = holes.iter().map(extent).collect();
-        for part in extents.chunks(MAX_EXTENTS) {
-            out(Batch { target: Target::Object(id), extents: part.to_vec(), payload: Bytes::new() })?;
-        }
-        holes.iter().for_each(|(start, end)| self.sent.forget(start, end));
-        stats.hole_pages += holes.pages();
-        Ok(())
-    }
-
-    fn send(
-        &mut self,
-        id: u64,
-        batch_bytes: usize,
-        stats: &mut SpaceStats,
-        out: &mut BatchSink<'_>,
-    ) -> Result<(), MemoryError> {
-        let pages = self.dirty.clone();
-        let mut at = 0;
-        while pages.within(at, u64::MAX).next().is_some() {
-            let mut payload = Payload::new(Target::Object(id), batch_bytes);
-            let mut position = at;
-            for (start, end) in pages.within(at, u64::MAX) {
-                let end = end.min(start + payload.room() as u64);
-                if start >= end {
-                    break;
-                }
-                self.read_into(start, end, &mut payload)?;
-                position = end;
-            }
-            if let Some(batch) = payload.finish() {
-                let (data, zero) = count(&batch);
-                out(batch)?;
-                stats.data_pages += data;
-                stats.zero_pages += zero;
-            }
-            self.dirty.remove(at, position);
-            at = position;
-        }
-        Ok(())
-    }
-
-    fn read_into(&mut self, start: u64, end: u64, payload: &mut Payload) -> Result<(), MemoryError> {
-        let mut at = start;
-        while at < end {
-            let from = payload.buffer().len();
-            let next = self.read(at, end, payload.buffer())?;
-            let bytes = payload.buffer().get(from..).unwrap_or_default();
-            self.sent.remember(at, bytes);
-            at = next;
-        }
-        payload.took(start, end);
-        Ok(())
-    }
-}
-
-/// Owner and permissions of a file.
-pub(crate) fn ownership(metadata: &std::fs::Metadata) -> Ownership {
-    Ownership { mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() }
-}
-
-/// True if a time of the file system is so long ago that its clock has moved on.
-fn is_past(seconds: i64, nanoseconds: i64) -> bool {
-    const TICK: Duration = Duration::from_millis(50);
-    let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
-    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since);
-    age.is_ok_and(|age| age > TICK)
-}
-
 /// The id of the last process or thread that was born, from `/proc/loadavg`.
 fn newest_id() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/loadavg").ok()?;
     text.split_ascii_whitespace().nth(4)?.parse().ok()
-}
-
-/// The page-aligned parts of a file that hold data.
-fn data_ranges(file: &File, size: u64) -> std::io::Result<RangeSet> {
-    use nix::errno::Errno;
-    use nix::unistd::{Whence, lseek64};
-    let seek = |at: u64, whence| match lseek64(file.as_fd(), at.cast_signed(), whence) {
-        Ok(found) => Ok(Some(found.cast_unsigned())),
-        Err(Errno::ENXIO) => Ok(None),
-        Err(error) => Err(std::io::Error::from(error)),
-    };
-    let mut ranges = RangeSet::new();
-    let mut at = 0;
-    while at < size {
-        let Some(start) = seek(at, Whence::SeekData)? else { break };
-        let end = seek(start, Whence::SeekHole)?.unwrap_or(size).max(start + 1);
-        ranges.insert(start / PAGE_SIZE * PAGE_SIZE, end.next_multiple_of(PAGE_SIZE));
-        at = end;
-    }
-    Ok(ranges)
 }

@@ -5,32 +5,29 @@
 //! agent (`trees`, `segments`, memfd_create(2)).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::ffi::{CString, OsStr};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, Uid, fchown};
 
 use super::RestoreError;
 use super::channel::{FdChannel, need};
+use super::objects;
 use super::restorer::Restorer;
 use super::segments;
 use super::skeleton::Skeleton;
 use super::trees::{self, Trees};
-use crate::memory::errno;
 use crate::memory::fill::{Discards, Filler};
 use crate::memory::layout_diff::{LayoutOp, plan};
 use crate::memory::object_store::ObjectStore;
 use crate::model::layout::{Layout, MappedFile, ObjectKind, ObjectLayout};
-use crate::model::tree::{Ownership, Segment};
-use crate::model::{Batch, Mapping, PAGE_SIZE, Pid, Protection, Target, Vma, VmaFlags, Vpid};
+use crate::model::tree::Segment;
+use crate::model::{Batch, Mapping, Pid, Protection, Target, Vma, VmaFlags, Vpid};
 use crate::remote::{Call, RemoteTask, Slot};
-use crate::sys::{fcntl, memfd, openat2};
+use crate::sys::openat2;
 
 /// What the agent opens for a mapping: a file (writable or not), or a shared memory object.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +85,8 @@ impl Mappings {
     fn drop_objects(&mut self, layout: &Layout) -> Result<(), RestoreError> {
         let there: HashSet<u64> = layout.objects.iter().map(|object| object.id).collect();
         let dropped = self.objects.retain(|id| there.contains(&id));
-        let segments: Vec<i32> = dropped.iter().filter_map(segment_of).map(|segment| segment.id).collect();
+        let segments: Vec<i32> =
+            dropped.iter().filter_map(objects::segment_of).map(|segment| segment.id).collect();
         Ok(segments::remove(self.init, &segments)?)
     }
 
@@ -100,26 +98,7 @@ impl Mappings {
     /// Owners, seals and times of files in memory, once nothing is written to them any more and every descriptor is in
     /// its place.
     pub(super) fn finish(&mut self, layout: &Layout) -> Result<(), RestoreError> {
-        for object in &layout.objects {
-            let Some(file) = self.objects.file(object.id) else { continue };
-            let failed = |verb| move |source| RestoreError::Object { verb, id: object.id, source };
-            match &object.kind {
-                ObjectKind::Memfd { owner, seals, .. } => {
-                    dress(file, *owner).map_err(failed("give away"))?;
-                    if *seals != 0 {
-                        fcntl::add_seals(file, *seals).map_err(failed("seal"))?;
-                    }
-                }
-                ObjectKind::Unlinked { owner, .. } => dress(file, *owner).map_err(failed("give away"))?,
-                ObjectKind::Anonymous
-                | ObjectKind::File(_)
-                | ObjectKind::TreeFile
-                | ObjectKind::Segment(_) => {}
-            }
-        }
-        let segments: Vec<Segment> =
-            layout.objects.iter().filter_map(|object| segment_of(&object.kind)).collect();
-        segments::finish(self.init, &segments)?;
+        objects::finish(&self.objects, layout, self.init)?;
         Ok(self.trees.finish(&self.root)?)
     }
 
@@ -250,26 +229,13 @@ impl Mappings {
         layout: &Layout,
         restorers: &mut [Restorer],
     ) -> Result<(), RestoreError> {
-        let failed = |verb| move |source| RestoreError::Object { verb, id: object.id, source };
         let file = match &object.kind {
             ObjectKind::File(path) => open_below(&self.root, path, true)?.into(),
-            ObjectKind::Anonymous => {
-                let maps_it = |vma: &Vma| vma.mapping.object() == Some(object.id);
-                let user = layout.processes.iter().find(|process| process.vmas.iter().any(maps_it));
-                let vpid =
-                    user.map(|process| process.vpid).ok_or(RestoreError::NoObject { id: object.id })?;
-                let restorer = restorers.iter_mut().find(|restorer| restorer.vpid == vpid);
-                bear_object(object, restorer.ok_or(RestoreError::NoProcess { vpid })?)?.into()
-            }
+            ObjectKind::Anonymous => objects::bear(object, layout, restorers)?,
             // Trees make their own files; this one has no node.
             ObjectKind::TreeFile => return Err(RestoreError::NoObject { id: object.id }),
             ObjectKind::Unlinked { point, .. } => trees::nameless(&self.root, point, object.size)?,
-            ObjectKind::Memfd { name, .. } => {
-                let name = CString::new(name.as_slice()).map_err(|_| Errno::EINVAL);
-                let file = name.and_then(|name| memfd::create_sealable(&name)).map_err(failed("make"))?;
-                file.set_len(object.size).map_err(|error| failed("resize")(errno(&error)))?;
-                file
-            }
+            ObjectKind::Memfd { name, .. } => objects::make_memfd(object, name)?,
             ObjectKind::Segment(segment) => segments::create(self.init, *segment, object.size)?,
         };
         self.objects.insert(object.id, file, object.kind.clone(), object.size);
@@ -279,7 +245,7 @@ impl Mappings {
     /// The segment that a mapping shows, and its size in bytes.
     fn segment(&self, vma: &Vma) -> Option<(Segment, u64)> {
         let (kind, size) = self.objects.about(vma.mapping.object()?)?;
-        Some((segment_of(kind)?, size))
+        Some((objects::segment_of(kind)?, size))
     }
 
     /// Attaches, somewhere, the segments of which only a part is to be mapped; where, by the start of the mapping.
@@ -301,38 +267,6 @@ impl Mappings {
         }
         Ok(attached)
     }
-}
-
-fn segment_of(kind: &ObjectKind) -> Option<Segment> {
-    match kind {
-        ObjectKind::Segment(segment) => Some(*segment),
-        ObjectKind::Anonymous
-        | ObjectKind::File(_)
-        | ObjectKind::TreeFile
-        | ObjectKind::Unlinked { .. }
-        | ObjectKind::Memfd { .. } => None,
-    }
-}
-
-/// Owner first: a new one takes permission bits away.
-fn dress(file: &File, owner: Ownership) -> nix::Result<()> {
-    fchown(file, Some(Uid::from_raw(owner.uid)), Some(Gid::from_raw(owner.gid)))?;
-    fchmod(file, Mode::from_bits_truncate(owner.mode))
-}
-
-/// Maps a fresh shared object in the restorer for the moment in which the agent opens it.
-fn bear_object(object: &ObjectLayout, restorer: &mut Restorer) -> Result<OwnedFd, RestoreError> {
-    let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
-    let size = object.size.next_multiple_of(PAGE_SIZE);
-    let map = Call::new(libc::SYS_mmap, &[0, size, protection, flags, u64::MAX, 0]);
-    let what = format!("make a shared memory object of {} bytes", object.size);
-    let start = need(restorer.vpid, restorer.leader.run(&[map])?[0], &what)?;
-    let link = format!("/proc/{}/map_files/{:x}-{:x}", restorer.leader.pid(), start, start + size);
-    let opened = File::options().read(true).write(true).open(&link);
-    let unmap = Call::new(libc::SYS_munmap, &[start, size]);
-    need(restorer.vpid, restorer.leader.run(&[unmap])?[0], "unmap a shared memory object")?;
-    opened.map(OwnedFd::from).map_err(|source| RestoreError::OpenMapped { path: link, source })
 }
 
 /// Drops pages: private anonymous memory reads as zeros again, a private file mapping shows its file.

@@ -14,6 +14,7 @@ pub mod files;
 mod limits;
 mod mappings;
 mod mm;
+mod objects;
 pub mod process;
 pub mod restart;
 mod restorer;
