@@ -50,6 +50,7 @@ const UFFDIO_REGISTER: u64 = 0xc020_aa00;
 const UFFDIO_WAKE: u64 = 0x8010_aa02;
 const UFFDIO_COPY: u64 = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: u64 = 0xc020_aa04;
+const UFFDIO_CONTINUE: u64 = 0xc020_aa07;
 const _: () = assert!(size_of::<Range>() == 0x10 && size_of::<Register>() == 0x20);
 const _: () = assert!(size_of::<Copy>() == 0x28 && size_of::<Zeropage>() == 0x20);
 
@@ -109,6 +110,15 @@ pub fn copy(fd: BorrowedFd<'_>, to: u64, bytes: &[u8]) -> (u64, Option<Error>) {
 /// `UFFDIO_ZEROPAGE`: puts a page of zeros where none is. Errors as for [`copy`].
 pub fn zero(fd: BorrowedFd<'_>, start: u64, len: u64) -> Result<(), Error> {
     ioctl(fd, UFFDIO_ZEROPAGE, &mut Zeropage { range: Range { start, len }, mode: 0, zeroed: 0 })
+}
+
+/// `UFFDIO_CONTINUE`, which private anonymous memory does not take: how it is refused tells whether the page at an
+/// address belongs to this userfaultfd. EINVAL: it does; ENOENT: it does not; EAGAIN: an event has to be read first, or
+/// its task has not gone on yet. Nothing is changed.
+pub fn belongs(fd: BorrowedFd<'_>, start: u64, len: u64) -> Error {
+    let range = Range { start, len };
+    let refused = ioctl(fd, UFFDIO_CONTINUE, &mut Zeropage { range, mode: 0, zeroed: 0 });
+    refused.err().unwrap_or(Errno::EINVAL)
 }
 
 /// `UFFDIO_WAKE`: who waits for a page of the range looks again.

@@ -1,6 +1,12 @@
 //! Which pages of a process are missing, while it maps, moves and drops its memory.
 //!
 //! A page is known by where it was at the source, its *origin*; where it belongs now is looked up. Pure.
+//!
+//! Threads change their memory at the same time, and the kernel tells these changes in another order than it made them:
+//! a thread that has moved or unmapped something may tell so only after another has moved something into the gap. What
+//! is found where something else arrives is therefore *departing*: the next event for that place is its own. What has
+//! arrived is *fresh*, and to unmap it is in doubt, until every change has been told ([`Missing::settle`]); until then
+//! the kernel takes no page ([`super::Placing::Later`]).
 
 use std::collections::BTreeMap;
 
@@ -68,13 +74,15 @@ struct Place {
     start: u64,
     end: u64,
     origin: u64,
+    /// It has arrived since every change was told.
+    fresh: bool,
 }
 
 impl Place {
     /// The part within `start..end`.
     fn part(&self, start: u64, end: u64) -> Option<Self> {
         let (from, to) = (self.start.max(start), self.end.min(end));
-        (from < to).then(|| Self { start: from, end: to, origin: self.origin + (from - self.start) })
+        (from < to).then(|| Self { start: from, end: to, origin: self.origin + (from - self.start), ..*self })
     }
 
     fn origin_end(&self) -> u64 {
@@ -89,13 +97,20 @@ pub struct Missing {
     places: Vec<Place>,
     /// Origins of the pages that are not in place.
     left: Pages,
+    /// What has left its place without having told so.
+    departing: Vec<Place>,
+    /// Ranges with fresh places that somebody has unmapped, or what was there before.
+    doubtful: Vec<(u64, u64)>,
+    /// Two changes of one place that could be in either order.
+    ambiguous: bool,
 }
 
 impl Missing {
     /// The pages of `runs` in the mappings `areas`, all of them where they were at the source.
     pub fn new(areas: &[(u64, u64)], runs: impl Iterator<Item = (u64, u64)>) -> Self {
-        let place = |(start, end): &(u64, u64)| Place { start: *start, end: *end, origin: *start };
-        let mut missing = Self { places: areas.iter().map(place).collect(), left: Pages::default() };
+        let place =
+            |(start, end): &(u64, u64)| Place { start: *start, end: *end, origin: *start, fresh: false };
+        let mut missing = Self { places: areas.iter().map(place).collect(), ..Self::default() };
         missing.places.sort_unstable_by_key(|place| place.start);
         for (start, end) in runs {
             (start..end).step_by(PAGE_SIZE as usize).for_each(|page| missing.left.insert(page));
@@ -164,19 +179,90 @@ impl Missing {
 
     /// The process has unmapped a range.
     pub fn unmapped(&mut self, start: u64, end: u64) {
+        let (gone, rest) = self.take_departing(start, end);
+        gone.iter().for_each(|place| self.left.remove(place.origin, place.origin_end()));
+        for (start, end) in rest {
+            if self.places.iter().any(|place| place.fresh && place.part(start, end).is_some()) {
+                self.doubtful.push((start, end));
+            } else {
+                self.forget(start, end);
+            }
+        }
+    }
+
+    fn forget(&mut self, start: u64, end: u64) {
         self.dropped(start, end);
         self.cut(start, end);
+    }
+
+    /// What departs from a range, which is taken out, and the parts of the range without.
+    fn take_departing(&mut self, start: u64, end: u64) -> (Vec<Place>, Vec<(u64, u64)>) {
+        if self.departing.is_empty() {
+            return (Vec::new(), vec![(start, end)]);
+        }
+        let mut gone: Vec<Place> = self.departing.iter().filter_map(|place| place.part(start, end)).collect();
+        let keep = |place: &Place| [place.part(0, start), place.part(end, u64::MAX)];
+        self.departing = self.departing.iter().flat_map(keep).flatten().collect();
+        gone.sort_unstable_by_key(|place| place.start);
+        let (mut rest, mut at) = (Vec::new(), start);
+        for place in &gone {
+            // Two of them in one place: which of them it is that has told cannot be known.
+            self.ambiguous |= place.start < at;
+            if at < place.start {
+                rest.push((at, place.start));
+            }
+            at = at.max(place.end);
+        }
+        if at < end {
+            rest.push((at, end));
+        }
+        (gone, rest)
+    }
+
+    /// True if something is departing, fresh or in doubt: [`Self::settle`] once every change was told.
+    pub fn is_unsettled(&self) -> bool {
+        !self.departing.is_empty() || !self.doubtful.is_empty() || self.places.iter().any(|place| place.fresh)
+    }
+
+    /// Every change was told. `is_ours` says whether the mapping at an address is one that lacks pages. False: what became
+    /// of a page cannot be known.
+    pub fn settle(&mut self, is_ours: impl Fn(u64) -> bool) -> bool {
+        for (start, end) in std::mem::take(&mut self.doubtful) {
+            let parts: Vec<Place> = self.places.iter().filter_map(|place| place.part(start, end)).collect();
+            for part in parts {
+                let gone = (part.start..part.end).step_by(PAGE_SIZE as usize).filter(|page| !is_ours(*page));
+                for page in gone.collect::<Vec<_>>() {
+                    self.forget(page, page + PAGE_SIZE);
+                }
+            }
+        }
+        let lost = self.departing.iter().any(|place| {
+            (place.origin..place.origin_end())
+                .step_by(PAGE_SIZE as usize)
+                .any(|page| self.left.contains(page))
+        });
+        self.departing.clear();
+        self.places.iter_mut().for_each(|place| place.fresh = false);
+        !self.ambiguous && !lost
     }
 
     /// The process has moved its mappings.
     pub fn moved(&mut self, from: u64, to: u64, len: u64) {
         let (end, past) = (from.saturating_add(len), to.saturating_add(len));
-        let moving: Vec<Place> = self.places.iter().filter_map(|place| place.part(from, end)).collect();
-        self.cut(from, end);
-        self.unmapped(to, past);
+        let (mut moving, rest) = self.take_departing(from, end);
+        for (start, end) in rest {
+            // Has it arrived here just now and moves on, or is it told late by what was here before and knew nothing of
+            // its pages? The latter moves nothing that is known.
+            moving.extend(self.places.iter().filter_map(|place| place.part(start, end)));
+            self.cut(start, end);
+        }
+        // A mapping that is moved over another unmaps that first, and tells so: what is here has left.
+        let leaving: Vec<Place> = self.places.iter().filter_map(|place| place.part(to, past)).collect();
+        self.departing.extend(leaving);
+        self.cut(to, past);
         let moved = moving.into_iter().map(|place| {
             let start = to + (place.start - from);
-            Place { start, end: start + (place.end - place.start), origin: place.origin }
+            Place { start, end: start + (place.end - place.start), origin: place.origin, fresh: true }
         });
         self.places.extend(moved);
         self.places.sort_unstable_by_key(|place| place.start);
@@ -234,6 +320,36 @@ mod tests {
         assert_eq!(missing.belongs(0, 8 * P), [(0, 3 * P, P), (100 * P, 2 * P, P)]);
     }
 
+    #[test]
+    fn what_is_told_late_is_told_of_what_was_there_before() {
+        // In truth: 0..4 moves to 100, then 50..54 moves to 0; or 0..4 is unmapped, then 50..54 moves there.
+        for unmapped in [true, false] {
+            let mut missing = of(&[(0, 4), (50, 54)], &[(0, 4), (50, 54)]);
+            missing.moved(50 * P, 0, 4 * P);
+            if unmapped {
+                missing.unmapped(0, 4 * P);
+            } else {
+                missing.moved(0, 100 * P, 4 * P);
+            }
+            assert!(missing.settle(|_| true));
+            assert_eq!(missing.origin_at(0), Some(50 * P));
+            assert_eq!(missing.origin_at(100 * P), (!unmapped).then_some(0));
+        }
+    }
+
+    #[test]
+    fn what_arrived_and_was_unmapped_is_looked_at_once_all_is_told() {
+        for ours in [true, false] {
+            let mut missing = of(&[(50, 54)], &[(50, 54)]);
+            missing.moved(50 * P, 0, 4 * P);
+            missing.unmapped(0, 4 * P);
+            assert!(missing.is_unsettled());
+            assert!(missing.settle(|_| ours));
+            assert_eq!(missing.pages(), if ours { 4 } else { 0 });
+            assert!(!missing.is_unsettled());
+        }
+    }
+
     #[derive(Debug, Clone)]
     enum Step {
         Placed(u64, u64),
@@ -283,6 +399,10 @@ mod tests {
                         naive.extend(moving.into_iter().map(|(page, origin)| (page - from + to, origin)));
                     }
                 }
+                // The kernel tells what a move unmaps; the naive map has it unmapped.
+                missing.departing.iter().for_each(|place| missing.left.remove(place.origin, place.origin_end()));
+                missing.departing.clear();
+                prop_assert!(missing.settle(|page| naive.contains_key(&(page / P))));
                 prop_assert_eq!(missing.pages(), naive.len() as u64);
                 for page in 0..90 {
                     let expected = naive.get(&page).map(|origin| origin * P);

@@ -19,6 +19,14 @@ pub enum SpaceError {
         /// Why.
         source: nix::Error,
     },
+    /// Changes that the kernel told in an order in which they cannot have been.
+    #[error(
+        "cannot tell where the missing pages of process {vpid} belong: its threads have moved them at once"
+    )]
+    Ambiguous {
+        /// The process whose memory it was at the source.
+        vpid: Vpid,
+    },
     /// A page.
     #[error("cannot put a page of process {vpid} at {start:x}")]
     Place {
@@ -95,10 +103,11 @@ impl Space {
     pub fn hear(&mut self) -> Result<News, SpaceError> {
         match kernel::read(self.uffd.as_fd()) {
             Ok(told) => self.understand(told),
-            Err(Errno::EAGAIN | Errno::EINTR) => self.put_zeros().map(|gone| match gone {
-                true => News::Gone,
-                false => News::Nothing,
-            }),
+            Err(Errno::EAGAIN | Errno::EINTR) => {
+                self.settle()?;
+                let gone = self.put_zeros()?;
+                Ok(if gone { News::Gone } else { News::Nothing })
+            }
             Err(source) => Err(SpaceError::Hear { vpid: self.vpid, source }),
         }
     }
@@ -131,6 +140,19 @@ impl Space {
         Ok(News::Settled)
     }
 
+    /// Once every change was told and every task that made one has gone on, what was in doubt is looked at.
+    fn settle(&mut self) -> Result<(), SpaceError> {
+        let probe = |page| kernel::belongs(self.uffd.as_fd(), page, PAGE_SIZE);
+        // An address that is nobody's: only whether something has to be told first is asked.
+        if !self.missing.is_unsettled() || probe(0) == Errno::EAGAIN {
+            return Ok(());
+        }
+        if self.missing.settle(|page| probe(page) != Errno::ENOENT) {
+            return Ok(());
+        }
+        Err(SpaceError::Ambiguous { vpid: self.vpid })
+    }
+
     fn child(&self, uffd: OwnedFd) -> Self {
         Self { vpid: self.vpid, uffd, missing: self.missing.clone(), zeros: Vec::new() }
     }
@@ -160,7 +182,7 @@ impl Space {
 
     /// True if threads wait for memory that could not be given to them yet: [`Self::hear`] tries again.
     pub fn owes(&self) -> bool {
-        !self.zeros.is_empty()
+        !self.zeros.is_empty() || self.missing.is_unsettled()
     }
 
     /// Puts pages in place where they are missing; `bytes` are those from `origin` on.
