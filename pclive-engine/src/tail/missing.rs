@@ -190,6 +190,15 @@ impl Missing {
         }
     }
 
+    /// What a child lacks. What has left its place without having told so tells it to the parent alone.
+    pub fn of_child(&self) -> Self {
+        let mut child = self.clone();
+        for place in std::mem::take(&mut child.departing) {
+            child.left.remove(place.origin, place.origin_end());
+        }
+        child
+    }
+
     fn forget(&mut self, start: u64, end: u64) {
         self.dropped(start, end);
         self.cut(start, end);
@@ -335,6 +344,15 @@ mod tests {
             assert_eq!(missing.origin_at(0), Some(50 * P));
             assert_eq!(missing.origin_at(100 * P), (!unmapped).then_some(0));
         }
+    }
+
+    #[test]
+    fn child_does_not_wait_for_what_its_parent_is_told() {
+        let mut missing = of(&[(0, 4), (50, 54)], &[(0, 4), (50, 54)]);
+        missing.moved(50 * P, 0, 4 * P);
+        let mut child = missing.of_child();
+        assert!(child.settle(|_| true));
+        assert_eq!((child.pages(), missing.pages()), (4, 8));
     }
 
     #[test]

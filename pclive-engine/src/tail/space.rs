@@ -154,7 +154,7 @@ impl Space {
     }
 
     fn child(&self, uffd: OwnedFd) -> Self {
-        Self { vpid: self.vpid, uffd, missing: self.missing.clone(), zeros: Vec::new() }
+        Self { vpid: self.vpid, uffd, missing: self.missing.of_child(), zeros: Vec::new() }
     }
 
     /// Threads that wait for a page which is not what it was look again: faults are told before older events.
