@@ -91,6 +91,7 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         Policy::StopAnyway | Policy::Throttle | Policy::Cancel => String::new(),
     };
     let begun = Begun { request_id: request.request_id, strategy, tail_token: tail_token.clone() };
+    warn_of_experiment(&limits, &entry);
     let log = match begin_journal(agent, &entry, begun, &located, &destination).await {
         Ok(log) => log,
         Err(error) => {
@@ -279,6 +280,15 @@ pub(crate) fn receive(
 }
 
 /// A migration whose link is plain text says so, at both ends.
+/// Whoever asks for it is told what it is.
+fn warn_of_experiment(limits: &Limits, entry: &Entry) {
+    if limits.policy == Policy::PostCopy {
+        entry.warn(
+            "policy post-copy is experimental: docs/RECOVERY.md says what can be lost while pages follow",
+        );
+    }
+}
+
 fn warn_of_plain_text(agent: &Agent, entry: &Entry) {
     if agent.config.peer.insecure {
         entry.warn(

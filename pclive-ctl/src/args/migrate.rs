@@ -110,7 +110,7 @@ pub(crate) enum Policy {
     Throttle,
     /// Give the migration up; the container runs on
     Cancel,
-    /// Stop the container for its small state only; its last pages come while it runs at the destination
+    /// Experimental: stop the container for its small state only; its last pages come while it runs at the destination
     PostCopy,
 }
 
