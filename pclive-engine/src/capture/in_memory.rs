@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use nix::sys::stat::{major, minor};
 
@@ -79,6 +79,16 @@ impl InMemory {
     }
 }
 
+/// A program that the destination could not execute yet when it has to: its file comes with the round.
+pub(super) fn program(process: &TreeProcess, objects: &Objects) -> Option<Blocker> {
+    let about = std::fs::metadata(format!("/proc/{}/exe", process.pid)).ok()?;
+    let number = |part: u64| u32::try_from(part).unwrap_or(u32::MAX);
+    let device = (number(major(about.dev())), number(minor(about.dev())));
+    let what = "a program that was started from a file system in memory".into();
+    let hint = "start it from the image or a volume that both hosts have";
+    objects.memory.contains_key(&device).then(|| blocker(process, Place::Process, what, hint))
+}
+
 fn of_mount(process: &TreeProcess, refused: Refused) -> Blocker {
     blocker(process, Place::Mount(refused.point), refused.what, refused.hint)
 }
@@ -111,10 +121,15 @@ pub(super) fn hold_descriptors(
                 (None, None) => continue,
             };
             let open = || {
-                File::open(&path).map_err(|error| MemoryError::Proc {
-                    pid,
-                    name: "fd".into(),
-                    source: crate::memory::errno(&error),
+                let opened = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&path);
+                let same = opened.and_then(|file| match file.metadata()?.ino() == about.ino() {
+                    true => Ok(file),
+                    // The number has another file by now.
+                    false => Err(std::io::Error::from(std::io::ErrorKind::NotFound)),
+                });
+                same.map_err(|error| match error.kind() {
+                    std::io::ErrorKind::NotFound => MemoryError::AddressSpaceGone { pid },
+                    _ => MemoryError::Proc { pid, name: "fd".into(), source: crate::memory::errno(&error) },
                 })
             };
             match objects.identify(ObjectKey::File(device, about.ino()), kind, open) {

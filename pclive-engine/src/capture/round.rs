@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 
 use super::CaptureError;
 use super::check;
-use super::in_memory::InMemory;
+use super::in_memory::{self, InMemory};
 use super::sink::{RoundStats, Sink};
 use super::source::Source;
 use super::tree::TreeProcess;
@@ -56,6 +56,8 @@ impl Shape {
     pub(super) fn finish(&mut self, objects: &mut Objects) {
         let vmas = self.layout.processes.iter().flat_map(|process| &process.vmas);
         objects.keep(&vmas.filter_map(|vma| vma.mapping.object()).collect());
+        let nodes = self.layout.trees.iter().flat_map(|tree| &tree.nodes);
+        objects.unlink_others(&nodes.filter_map(|node| node.kind.object()).collect());
         self.layout.objects = objects.layouts();
     }
 
@@ -123,6 +125,8 @@ pub(super) fn hold(
     let Some(init) = tree.first() else { return Ok(()) };
     let (trees, blockers) = in_memory.hold(source.files.root(), init, &mut source.objects)?;
     shape.layout.trees = trees;
+    let programs = tree.iter().filter(|process| process.zombie.is_none());
+    shape.blockers.extend(programs.filter_map(|process| in_memory::program(process, &source.objects)));
     shape.blockers.extend(blockers);
     Ok(())
 }

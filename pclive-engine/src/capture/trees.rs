@@ -22,17 +22,12 @@ use crate::memory::object::ObjectKey;
 use crate::memory::{MemoryError, Objects};
 use crate::model::Pid;
 use crate::model::layout::ObjectKind;
-use crate::model::tree::{MemoryTree, Node, NodeKind, Ownership, Times};
+use crate::model::tree::{
+    MOST_ATTRIBUTE_BYTES, MOST_ENTRIES, MemoryTree, Node, NodeKind, Ownership, Times, carries_attribute,
+};
 use crate::proc::mountinfo::Mount;
 use crate::proc::root::ContainerRoot;
 use crate::sys::xattr;
-
-/// Most entries of all trees together: each is looked at in the stop.
-const MOST_ENTRIES: usize = 10_000;
-/// Most bytes of extended attributes of all trees together.
-const MOST_ATTRIBUTE_BYTES: usize = 1 << 20;
-/// Attributes that are the container's own doing; labels come from the destination's policy.
-const ATTRIBUTES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.capability", b"system.posix_acl_"];
 
 /// A tree that cannot be carried.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,6 +61,10 @@ pub(super) fn read(
             refused.push(Refused { point: printable(&mount.point), what, hint });
             return Ok((trees, refused));
         };
+        if whole.is_empty() {
+            // Another mount is on top of it: nobody sees what is in it.
+            continue;
+        }
         if mount.kind == b"tmpfs" {
             trees.push(MemoryTree { point: mount.point.clone(), nodes: whole });
         } else if whole.len() > 1 {
@@ -118,7 +117,8 @@ impl Walk<'_> {
                 let child = join(&path, &name);
                 match self.entry(&directory, &name, child.clone()) {
                     Ok(Some(below)) => waiting.push((child, below)),
-                    Ok(None) | Err(Errno::ENOENT) => {}
+                    // What is another thing by now, too: the next round will see it.
+                    Ok(None) | Err(Errno::ENOENT | Errno::ELOOP | Errno::ENOTDIR) => {}
                     Err(error) => return Err(in_path(error)),
                 }
             }
@@ -155,7 +155,14 @@ impl Walk<'_> {
         let flags =
             OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
         let open = || {
-            let opened = openat(directory, name, flags, Mode::empty()).map(File::from);
+            let opened = openat(directory, name, flags, Mode::empty()).and_then(|opened| {
+                // Renamed meanwhile: it is another file.
+                if fstat(&opened)?.st_ino == stat.st_ino {
+                    Ok(File::from(opened))
+                } else {
+                    Err(Errno::ENOENT)
+                }
+            });
             opened.map_err(|source| MemoryError::Proc { pid: Pid(0), name: String::new(), source })
         };
         let key = ObjectKey::File(self.device, stat.st_ino);
@@ -198,7 +205,7 @@ fn attributes(directory: &OwnedFd, name: &[u8]) -> nix::Result<Vec<(Vec<u8>, Vec
     let path = CString::new([link.as_bytes(), name].concat()).map_err(|_| Errno::EINVAL)?;
     let mut found = Vec::new();
     for attribute in xattr::list(&path)? {
-        if !ATTRIBUTES.iter().any(|prefix| attribute.as_bytes().starts_with(prefix)) {
+        if !carries_attribute(attribute.as_bytes()) {
             continue;
         }
         match xattr::get(&path, &attribute) {

@@ -295,10 +295,8 @@ impl Reader<'_> {
         };
         let (path, size) = match found {
             Found::At(path, size) => (path, size),
-            Found::Unlinked(point) => {
-                let kind = ObjectKind::Unlinked { point, owner: Ownership::default() };
-                return self.object(map, file_key(map), kind);
-            }
+            // By what it is, not by its path: that may lead to another file in the next round.
+            Found::InMemory(kind) => return self.object(map, file_key(map), kind),
             Found::CharacterDeviceZero => return Ok(Ok(Mapping::PrivateAnonymous)),
             Found::Not(obstacle) => return Ok(Err(Some(obstacle))),
         };
@@ -309,8 +307,7 @@ impl Reader<'_> {
         if !may_write(map, &link) {
             return Ok(Ok(Mapping::SharedFile { file, may_write: false, object: None }));
         }
-        let in_memory = self.objects.memory.contains_key(&map.device);
-        let kind = if in_memory { ObjectKind::TreeFile } else { ObjectKind::File(file.path.clone()) };
+        let kind = ObjectKind::File(file.path.clone());
         let pid = self.pid;
         let open = || File::open(&link).map_err(|error| unreadable(pid, "map_files", &error));
         match self.objects.identify(file_key(map), kind, open) {
@@ -340,21 +337,18 @@ impl Reader<'_> {
                 hint: "stop what uses the device; its memory cannot be copied",
             }));
         }
-        let point = self.objects.memory.get(&map.device).cloned();
+        if let Some(point) = self.objects.memory.get(&map.device).cloned() {
+            let unlinked = ObjectKind::Unlinked { point, owner: Ownership::default() };
+            return Ok(Found::InMemory(if metadata.nlink() == 0 { unlinked } else { ObjectKind::TreeFile }));
+        }
         if !self.leads_to(&map.name, &metadata) {
-            if let Some(point) = point.filter(|_| metadata.nlink() == 0) {
-                return Ok(Found::Unlinked(point));
-            }
             return Ok(Found::Not(unreachable(map, metadata.nlink())));
         }
         if on_hugetlbfs(link) {
             return Ok(Found::Not(huge_pages()));
         }
         let size = metadata.len();
-        // In memory, files come and go, and grow, while the container is moved.
-        if point.is_none() {
-            self.objects.files.insert(cached, size);
-        }
+        self.objects.files.insert(cached, size);
         Ok(Found::At(map.name.clone(), size))
     }
 
@@ -379,8 +373,8 @@ impl Reader<'_> {
 enum Found {
     /// Its path inside the container, and its size in bytes.
     At(Vec<u8>, u64),
-    /// Nowhere any more; it was in the tmpfs with this mount point.
-    Unlinked(Vec<u8>),
+    /// In a file system in memory of the container's, with a name or without one.
+    InMemory(ObjectKind),
     /// A private mapping of /dev/zero is anonymous memory.
     CharacterDeviceZero,
     Not(Obstacle),

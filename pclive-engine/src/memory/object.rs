@@ -169,13 +169,23 @@ impl Objects {
         self.ids.retain(|_, id| self.table.contains_key(id));
     }
 
+    /// Files of a file system in memory that only a mapping has led to, and none of these nodes, have no name.
+    pub(crate) fn unlink_others(&mut self, named: &HashSet<u64>) {
+        for (id, object) in &mut self.table {
+            let in_tree = matches!(object.kind, ObjectKind::TreeFile) && object.seen;
+            if in_tree && !named.contains(id) {
+                object.unlink(&self.memory);
+            }
+        }
+    }
+
     /// Objects that were found in this round, ascending by id. What is sent until the next call lies within the sizes
     /// that are told here.
     pub fn layouts(&mut self) -> Vec<ObjectLayout> {
         let seen = self.table.iter_mut().filter(|(_, object)| object.seen);
         let layout = |(id, object): (&u64, &mut Object)| {
             let size = object.size();
-            object.told = Some(size);
+            object.tell(size);
             object.refresh();
             ObjectLayout { id: *id, size, kind: object.kind.clone() }
         };

@@ -3,12 +3,14 @@
 //! Everything is asked of the object's own descriptor. Kernel: SEEK_DATA of tmpfs (Linux 3.8), `F_GET_SEALS` (3.17).
 //! Failure: what was not sent stays dirty.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
+use nix::sys::stat::{major, minor};
 
 use super::digest::Digests;
 use super::error::{MemoryError, errno};
@@ -88,6 +90,26 @@ impl Object {
         }
     }
 
+    /// A layout tells this size, bytes. The destination has zeros behind the end of what it was told before, also within
+    /// a page, whatever was read there.
+    pub(super) fn tell(&mut self, size: u64) {
+        if let Some(before) = self.told.filter(|before| *before != size) {
+            let end = u64::MAX / PAGE_SIZE * PAGE_SIZE;
+            self.sent.forget(before.min(size) / PAGE_SIZE * PAGE_SIZE, end);
+        }
+        self.told = Some(size);
+    }
+
+    /// The file has no name, as far as is known.
+    pub(super) fn unlink(&mut self, memory: &HashMap<(u32, u32), Vec<u8>>) {
+        let Ok(metadata) = self.file.metadata() else { return };
+        let number = |part: u64| u32::try_from(part).unwrap_or(u32::MAX);
+        let device = (number(major(metadata.dev())), number(minor(metadata.dev())));
+        if let Some(point) = memory.get(&device) {
+            self.kind = ObjectKind::Unlinked { point: point.clone(), owner: ownership(&metadata) };
+        }
+    }
+
     pub(super) fn data(&mut self, pid: Pid) -> Result<&RangeSet, MemoryError> {
         let data = match self.data.take() {
             Some(data) => data,
@@ -103,7 +125,8 @@ impl Object {
     /// True if the contents may have been changed other than through a mapping: by write(2) or, in anonymous memory
     /// too, by a hole (whose pages a later read fills with zeros, unseen by any tracker). Asked before they are read.
     fn touched(&mut self) -> bool {
-        let stamp = self.file.metadata().ok().map(|m| (m.len(), m.mtime(), m.mtime_nsec()));
+        // Not the time of modification, which programs can put back.
+        let stamp = self.file.metadata().ok().map(|m| (m.len(), m.ctime(), m.ctime_nsec()));
         let touched = stamp.is_none() || stamp != self.stamp;
         // A change in the same tick of the clock as the last one would leave the same time behind.
         self.stamp = stamp.filter(|(_, seconds, nanoseconds)| is_past(*seconds, *nanoseconds));
@@ -275,4 +298,96 @@ fn data_ranges(file: &File, size: u64) -> std::io::Result<RangeSet> {
         at = end;
     }
     Ok(ranges)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::super::object::{ObjectKey, Objects};
+    use super::super::object_store::ObjectStore;
+    use super::*;
+
+    /// A file in memory at both ends.
+    struct Carried {
+        objects: Objects,
+        file: File,
+        store: ObjectStore,
+        copy: File,
+    }
+
+    impl Carried {
+        fn new() -> Self {
+            let (file, copy) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+            Self { objects: Objects::watching(|| Some(1)), file, store: ObjectStore::default(), copy }
+        }
+
+        /// One round; `between` is what a program does after the layout was told.
+        fn round(&mut self, between: impl FnOnce(&mut File)) {
+            self.objects.begin_round();
+            let open = || Ok(self.file.try_clone().unwrap());
+            let key = ObjectKey::File((0, 1), 7);
+            let id = self.objects.identify(key, ObjectKind::TreeFile, open).unwrap();
+            self.objects.hold(id);
+            let layout = self.objects.layouts().remove(0);
+            if self.store.contains(id) {
+                self.store.resize(id, &layout.kind, layout.size).unwrap();
+            } else {
+                self.copy.set_len(layout.size).unwrap();
+                self.store.insert(id, self.copy.try_clone().unwrap(), layout.kind, layout.size);
+            }
+            between(&mut self.file);
+            let store = &mut self.store;
+            let mut fill = |batch: Batch| {
+                store.fill(&batch).unwrap();
+                Ok(())
+            };
+            self.objects.round(1 << 16, false, &mut fill).unwrap();
+        }
+
+        fn assert_same(&self) {
+            let read = |file: &File| {
+                use std::os::unix::fs::FileExt;
+                let mut bytes = vec![0; usize::try_from(file.metadata().unwrap().len()).unwrap()];
+                file.read_exact_at(&mut bytes, 0).unwrap();
+                bytes
+            };
+            assert!(read(&self.file) == read(&self.copy), "the copy differs");
+        }
+    }
+
+    #[test]
+    fn what_is_appended_between_layout_and_pages_comes_with_the_next_round() {
+        let mut carried = Carried::new();
+        carried.file.write_all(&[1; 5000]).unwrap();
+        carried.round(|file| file.write_all(&[2; 4000]).unwrap());
+        carried.round(|_| {});
+        carried.assert_same();
+    }
+
+    #[test]
+    fn a_file_that_shrinks_and_grows_again_is_what_it_is_at_the_source() {
+        let mut carried = Carried::new();
+        carried.file.write_all(&[1; 9000]).unwrap();
+        carried.round(|_| {});
+        carried.file.set_len(100).unwrap();
+        carried.round(|file| file.set_len(9000).unwrap());
+        carried.round(|_| {});
+        carried.assert_same();
+    }
+
+    #[test]
+    fn a_write_that_puts_the_time_of_modification_back_is_seen() {
+        use std::os::unix::fs::FileExt;
+        let mut carried = Carried::new();
+        carried.file.write_all(&[1; 5000]).unwrap();
+        let modified = carried.file.metadata().unwrap().modified().unwrap();
+        carried.round(|_| {});
+        std::thread::sleep(Duration::from_millis(60));
+        carried.round(|_| {});
+        carried.file.write_all_at(b"other", 10).unwrap();
+        carried.file.set_modified(modified).unwrap();
+        carried.round(|_| {});
+        carried.assert_same();
+    }
 }

@@ -4,6 +4,18 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Most entries of all trees together: each is looked at in the stop.
+pub const MOST_ENTRIES: usize = 10_000;
+/// Most bytes of extended attributes of all trees together.
+pub const MOST_ATTRIBUTE_BYTES: usize = 1 << 20;
+/// Attributes that are the container's own doing; labels come from the destination's policy.
+const ATTRIBUTES: [&[u8]; 4] = [b"user.", b"trusted.", b"security.capability", b"system.posix_acl_"];
+
+/// Whether an extended attribute is carried.
+pub fn carries_attribute(name: &[u8]) -> bool {
+    ATTRIBUTES.iter().any(|prefix| name.starts_with(prefix))
+}
+
 /// All that is in one tmpfs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryTree {
@@ -51,6 +63,16 @@ pub enum NodeKind {
         /// `st_rdev`.
         number: u64,
     },
+}
+
+impl NodeKind {
+    /// The object with the data of a regular file.
+    pub fn object(&self) -> Option<u64> {
+        match self {
+            Self::File { object } => Some(*object),
+            Self::Directory | Self::Link(_) | Self::Fifo | Self::Socket | Self::Device { .. } => None,
+        }
+    }
 }
 
 /// Who may do what with a file.

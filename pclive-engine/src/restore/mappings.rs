@@ -19,7 +19,7 @@ use super::objects;
 use super::restorer::Restorer;
 use super::segments;
 use super::skeleton::Skeleton;
-use super::trees::{self, Trees};
+use super::trees::Trees;
 use crate::memory::fill::{Discards, Filler};
 use crate::memory::layout_diff::{LayoutOp, plan};
 use crate::memory::object_store::ObjectStore;
@@ -55,7 +55,7 @@ impl Mappings {
             init,
             fillers: HashMap::new(),
             objects: ObjectStore::default(),
-            trees: Trees::default(),
+            trees: Trees::of(init),
         })
     }
 
@@ -234,7 +234,7 @@ impl Mappings {
             ObjectKind::Anonymous => objects::bear(object, layout, restorers)?,
             // Trees make their own files; this one has no node.
             ObjectKind::TreeFile => return Err(RestoreError::NoObject { id: object.id }),
-            ObjectKind::Unlinked { point, .. } => trees::nameless(&self.root, point, object.size)?,
+            ObjectKind::Unlinked { point, .. } => self.trees.nameless(&self.root, point, object.size)?,
             ObjectKind::Memfd { name, .. } => objects::make_memfd(object, name)?,
             ObjectKind::Segment(segment) => segments::create(self.init, *segment, object.size)?,
         };

@@ -16,16 +16,19 @@ use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat, renameat};
 use nix::sys::stat::{
-    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, mkdirat, mknodat,
-    utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstat, fstatat, major, minor, mkdirat,
+    mknodat, utimensat,
 };
-use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
+use crate::capture::files::FilesError;
+use crate::capture::files::mounts::own_memory;
 use crate::memory::ObjectStore;
+use crate::model::Pid;
 use crate::model::layout::{Layout, ObjectKind};
-use crate::model::tree::{MemoryTree, Node, NodeKind, Ownership};
+use crate::model::tree::{MemoryTree, Node, NodeKind, Ownership, carries_attribute};
+use crate::proc::mountinfo::Mount;
 use crate::sys::{openat2, xattr};
 
 /// Names for the moment between the birth of a file and its place.
@@ -44,8 +47,13 @@ pub enum TreeError {
         /// Why.
         source: Errno,
     },
-    /// The created container has no such mount.
-    #[error("cannot fill {point}: it is no tmpfs of the created container; both bundles must mount it")]
+    /// What is mounted in the created container cannot be read.
+    #[error("cannot read the mounts of the created container")]
+    Mounts(#[source] FilesError),
+    /// The created container has no such mount of its own.
+    #[error(
+        "cannot fill {point}: it is no tmpfs of the created container's own; both bundles must mount one there"
+    )]
     NoMount {
         /// Mount point, made printable.
         point: String,
@@ -65,12 +73,46 @@ pub enum TreeError {
 }
 
 /// The trees as they are here.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Trees {
+    init: Pid,
+    /// The container's own file systems in memory, once they were asked for: nothing is ever mounted any more.
+    own: Option<Vec<Mount>>,
     applied: Vec<MemoryTree>,
 }
 
+/// Refuses what is not the created container's own: a tmpfs of the host, by a bind mount, is somebody else's.
+fn require_own(own: &[Mount], top: &OwnedFd, point: &[u8]) -> Result<(), TreeError> {
+    let stat =
+        fstat(top).map_err(|source| TreeError::Path { verb: "look at", path: printable(point), source })?;
+    let device = (major(stat.st_dev), minor(stat.st_dev));
+    let is_it = |mount: &Mount| {
+        mount.kind == b"tmpfs"
+            && mount.point == point
+            && (u64::from(mount.device.0), u64::from(mount.device.1)) == device
+    };
+    if own.iter().any(is_it) { Ok(()) } else { Err(TreeError::NoMount { point: printable(point) }) }
+}
+
 impl Trees {
+    /// For the container whose init is `init`.
+    pub(super) fn of(init: Pid) -> Self {
+        Self { init, own: None, applied: Vec::new() }
+    }
+
+    fn own(&mut self) -> Result<&[Mount], TreeError> {
+        let own = match self.own.take() {
+            Some(own) => own,
+            None => own_memory(self.init).map_err(TreeError::Mounts)?,
+        };
+        Ok(self.own.insert(own))
+    }
+
+    /// Makes a nameless file of `size` bytes in the tmpfs at `point`; it can get a name later.
+    pub(super) fn nameless(&mut self, root: &OwnedFd, point: &[u8], size: u64) -> Result<File, TreeError> {
+        nameless(root, self.own()?, point, size)
+    }
+
     /// Makes the trees match the layout. Files that are new get an object of their size, all zeros.
     pub(super) fn follow(
         &mut self,
@@ -81,8 +123,9 @@ impl Trees {
         let sizes: HashMap<u64, u64> = layout.objects.iter().map(|object| (object.id, object.size)).collect();
         for tree in &layout.trees {
             let before = self.applied.iter().find(|applied| applied.point == tree.point);
-            if !before.is_some_and(|before| is_like(before, tree)) {
-                Place::open(root, tree)?.follow(objects, &sizes)?;
+            let same = before.is_some_and(|before| is_like(before, tree));
+            if !same {
+                Place::open(root, self.own()?, tree)?.follow(objects, &sizes)?;
             }
         }
         self.applied.clone_from(&layout.trees);
@@ -92,7 +135,7 @@ impl Trees {
     /// Sets the times of everything. To be called when nothing is written any more.
     pub(super) fn finish(&self, root: &OwnedFd) -> Result<(), TreeError> {
         for tree in &self.applied {
-            let place = Place::open(root, tree)?;
+            let place = Place::open(root, self.own.as_deref().unwrap_or_default(), tree)?;
             tree.nodes.iter().rev().try_for_each(|node| place.set_times(node))?;
         }
         Ok(())
@@ -118,18 +161,13 @@ struct Place<'a> {
 type Present = HashMap<Vec<u8>, FileStat>;
 
 impl<'a> Place<'a> {
-    fn open(root: &OwnedFd, tree: &'a MemoryTree) -> Result<Self, TreeError> {
-        let point = || printable(&tree.point);
-        let failed = |source| TreeError::Path { verb: "open", path: point(), source };
+    fn open(root: &OwnedFd, own: &[Mount], tree: &'a MemoryTree) -> Result<Self, TreeError> {
+        let failed = |source| TreeError::Path { verb: "open", path: printable(&tree.point), source };
         let path = Path::new(OsStr::from_bytes(&tree.point));
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_NOATIME;
         let top = openat2::in_root(root, path, flags).map_err(failed)?;
-        let (own, above) = (fstat(&top), fstatat(&top, "..", AtFlags::empty()));
-        let (device, above) = (own.map_err(failed)?.st_dev, above.map_err(failed)?.st_dev);
-        let in_memory = fstatfs(&top).map_err(failed)?.filesystem_type() == TMPFS_MAGIC;
-        if !in_memory || (device == above && tree.point != b"/") {
-            return Err(TreeError::NoMount { point: point() });
-        }
+        require_own(own, &top, &tree.point)?;
+        let device = fstat(&top).map_err(failed)?.st_dev;
         Ok(Self { tree, top, device })
     }
 
@@ -281,21 +319,33 @@ impl<'a> Place<'a> {
         let path = self.own(node);
         let Ownership { mode, uid, gid } = node.owner;
         let here = fstatat(&self.top, path, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed("look at"))?;
-        if (here.st_uid, here.st_gid) != (uid, gid) {
+        let given = (here.st_uid, here.st_gid) != (uid, gid);
+        if given {
             let (uid, gid) = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
             fchownat(&self.top, path, uid, gid, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(failed("give away"))?;
         }
-        if !matches!(node.kind, NodeKind::Link(_)) && (here.st_mode & 0o7777 != mode || here.st_uid != uid) {
+        if !matches!(node.kind, NodeKind::Link(_)) && (here.st_mode & 0o7777 != mode || given) {
             let mode = Mode::from_bits_truncate(mode);
             fchmodat(&self.top, path, mode, FchmodatFlags::FollowSymlink)
                 .map_err(failed("set the mode of"))?;
         }
+        self.attribute(node).map_err(failed("set the attributes of"))
+    }
+
+    /// Extended attributes: the node's and no others. (A directory hands its default ACL down.)
+    fn attribute(&self, node: &Node) -> nix::Result<()> {
+        let link = format!("/proc/self/fd/{}/", self.top.as_fd().as_raw_fd());
+        let path = CString::new([link.as_bytes(), self.own(node).as_bytes()].concat());
+        let path = path.map_err(|_| Errno::EINVAL)?;
+        for name in xattr::list(&path)? {
+            let wanted = node.attributes.iter().any(|(wanted, _)| wanted == name.as_bytes());
+            if carries_attribute(name.as_bytes()) && !wanted {
+                xattr::remove(&path, &name)?;
+            }
+        }
         for (name, value) in &node.attributes {
-            let link = format!("/proc/self/fd/{}/", self.top.as_fd().as_raw_fd());
-            let path = CString::new([link.as_bytes(), path.as_bytes()].concat()).map_err(|_| Errno::EINVAL);
-            let name = CString::new(name.as_slice()).map_err(|_| Errno::EINVAL);
-            let set = path.and_then(|path| xattr::set(&path, name?.as_c_str(), value));
-            set.map_err(failed("set an attribute of"))?;
+            let name = CString::new(name.as_slice()).map_err(|_| Errno::EINVAL)?;
+            xattr::set(&path, &name, value)?;
         }
         Ok(())
     }
@@ -347,14 +397,11 @@ fn printable(path: &[u8]) -> String {
     path.escape_ascii().to_string()
 }
 
-/// Makes a nameless file of `size` bytes in the tmpfs at `point`; it can get a name later.
-pub(super) fn nameless(root: &OwnedFd, point: &[u8], size: u64) -> Result<File, TreeError> {
+fn nameless(root: &OwnedFd, own: &[Mount], point: &[u8], size: u64) -> Result<File, TreeError> {
     let failed = |source| TreeError::Path { verb: "make a nameless file in", path: printable(point), source };
     let path = Path::new(OsStr::from_bytes(point));
     let top = openat2::in_root(root, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(failed)?;
-    if fstatfs(&top).map_err(failed)?.filesystem_type() != TMPFS_MAGIC {
-        return Err(TreeError::NoMount { point: printable(point) });
-    }
+    require_own(own, &top, point)?;
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
     let file = openat(&top, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?;
     let file = File::from(file);

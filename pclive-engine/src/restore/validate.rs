@@ -6,7 +6,7 @@ use super::RestoreError;
 use super::spans::HIGHEST;
 use crate::model::layout::{Layout, ObjectKind, ProcessLayout};
 use crate::model::terminal::MOST_TERMINALS;
-use crate::model::tree::NodeKind;
+use crate::model::tree::{MOST_ATTRIBUTE_BYTES, MOST_ENTRIES, NodeKind, carries_attribute};
 use crate::model::{FinalState, Mapping, PAGE_SIZE, Vma, Vpid};
 
 /// Most tasks (threads of all processes): what a PID namespace can hold.
@@ -156,9 +156,19 @@ fn objects(layout: &Layout) -> Result<(), RestoreError> {
 }
 
 /// Every node below a directory that comes before it, and every file with an object of its own kind.
+/// Those of the last node are not counted before it is taken.
+const MOST_ATTRIBUTES: usize = 2 * MOST_ATTRIBUTE_BYTES;
+
 fn trees(layout: &Layout, objects: &HashSet<u64>) -> Result<(), &'static str> {
+    let mut points = HashSet::new();
+    let (mut entries, mut attribute_bytes) = (0, 0);
     for tree in &layout.trees {
         path(&tree.point)?;
+        require(points.insert(&tree.point), "two trees at one mount point")?;
+        // One that is empty would have everything that is there removed.
+        require(tree.nodes.first().is_some_and(|node| node.path.is_empty()), "a tree without its root")?;
+        entries += tree.nodes.len();
+        require(entries <= MOST_ENTRIES + layout.trees.len(), "too many files in memory")?;
         let mut directories: HashSet<&[u8]> = HashSet::new();
         let mut seen: HashSet<&[u8]> = HashSet::new();
         for node in &tree.nodes {
@@ -171,6 +181,11 @@ fn trees(layout: &Layout, objects: &HashSet<u64>) -> Result<(), &'static str> {
             require(seen.insert(&node.path), "a node that is twice in a tree")?;
             require(node.path.len() < MAX_PATH, "a node with a path that is too long")?;
             require(node.owner.mode <= 0o7777, "a node with impossible permissions")?;
+            for (name, value) in &node.attributes {
+                require(carries_attribute(name), "an attribute that is not carried")?;
+                attribute_bytes += name.len() + value.len();
+            }
+            require(attribute_bytes <= MOST_ATTRIBUTES, "too many attributes of files in memory")?;
             match &node.kind {
                 NodeKind::Directory => drop(directories.insert(&node.path)),
                 NodeKind::File { object } => {

@@ -1,5 +1,5 @@
 //! Extended attributes of what a path leads to; a symbolic link at its end is not followed (llistxattr(2), lgetxattr(2),
-//! lsetxattr(2)).
+//! lsetxattr(2), lremovexattr(2)).
 
 use std::ffi::{CStr, CString};
 
@@ -33,6 +33,13 @@ pub fn get(path: &CStr, name: &CStr) -> nix::Result<Vec<u8>> {
         unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
     value.truncate(usize::try_from(Errno::result(len)?).unwrap_or(0));
     Ok(value)
+}
+
+/// Takes an attribute away. ENODATA: there is none.
+pub fn remove(path: &CStr, name: &CStr) -> nix::Result<()> {
+    // SAFETY: both are C strings; nothing else is read or written.
+    let result = unsafe { libc::lremovexattr(path.as_ptr(), name.as_ptr()) };
+    Errno::result(result).map(drop)
 }
 
 /// Sets a value.
