@@ -165,6 +165,13 @@ fn program_goes_on_while_its_pages_come_as_it_wants_them() {
 #[test]
 fn children_that_are_born_meanwhile_lack_what_their_parent_lacks() {
     let forks = "i=0; while true; do i=$((i+1)); j=$(echo $i); echo $j; done";
-    let (later, served) = counts_on("tail-fork", forks);
-    assert!(later > 0 && served.wanted > 0 && served.born > 0, "{later} {served:?}");
+    // Whether a child is born before the last page is there is a matter of chance.
+    for attempt in 0..10 {
+        let (later, served) = counts_on(&format!("tail-fork-{attempt}"), forks);
+        assert!(later > 0 && served.wanted > 0, "{later} {served:?}");
+        if served.born > 0 {
+            return;
+        }
+    }
+    panic!("no child was born while pages were missing");
 }
