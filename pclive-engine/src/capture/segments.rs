@@ -131,16 +131,21 @@ mod tests {
     use std::process::{Child, Command, Stdio};
 
     use super::*;
+    use crate::capture::vmas;
 
-    /// A process in an IPC namespace of its own; it ends with this.
+    /// A process, in an IPC namespace of its own or not; it ends with this.
     struct Stranger(Child);
 
     impl Stranger {
         fn start() -> Self {
-            let mut command = Command::new("unshare");
-            command.args(["--ipc", "sh", "-c", "echo; exec cat"]);
+            Self::run("unshare", &["--ipc", "sh", "-c", "echo; exec cat"])
+        }
+
+        fn run(program: &str, arguments: &[&str]) -> Self {
+            let mut command = Command::new(program);
+            command.args(arguments);
             let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-            // It is in its namespace once it has said so.
+            // It has come so far once it has said so.
             io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
             Self(child)
         }
@@ -156,6 +161,10 @@ mod tests {
             let _ = self.0.wait();
         }
     }
+
+    /// Attaches a segment that goes with the process.
+    const ATTACHED: &str = "import ctypes; libc = ctypes.CDLL(None); libc.shmat.restype = ctypes.c_void_p
+id = libc.shmget(0, 4096, 0o1600); at = libc.shmat(id, None, 0); libc.shmctl(id, 0, None); print(); input()";
 
     fn here() -> io::Result<std::path::PathBuf> {
         std::fs::read_link("/proc/thread-self/ns/ipc")
@@ -181,5 +190,15 @@ mod tests {
     #[test]
     fn the_namespace_of_the_agent_is_not_listed() {
         assert!(list(Pid(std::process::id().cast_signed())).unwrap().is_none());
+    }
+
+    #[test]
+    fn an_attached_segment_of_the_agents_namespace_is_refused() {
+        let stranger = Stranger::run("python3", &["-u", "-c", ATTACHED]);
+        let mut objects = Objects::new();
+        tell(list(stranger.pid()).unwrap().as_ref(), &mut objects);
+        let found = vmas::read_vmas(stranger.pid(), &mut objects, &[], true).unwrap();
+        let refused: Vec<&str> = found.blockers.iter().map(|blocker| &blocker.what[..]).collect();
+        assert_eq!(refused, ["shared memory of SysV IPC of another container, or of the host"]);
     }
 }

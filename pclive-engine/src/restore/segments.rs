@@ -1,5 +1,5 @@
 //! System V segments of the copy: made with the ids and keys of the source, in the container's IPC namespace, by a
-//! thread of its own that enters it.
+//! thread of its own that enters it. Nothing is made, changed or removed in the agent's own namespace.
 //!
 //! Until [`finish`] everybody may attach a segment: restorers do so before they have the identities of their processes.
 //! Kernel: `/proc/sys/kernel/shm_next_id` (Linux 3.8, `CONFIG_CHECKPOINT_RESTORE`).
@@ -39,6 +39,15 @@ pub enum SegmentError {
         wanted: i32,
         /// The id it got.
         got: i32,
+    },
+    /// The container has no IPC namespace of its own.
+    #[error(
+        "cannot carry System V segment {id}: the container shares the IPC namespace of this host; add {{\"type\": \
+         \"ipc\"}} to linux.namespaces in the config.json of its bundle here"
+    )]
+    SharedNamespace {
+        /// The segment's id.
+        id: i32,
     },
     /// The thread in the namespace ended early.
     #[error("cannot work in the IPC namespace of the container: a thread ended early")]
@@ -98,13 +107,17 @@ pub(super) fn remove(init: Pid, ids: &[i32]) -> Result<(), SegmentError> {
     })
 }
 
-/// Runs `work` in a thread in the container's IPC namespace.
+/// Runs `work` in a thread in the container's IPC namespace, which must not be the agent's own.
 fn inside<T: Send>(
     init: Pid,
     id: i32,
     work: impl FnOnce() -> Result<T, SegmentError> + Send,
 ) -> Result<T, SegmentError> {
     let failed = |source| SegmentError::Call { verb: "enter the namespace of", id, source };
+    let link = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/ipc"));
+    if link("self").map_err(failed)? == link(&init.to_string()).map_err(failed)? {
+        return Err(SegmentError::SharedNamespace { id });
+    }
     let namespace = shm::open_namespace(init).map_err(failed)?;
     let done = thread::scope(|scope| {
         let thread = scope.spawn(|| {
@@ -158,5 +171,31 @@ fn offset_of(vma: &Vma) -> u64 {
     match &vma.mapping {
         Mapping::SharedObject { offset, .. } | Mapping::PrivateObject { offset, .. } => *offset,
         Mapping::PrivateAnonymous | Mapping::PrivateFile(_) | Mapping::SharedFile { .. } => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::tree::Ownership;
+
+    #[test]
+    fn the_namespace_of_the_agent_is_not_entered() {
+        let here = Pid(std::process::id().cast_signed());
+        let (id, owner) = (i32::MAX, Ownership::default());
+        let segment = Segment { id, key: libc::IPC_PRIVATE, owner, creator: (0, 0), removed: true };
+        let refused = |result: Result<(), SegmentError>| {
+            assert!(matches!(result, Err(SegmentError::SharedNamespace { id: i32::MAX })), "{result:?}");
+        };
+        refused(create(here, segment, 4096).map(drop));
+        refused(finish(here, &[segment]));
+        refused(remove(here, &[id]));
+    }
+
+    #[test]
+    fn a_container_in_the_namespace_of_the_agent_may_have_no_segments() {
+        let here = Pid(std::process::id().cast_signed());
+        assert!(finish(here, &[]).is_ok());
+        assert!(remove(here, &[]).is_ok());
     }
 }
