@@ -17,7 +17,7 @@ use super::RestoreError;
 use super::channel::{FdChannel, need};
 use super::objects;
 use super::restorer::Restorer;
-use super::segments;
+use super::segments::{self, SegmentError};
 use super::skeleton::Skeleton;
 use super::trees::Trees;
 use crate::memory::fill::{Discards, Filler};
@@ -236,10 +236,31 @@ impl Mappings {
             ObjectKind::TreeFile => return Err(RestoreError::NoObject { id: object.id }),
             ObjectKind::Unlinked { point, .. } => self.trees.nameless(&self.root, point, object.size)?,
             ObjectKind::Memfd { name, .. } => objects::make_memfd(object, name)?,
-            ObjectKind::Segment(segment) => segments::create(self.init, *segment, object.size)?,
+            ObjectKind::Segment(segment) => self.create_segment(*segment, object.size, layout, restorers)?,
         };
         self.objects.insert(object.id, file, object.kind.clone(), object.size);
         Ok(())
+    }
+
+    /// The source gives a key again once its segment is removed, though processes have it attached still.
+    fn create_segment(
+        &self,
+        segment: Segment,
+        size: u64,
+        layout: &Layout,
+        restorers: &[Restorer],
+    ) -> Result<File, SegmentError> {
+        match segments::create(self.init, segment, size) {
+            Err(error) if error.is_key_taken() => {
+                let new = |vpid| layout.processes.iter().find(|process| process.vpid == vpid);
+                let processes = restorers.iter().filter_map(|restorer| {
+                    Some((restorer.vmas.as_slice(), new(restorer.vpid)?.vmas.as_slice()))
+                });
+                segments::remove(self.init, &segments::kept(&layout.objects, processes))?;
+                segments::create(self.init, segment, size)
+            }
+            made => made,
+        }
     }
 
     /// The segment that a mapping shows, and its size in bytes.
