@@ -99,7 +99,10 @@ pub fn destination(phase: &Phase, lives: bool, fetching: Fetching) -> Destinatio
         (Phase::Torn, _) => DestinationStep::Tear,
         (Phase::Committing | Phase::Tail, Fetching::Complete) => DestinationStep::Finish,
         (Phase::Committing, _) if !lives => DestinationStep::Discard,
-        (Phase::Tail, _) if !lives => DestinationStep::Finish,
+        // The fetcher sees that the copy has ended, and writes down that it lacks nothing.
+        (Phase::Tail, Fetching::Running) if !lives => DestinationStep::Follow,
+        // Only what was complete is told to the source as running: the original is destroyed for that.
+        (Phase::Tail, Fetching::Never | Fetching::Lost) if !lives => DestinationStep::Tear,
         (Phase::Committing | Phase::Tail, Fetching::Never) => DestinationStep::Finish,
         (Phase::Committing | Phase::Tail, Fetching::Running) => DestinationStep::Follow,
         (Phase::Committing | Phase::Tail, Fetching::Lost) => DestinationStep::Tear,
@@ -172,7 +175,7 @@ mod tests {
             [[Discard; 4]; 2],
             [[Nothing; 4]; 2],
             [[Nothing; 4]; 2],
-            [[Finish, Follow, Finish, Tear], [Finish; 4]],
+            [[Finish, Follow, Finish, Tear], [Tear, Follow, Finish, Tear]],
             [[Tear; 4]; 2],
         ];
         for (phase, of_phase) in phases.zip(table) {
@@ -196,6 +199,13 @@ mod tests {
                     assert_ne!(destination(&phase, lives, fetching), DestinationStep::Discard);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn copy_that_is_gone_without_its_last_pages_is_never_said_to_run() {
+        for fetching in FETCHING.into_iter().filter(|fetching| *fetching != Fetching::Complete) {
+            assert_ne!(destination(&Phase::Tail, false, fetching), DestinationStep::Finish, "{fetching:?}");
         }
     }
 

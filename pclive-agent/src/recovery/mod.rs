@@ -104,7 +104,7 @@ async fn destination(agent: &Arc<Agent>, record: &Record) {
     );
     let outcome = match step {
         DestinationStep::Nothing => return,
-        DestinationStep::Follow => return tail::follow(agent, record),
+        DestinationStep::Follow => return tail::follow(agent, record).await,
         DestinationStep::Tear => return tail::tear_anew(agent, record).await,
         DestinationStep::Finish => finish(agent, record).await,
         DestinationStep::Discard => discard(agent, record).await,
@@ -143,6 +143,8 @@ async fn discard(agent: &Agent, record: &Record) -> Outcome {
     if let Err(error) = remove_copy(agent, record).await {
         tracing::error!(id = record.id, "something of the copy is left: {error}");
     }
+    // Last: as long as it is there no task of the copy reads zeros.
+    tail::end_fetcher(record);
     let name = &record.container;
     let message =
         format!("the agent ended before container {name} was taken over; nothing of it is left here");

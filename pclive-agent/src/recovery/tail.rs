@@ -3,9 +3,11 @@
 //! The fetcher goes on without its agent; a successor waits for it. A fetcher that is lost leaves a copy that can never
 //! be whole: it is ended, so that nobody reads what is not there, and the source is told to wait for an operator.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use pclive_proto::control;
 
 use super::decision::{Fetching, Wish};
@@ -13,12 +15,17 @@ use super::doubt::Outcome;
 use super::{doubt, finish, process, restore};
 use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain};
-use crate::journal::{self, Ending, Phase, Record};
+use crate::journal::{self, Ending, Log, Phase, Process, Record};
 use crate::registry::{Entry, Past};
 use crate::tail::marker;
 
 /// How often a fetcher that is no child is looked at.
 const LOOK: Duration = Duration::from_millis(200);
+/// How often a phase is tried to be written before the rest goes on,
+const ATTEMPTS: u32 = 5;
+/// and the pauses in between.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What became of the fetcher.
 pub(super) fn fetching(agent: &Agent, record: &Record) -> Fetching {
@@ -41,11 +48,12 @@ fn in_doubt(agent: &Agent, record: &Record, error: MigrationError) -> Arc<Entry>
 }
 
 /// Waits beside everything else until the fetcher has ended. The source that asks is told to wait.
-pub(super) fn follow(agent: &Arc<Agent>, record: &Record) {
+pub(super) async fn follow(agent: &Arc<Agent>, record: &Record) {
     if let Some(log) = agent.journal.log(&record.id) {
         // The copy was let go: from here on nothing is decided against it.
         let _ = journal::guard(&log).take_commit();
     }
+    write(agent, record, Phase::Tail).await;
     let message = format!(
         "this agent was restarted while container {} runs here and its last pages are fetched, which goes on",
         record.container
@@ -103,6 +111,55 @@ pub(super) fn give_up(record: &Record, wish: Wish, overridden: bool) -> Result<O
     Err(MigrationError::new(ErrorCode::NotInDoubt, message))
 }
 
+/// Ends the fetcher of a copy that never runs.
+pub(super) fn end_fetcher(record: &Record) {
+    end_process(record, record.tail);
+}
+
+fn end_process(record: &Record, process: Option<Process>) {
+    let is_there = |process: &Process| record.boot_id == process::boot_id() && process::is_there(*process);
+    if let Some(process) = process.filter(is_there) {
+        // One that is gone by itself needs no end.
+        let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
+    }
+}
+
+/// Writes down how far a copy is that was let go. What cannot be written soon is tried again beside everything else:
+/// until then the source is told to wait, and a successor comes to the same step.
+async fn write(agent: &Agent, record: &Record, phase: Phase) {
+    let Some(log) = agent.journal.log(&record.id) else { return };
+    for _ in 0..ATTEMPTS {
+        if wrote(&log, &phase).await {
+            return;
+        }
+        tokio::time::sleep(FIRST_PAUSE).await;
+    }
+    tokio::spawn(async move {
+        let mut pause = FIRST_PAUSE;
+        while !wrote(&log, &phase).await {
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    });
+}
+
+/// False: it is to be tried again.
+async fn wrote(log: &Arc<Mutex<Log>>, phase: &Phase) -> bool {
+    let (log, phase) = (Arc::clone(log), phase.clone());
+    let put = tokio::task::spawn_blocking(move || {
+        let mut log = journal::guard(&log);
+        let is_next = match log.record().phase {
+            Phase::Committing => true,
+            Phase::Tail => phase == Phase::Torn,
+            Phase::Begun | Phase::Discarded | Phase::Torn | Phase::Ended(_) => false,
+        };
+        let record = Record { phase, ..log.record().clone() };
+        let put = if is_next { log.put(record) } else { Ok(()) };
+        put.inspect_err(|error| tracing::error!(id = log.record().id, "{}", chain(error)))
+    });
+    matches!(put.await, Ok(Ok(())))
+}
+
 /// Ends a copy that lost pages, and writes that down first: the source must not take it for one that never ran.
 pub(crate) async fn tear(agent: &Agent, record: &Record) -> MigrationError {
     let message = format!(
@@ -111,21 +168,8 @@ pub(crate) async fn tear(agent: &Agent, record: &Record) -> MigrationError {
         record.container
     );
     tracing::error!(id = record.id, "{message}");
-    if let Some(log) = agent.journal.log(&record.id) {
-        let written = tokio::task::spawn_blocking(move || {
-            let mut log = journal::guard(&log);
-            let torn = Record { phase: Phase::Torn, ..log.record().clone() };
-            log.put(torn)
-        });
-        if let Ok(Err(error)) = written.await {
-            tracing::error!(id = record.id, "{}", chain(&error));
-        }
-    }
-    if let Some(init) = record.init.filter(|init| process::is_there(*init)) {
-        // One that is gone by itself needs no end.
-        let _ =
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(init.pid), nix::sys::signal::Signal::SIGKILL);
-    }
+    write(agent, record, Phase::Torn).await;
+    end_process(record, record.init);
     if let (Ok(id), Ok(runtime)) = (container_id(&record.container), agent.runtime(&record.runtime))
         && runtime.knows(&id)
         && let Err(error) = runtime.delete(&id).await

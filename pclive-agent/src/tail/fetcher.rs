@@ -3,6 +3,7 @@
 //! One thread, because every step is a short system call and handing pages from one thread to another takes longer than
 //! all of them. The agent's end of the socket may close at any time; then it goes on alone, if the copy was let go.
 
+use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -15,16 +16,18 @@ use pclive_proto::peer::{FetchComplete, FetchPages, FetchReply, FetchRequest};
 use prost::Message;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+use tonic::Status;
 
 use super::frame::{self, Kind};
 use super::orders::Orders;
 use super::serving::Serving;
 use super::stream::{Exchange, Line};
 use super::tally::Tally;
-use super::{Setup, hurry, write_marker};
+use super::{Setup, copy, hurry, write_marker};
 use crate::config::Config;
 use crate::error::{ErrorCode, MigrationError};
-use crate::migration::verify;
+use crate::migration::{status_error, verify};
 use crate::recovery::process;
 use crate::tls::Keeper;
 
@@ -32,6 +35,13 @@ use crate::tls::Keeper;
 const RETRY: Duration = Duration::from_millis(1);
 /// How long the source is told that it is over; it learns that from the agent as well.
 const LAST_WORD: Duration = Duration::from_secs(60);
+/// How often the copy is looked at, and what could not be written is written again.
+const LOOK: Duration = Duration::from_secs(1);
+/// Pauses before a line is opened again, unless the last one was of use.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// How long the agent gets to write down that the copy lost pages and to end it.
+const GRACE: Duration = Duration::from_secs(10);
 
 fn failed(error: &(dyn std::error::Error + 'static)) -> MigrationError {
     MigrationError::caused(ErrorCode::Internal, error)
@@ -103,7 +113,7 @@ async fn work(
     let serving = Serving::new(lacks).map_err(|error| failed(&error))?;
     // An agent that is gone meanwhile is noticed by what it does not send.
     let _ = frame::write(socket, Kind::Taken, &[]);
-    let opening = (pages > 0).then(|| tokio::spawn(exchange.clone().open()));
+    let opening = (pages > 0).then(|| tokio::spawn(exchange.clone().open(Duration::ZERO)));
     let fetcher = Fetcher {
         exchange,
         socket,
@@ -112,9 +122,11 @@ async fn work(
         tally: Tally::new(pages),
         line: None,
         opening,
+        pause: FIRST_PAUSE,
         looking: None,
         go: false,
         alone: false,
+        is_unwritable: false,
         complete: None,
         told: pages == 0,
     };
@@ -129,12 +141,16 @@ struct Fetcher<'a> {
     tally: Tally,
     line: Option<Line>,
     opening: Option<JoinHandle<Line>>,
+    /// How long to wait before the next one is opened.
+    pause: Duration,
     /// Whether the copy lives although the agent is gone.
     looking: Option<JoinHandle<bool>>,
     /// The copy was let go.
     go: bool,
     /// The agent holds no descriptor.
     alone: bool,
+    /// The marker could not be written just now.
+    is_unwritable: bool,
     /// When every page was in place, and what that took.
     complete: Option<(Instant, FetchComplete)>,
     /// The source knows.
@@ -143,6 +159,16 @@ struct Fetcher<'a> {
 
 impl Fetcher<'_> {
     async fn fetch(mut self, mut controls: mpsc::UnboundedReceiver<Control>) -> Result<(), MigrationError> {
+        let ended = self.go_on(&mut controls).await;
+        if let Err(error) = &ended {
+            self.lost(error).await;
+        }
+        ended
+    }
+
+    async fn go_on(&mut self, controls: &mut mpsc::UnboundedReceiver<Control>) -> Result<(), MigrationError> {
+        let mut tick = tokio::time::interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             self.turn()?;
             if self.is_over() {
@@ -151,10 +177,11 @@ impl Fetcher<'_> {
             let retry = self.serving.owes();
             tokio::select! {
                 biased;
+                _ = tick.tick() => self.look(),
                 ready = self.serving.ready() => ready.map_err(|error| failed(&error))?,
                 reply = next_reply(&mut self.line) => self.replied(reply)?,
                 line = opened(&mut self.opening) => self.opened(line),
-                control = controls.recv(), if !self.alone || !self.go => self.told_by_agent(control),
+                control = controls.recv(), if !self.alone => self.told_by_agent(control),
                 lives = looked(&mut self.looking) => {
                     if !lives {
                         // It was never let go: nothing is lacking, and nobody may be told otherwise.
@@ -163,9 +190,29 @@ impl Fetcher<'_> {
                     self.go = true;
                 }
                 () = tokio::time::sleep(RETRY), if retry => {}
-                () = tokio::time::sleep(Duration::from_secs(1)), if self.complete.is_some() => {}
             }
         }
+    }
+
+    /// What is to be seen to now and then.
+    fn look(&mut self) {
+        self.is_unwritable = false;
+        if self.go && !self.serving.is_complete() && !process::is_there(self.exchange.setup.init) {
+            tracing::info!("the container has ended: the pages that it lacks are not needed any more");
+            self.serving.release();
+        }
+    }
+
+    /// It cannot go on. A copy that may run ends before its memory is let go: it would read zeros.
+    async fn lost(&self, error: &MigrationError) {
+        tracing::error!("the last pages of the container cannot be fetched: {error}");
+        if self.serving.is_complete() || !self.go && !self.alone {
+            return;
+        }
+        // An agent that is there hears of it by that.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        let grace = if self.alone { Duration::ZERO } else { GRACE };
+        copy::end(self.exchange.setup.init, grace).await;
     }
 
     /// Everything that can be done now.
@@ -174,9 +221,10 @@ impl Fetcher<'_> {
         serving.hear(|vpid, page| orders.want(vpid, page)).map_err(|error| failed(&error))?;
         serving.settle(&mut self.tally).map_err(|error| failed(&error))?;
         if self.serving.is_complete() {
-            return self.completed();
+            self.completed();
+        } else {
+            self.ask();
         }
-        self.ask();
         Ok(())
     }
 
@@ -207,15 +255,21 @@ impl Fetcher<'_> {
         }
     }
 
-    fn replied(&mut self, reply: Option<FetchReply>) -> Result<(), MigrationError> {
-        let reply = reply.filter(|reply| verify(&reply.payload, reply.checksum).is_ok());
-        let Some(reply) = reply else {
-            tracing::warn!("the link to the source broke; tasks that want a page wait");
-            self.line = None;
-            self.orders.link_broke();
-            self.tally.reconnects += 1;
-            self.opening = Some(tokio::spawn(self.exchange.clone().open()));
-            return Ok(());
+    fn replied(&mut self, reply: Result<Option<FetchReply>, Status>) -> Result<(), MigrationError> {
+        let reply = match reply {
+            Ok(Some(reply)) if verify(&reply.payload, reply.checksum).is_ok() => reply,
+            Ok(Some(_)) => {
+                self.broke("pages were damaged on their way");
+                return Ok(());
+            }
+            Ok(None) => {
+                self.broke("the source has closed it");
+                return Ok(());
+            }
+            Err(status) => {
+                self.broke(&status_error(&status).to_string());
+                return Ok(());
+            }
         };
         if reply.complete {
             self.told = true;
@@ -224,10 +278,21 @@ impl Fetcher<'_> {
         let Some(order) = self.orders.answered(reply.id, Instant::now()) else { return Ok(()) };
         let wanted = order.pages * PAGE_SIZE;
         if reply.payload.len() as u64 != wanted {
-            let message = format!("the source sent {} bytes instead of {wanted}", reply.payload.len());
-            return Err(MigrationError::new(ErrorCode::BadMessage, message));
+            self.orders.again(order);
+            self.broke(&format!("the source sent {} bytes instead of {wanted}", reply.payload.len()));
+            return Ok(());
         }
+        self.pause = Duration::ZERO;
         self.serving.place(order, reply.payload, &mut self.tally).map_err(|error| failed(&error))
+    }
+
+    fn broke(&mut self, why: &str) {
+        tracing::warn!("the link to the source broke; tasks that want a page wait: {why}");
+        self.line = None;
+        self.orders.link_broke();
+        self.tally.reconnects += 1;
+        self.opening = Some(tokio::spawn(self.exchange.clone().open(self.pause)));
+        self.pause = (self.pause * 2).clamp(FIRST_PAUSE, LONGEST_PAUSE);
     }
 
     fn opened(&mut self, line: Line) {
@@ -245,7 +310,7 @@ impl Fetcher<'_> {
             Some(Control::Release) => self.alone = true,
             Some(Control::Closed) | None => {
                 self.alone = true;
-                if !self.go {
+                if !self.go && self.looking.is_none() {
                     let init = self.exchange.setup.init;
                     self.looking = Some(tokio::task::spawn_blocking(move || process::outlived_tracer(init)));
                 }
@@ -256,13 +321,18 @@ impl Fetcher<'_> {
     }
 
     /// Every page is in place: written down, then told.
-    fn completed(&mut self) -> Result<(), MigrationError> {
-        if !self.go {
-            return Ok(());
+    fn completed(&mut self) {
+        if !self.go || self.is_unwritable {
+            return;
         }
         if self.complete.is_none() {
             let complete = self.tally.complete(self.orders.shortest());
-            write_marker(&self.exchange.setup.marker).map_err(|error| failed(&error))?;
+            if let Err(error) = write_marker(&self.exchange.setup.marker) {
+                let marker = self.exchange.setup.marker.display();
+                tracing::error!("cannot write {marker}, and tries again: {error}");
+                self.is_unwritable = true;
+                return;
+            }
             let _ = frame::write(self.socket, Kind::Done, &complete.encode_to_vec());
             self.complete = Some((Instant::now(), complete));
             self.tell_source();
@@ -270,7 +340,6 @@ impl Fetcher<'_> {
         if self.alone {
             self.serving.release();
         }
-        Ok(())
     }
 
     fn tell_source(&self) {
@@ -284,10 +353,10 @@ impl Fetcher<'_> {
     }
 }
 
-/// The next reply of a line; `None`: it broke. Without a line, never.
-async fn next_reply(line: &mut Option<Line>) -> Option<FetchReply> {
+/// The next reply of a line; `None`, or a status: it broke. Without a line, never.
+async fn next_reply(line: &mut Option<Line>) -> Result<Option<FetchReply>, Status> {
     match line {
-        Some(line) => line.replies.message().await.ok().flatten(),
+        Some(line) => line.replies.message().await,
         None => std::future::pending().await,
     }
 }

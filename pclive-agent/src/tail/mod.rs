@@ -1,17 +1,18 @@
 //! Post-copy: the container runs at the destination, and its last pages are still at the source.
 //!
-//! At the destination a process of its own fetches them ([`process`] is the agent's hold of it, [`fetcher`] what it
+//! At the destination a process of its own fetches them (`process` is the agent's hold of it, `fetcher` what it
 //! does): it hears which pages tasks wait for, asks the source for these first and for the others meanwhile, and puts
 //! them in place. It goes on when the agent is killed or restarted, and when the link is cut for as long as that takes:
-//! tasks that want a page wait. At the source ([`originals`]) pages are read from the container that stands still; that
+//! tasks that want a page wait. At the source (`originals`) pages are read from the container that stands still; that
 //! needs nothing but the journal's record, so a restarted agent goes on with it.
 //!
 //! Invariants: the source keeps its container until it was told that every page is in place; nobody is told so before
 //! that is written down beside the journal's record; a userfaultfd is held by the agent as well as by the fetcher, so
-//! that one of them may be killed without a task reading zeros for a page. A fetcher that is lost cannot be replaced,
-//! because only it knows what the container did to its memory meanwhile: the copy is ended then, and an operator decides
-//! about the original.
+//! that one of them may be killed without a task reading zeros for a page; a fetcher that cannot go on holds them until
+//! the copy has ended. A fetcher that is lost cannot be replaced, because only it knows what the container did to its
+//! memory meanwhile: the copy is ended then, and an operator decides about the original.
 
+mod copy;
 mod fetcher;
 mod frame;
 mod orders;

@@ -154,12 +154,15 @@ impl Orders {
 
     /// Nothing that was asked for will be answered: it is asked again.
     pub(super) fn link_broke(&mut self) {
-        for order in std::mem::take(&mut self.sent).into_values() {
-            if order.urgent {
-                self.urgent.push_front((order.vpid, order.start));
-            } else {
-                self.rest.push_front((order.vpid, order.start, order.end()));
-            }
+        std::mem::take(&mut self.sent).into_values().for_each(|order| self.again(order));
+    }
+
+    /// What came was not what had been asked for.
+    pub(super) fn again(&mut self, order: Order) {
+        if order.urgent {
+            self.urgent.push_front((order.vpid, order.start));
+        } else {
+            self.rest.push_front((order.vpid, order.start, order.end()));
         }
     }
 }

@@ -176,7 +176,10 @@ impl Reader {
             while let Some(request) = next.take() {
                 let lane = if request.urgent { &mut urgent } else { &mut rest };
                 lane.push_back(request);
-                while let Ok(request) = queue.try_recv() {
+                // No more than may wait anyway: the line is slowed down by what is not taken from it.
+                while urgent.len() + rest.len() < QUEUE
+                    && let Ok(request) = queue.try_recv()
+                {
                     let lane = if request.urgent { &mut urgent } else { &mut rest };
                     lane.push_back(request);
                 }

@@ -113,6 +113,8 @@ impl Serving {
                     self.waiting.entry((vpid, origin)).or_insert_with(Instant::now);
                     want(vpid, origin);
                 }
+                // Nothing is put there any more: the kernel goes back to its own ways.
+                News::Born(child) if child.missing().is_empty() && !child.owes() => drop(child),
                 News::Born(child) => born.push(child),
                 News::Settled => {}
                 News::Nothing => break,

@@ -39,8 +39,9 @@ pub(super) struct Exchange {
 }
 
 impl Exchange {
-    /// Opens a line, however long it takes.
-    pub(super) async fn open(self) -> Line {
+    /// Opens a line after a pause, however long it takes.
+    pub(super) async fn open(self, after: Duration) -> Line {
+        tokio::time::sleep(after).await;
         let mut pause = FIRST_PAUSE;
         loop {
             match self.attempt().await {

@@ -126,6 +126,8 @@ impl Space {
             Told::Moved { from, to, len } => {
                 self.missing.moved(from, to, len);
                 self.wake(from, len);
+                // Who got to a missing page there before the move was told waits for what is not to be zeros.
+                self.wake(to, len);
             }
             Told::Removed(start, end) => {
                 self.missing.dropped(start, end);
@@ -142,15 +144,24 @@ impl Space {
 
     /// Once every change was told and every task that made one has gone on, what was in doubt is looked at.
     fn settle(&mut self) -> Result<(), SpaceError> {
-        let probe = |page| kernel::belongs(self.uffd.as_fd(), page, PAGE_SIZE);
-        // An address that is nobody's: only whether something has to be told first is asked.
-        if !self.missing.is_unsettled() || probe(0) == Errno::EAGAIN {
+        if !self.missing.is_unsettled() || self.is_changing() {
             return Ok(());
         }
-        if self.missing.settle(|page| probe(page) != Errno::ENOENT) {
+        let mut settled = self.missing.clone();
+        let is_ours = |page| kernel::belongs(self.uffd.as_fd(), page, PAGE_SIZE) != Errno::ENOENT;
+        let is_known = settled.settle(is_ours);
+        if self.is_changing() {
+            // What was looked at may have moved meanwhile: once more, when that has been told.
             return Ok(());
         }
-        Err(SpaceError::Ambiguous { vpid: self.vpid })
+        self.missing = settled;
+        if is_known { Ok(()) } else { Err(SpaceError::Ambiguous { vpid: self.vpid }) }
+    }
+
+    /// True if a change has to be told first, or the task that made it has not gone on yet.
+    fn is_changing(&self) -> bool {
+        // An address that is nobody's.
+        kernel::belongs(self.uffd.as_fd(), 0, PAGE_SIZE) == Errno::EAGAIN
     }
 
     fn child(&self, uffd: OwnedFd) -> Self {
@@ -166,6 +177,12 @@ impl Space {
     /// Memory that has nothing at the source reads as zeros. True if the process is gone.
     fn put_zeros(&mut self) -> Result<bool, SpaceError> {
         while let Some(start) = self.zeros.last().copied() {
+            if self.missing.origin_at(start).is_some() {
+                // A missing page has moved there since: who waits asks for that one.
+                self.wake(start, PAGE_SIZE);
+                self.zeros.pop();
+                continue;
+            }
             match kernel::zero(self.uffd.as_fd(), start, PAGE_SIZE) {
                 Ok(()) => {}
                 // It is there by now, or its mapping is another: who waits looks again.
@@ -219,6 +236,8 @@ impl Space {
                 Some(Errno::ENOENT | Errno::EEXIST | Errno::EINVAL) if part.len() as u64 > PAGE_SIZE => {
                     step = PAGE_SIZE;
                 }
+                // The kernel looks for the mapping before it looks whether one has just moved, untold.
+                Some(Errno::ENOENT) if self.is_changing() => return Ok(Placing::Later),
                 Some(Errno::ENOENT | Errno::EEXIST) => {
                     self.wake(address + done, PAGE_SIZE);
                     self.missing.placed(origin + done, origin + done + PAGE_SIZE);
