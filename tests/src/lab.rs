@@ -53,15 +53,10 @@ impl Lab {
 
     /// The same with links of this kind.
     pub fn with_links(links: Links) -> Result<Self> {
-        Self::with_agents(links, "")
-    }
-
-    /// The same with more lines for `[migration]` of the agents' configuration.
-    pub fn with_agents(links: Links, lines: &str) -> Result<Self> {
         let lab = Self::build(TEN_GIGABIT, links)?;
         lab.certify()?;
-        lab.a.start_agent_with(lines)?;
-        lab.b.start_agent_with(lines)?;
+        lab.a.start_agent()?;
+        lab.b.start_agent()?;
         Ok(lab)
     }
 

@@ -99,8 +99,7 @@ type Samples = Vec<(Instant, u64)>;
 /// # Errors
 /// When the migration fails, or when the data set differs afterwards. What clients lost is in the measurement.
 pub fn migrate_redis(setting: Setting<'_>) -> Result<Measurement> {
-    // What `DEBUG POPULATE` makes compresses to almost nothing, as no real data does.
-    let lab = Lab::with_agents(setting.links, "compression = \"off\"\n")?;
+    let lab = Lab::with_links(setting.links)?;
     let container = lab.start(&bundle("redis-1"))?;
     let redis = Redis::new(&lab.client, container.v4);
     let keys = redis.populate(setting.data_bytes)?;

@@ -221,9 +221,9 @@ pub enum Strategy {
 #[serde(try_from = "String", rename_all = "kebab-case")]
 pub enum Compression {
     /// By zstd, while that is measured to be faster.
-    #[default]
     Auto,
     /// Never.
+    #[default]
     Off,
 }
 
@@ -340,7 +340,7 @@ impl Default for Migration {
             max_time_ms: 0,
             policy: Policy::StopAnyway,
             bandwidth_bytes_per_second: 0,
-            compression: Compression::Auto,
+            compression: Compression::Off,
             batch_bytes: 1 << 20,
             in_flight_bytes: 64 << 20,
             max_concurrent: 4,

@@ -251,7 +251,7 @@ mod tests {
             r#""bytes_per_second":624640000,"predicted_downtime_ns":38000000}],"total_ns":2730000000,"#,
             r#""bytes":1103101952,"source":{"cpu_ns":700000000,"peak_memory_bytes":12582912},"#,
             r#""destination":{"cpu_ns":1220000000,"peak_memory_bytes":39845888},"staging_peak_bytes":0,"#,
-            r#""verdict":"predicted downtime below 300 ms","predicted_downtime_ns":38000000}"#
+            r#""verdict":"predicted downtime below 300 ms","predicted_downtime_ns":38000000,"tail":null}"#
         );
         assert_eq!(serde_json::to_string(&Report::from(&report)).unwrap(), expected);
     }
