@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pclive_proto::control;
 
 use crate::config::{Config, Strategy};
+use crate::conversation;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::journal::Journal;
 use crate::link::PeerAddress;
@@ -33,6 +34,8 @@ pub struct Agent {
     pub registry: Registry,
     /// What migrations to each peer have cost, by its address.
     experience: Mutex<BTreeMap<String, Experience>>,
+    /// What other agents say to this one as a destination.
+    pub(crate) conversations: conversation::Register,
     /// What outlives this agent.
     pub journal: Journal,
     /// Containers that stand still here while their last pages are fetched.
@@ -59,6 +62,7 @@ impl Agent {
             runtimes: runtime::configured(&config),
             registry: Registry::new(config.migration.max_concurrent, config.migration.history),
             experience: Mutex::default(),
+            conversations: conversation::Register::default(),
             journal: Journal::new(&config.agent.state_dir, config.migration.history),
             tails: Tails::default(),
             config,

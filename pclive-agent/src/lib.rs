@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod config;
+mod conversation;
 pub mod daemon;
 pub mod error;
 mod fault;

@@ -14,11 +14,14 @@ use support::Served;
 
 /// What the destination answers to these messages, which must be a refusal.
 async fn refusal(served: &Served, messages: Vec<Message>) -> Failure {
-    let stream = messages.into_iter().map(|message| SourceMessage { message: Some(message) });
+    let stream = messages.into_iter().zip(1..).map(|(message, place)| SourceMessage { message: Some(message), place });
     let stream = tokio_stream::iter(stream.collect::<Vec<_>>());
     let mut answers = served.peer().await.migrate(stream).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().expect("an answer");
-    assert!(answers.message().await.unwrap().is_none(), "the stream ends after a refusal");
+    // A conversation that has begun ends by a message of its own, then the stream ends.
+    while let Some(last) = answers.message().await.unwrap() {
+        assert!(matches!(last.message, Some(Answer::End(_))), "after a refusal: {last:?}");
+    }
     assert!(!served.path("stdio").exists(), "nothing was created");
     match answer.message {
         Some(Answer::Failure(failure)) => failure,
@@ -41,6 +44,7 @@ fn prepare() -> Prepare {
         allow_clock_step_back: true,
         restore_after: 0,
         tail_token: String::new(),
+        conversation_token: String::new(),
     }
 }
 

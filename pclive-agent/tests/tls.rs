@@ -213,7 +213,7 @@ async fn a_migration_under_another_agents_name_is_refused() {
     let mut client = pclive_proto::peer::peer_client::PeerClient::new(channel);
     let prepare =
         Prepare { protocol_version: PROTOCOL_VERSION, source_agent: "host-q".into(), ..Default::default() };
-    let message = SourceMessage { message: Some(Message::Prepare(prepare)) };
+    let message = SourceMessage { message: Some(Message::Prepare(prepare)), place: 1 };
     let mut answers = client.migrate(tokio_stream::once(message)).await.unwrap().into_inner();
     let Some(Answer::Failure(failure)) = answers.message().await.unwrap().unwrap().message else {
         panic!("taken")

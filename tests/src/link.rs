@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 
+use crate::host::PEER_PORT;
 use crate::node::Node;
 
 /// The bridge of a host and of the switch.
@@ -71,4 +72,56 @@ fn limit(node: &Node, interface: &str, speed: Speed) -> Result<()> {
     let Speed { rate, burst } = speed;
     let words = ["tc", "qdisc", "add", "dev", interface, "root", "tbf", "rate", rate, "burst", burst];
     node.run(&[&words[..], &["latency", "50ms"]].concat()).map(drop)
+}
+
+/// Keeps a host's agent from all others, and nobody else, until it is mended or dropped.
+#[derive(Debug)]
+pub struct Cut<'a> {
+    node: &'a Node,
+    mended: bool,
+}
+
+/// What becomes of a packet that arrives over a link that is cut.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is dropped: nobody is told.
+    Drop,
+    /// It is answered with a reset.
+    Reset,
+}
+
+impl<'a> Cut<'a> {
+    /// Cuts the link to the agent on `node`.
+    pub fn new(node: &'a Node, verdict: Verdict) -> Result<Self> {
+        let verdict = match verdict {
+            Verdict::Drop => "drop",
+            Verdict::Reset => "reject with tcp reset",
+        };
+        let rules = format!(
+            "add table inet cut\nadd chain inet cut input {{ type filter hook input priority 0 ; }}\n\
+             add rule inet cut input meta l4proto tcp tcp dport {PEER_PORT} {verdict}\n\
+             add rule inet cut input meta l4proto tcp tcp sport {PEER_PORT} {verdict}"
+        );
+        node.run(&["nft", &rules])?;
+        Ok(Self { node, mended: false })
+    }
+
+    /// The agents can talk again.
+    pub fn mend(mut self) -> Result<()> {
+        self.mended = true;
+        self.remove()
+    }
+
+    fn remove(&self) -> Result<()> {
+        self.node.run(&["nft", "delete", "table", "inet", "cut"]).map(drop)
+    }
+}
+
+impl Drop for Cut<'_> {
+    fn drop(&mut self) {
+        if !self.mended {
+            // The namespace goes with the lab.
+            let _ = self.remove();
+        }
+    }
 }

@@ -17,6 +17,7 @@ use std::time::Duration;
 use pclive_tls::Files;
 use serde::{Deserialize, Serialize};
 
+use crate::conversation;
 use crate::migration::convergence::Policy;
 use crate::network::NetworkConfig;
 
@@ -186,6 +187,10 @@ pub struct Migration {
     pub stdio_dir: PathBuf,
     /// Longest wait for a connection to the other agent.
     pub connect_timeout_ms: u64,
+    /// Connections that a migration's pages spread over; 0: one for four CPUs, at most eight.
+    pub streams: u32,
+    /// How long a migration whose connections broke waits for a new one, while the container runs.
+    pub reconnect_timeout_ms: u64,
     /// Longest wait for the destination to check, create and adopt its container.
     pub prepare_timeout_ms: u64,
     /// Longest wait for the other end to make progress during rounds.
@@ -348,6 +353,8 @@ impl Default for Migration {
             history: 100,
             stdio_dir: "/var/log/pclive".into(),
             connect_timeout_ms: 5_000,
+            streams: 0,
+            reconnect_timeout_ms: 15_000,
             prepare_timeout_ms: 30_000,
             progress_timeout_ms: 60_000,
             stop_timeout_ms: 5_000,
@@ -408,21 +415,29 @@ impl Strategy {
 }
 
 impl Migration {
-    /// The source's part of [`Self::in_flight_bytes`], in messages: what waits for the link.
-    pub fn messages_in_flight_at_source(&self) -> usize {
-        let messages = self.in_flight_bytes / 4 / self.batch_bytes.max(1);
-        usize::try_from(messages.max(1)).unwrap_or(1)
+    /// The source's part of [`Self::in_flight_bytes`]: what waits for the link, and what may have to go again.
+    pub(crate) fn conversation_limits(&self) -> conversation::Limits {
+        let queued = self.in_flight_bytes / 8 / self.batch_bytes.max(1);
+        conversation::Limits {
+            queued: usize::try_from(queued.max(1)).unwrap_or(1),
+            unconfirmed_bytes: usize::try_from(self.in_flight_bytes / 4).unwrap_or(usize::MAX),
+        }
     }
 
     /// The destination's part of [`Self::in_flight_bytes`], KiB: what waits for the restorers. More than a message
     /// holds.
     pub fn in_flight_kib_at_destination(&self) -> usize {
-        usize::try_from(self.in_flight_bytes / 4 * 3 / 1024).unwrap_or(usize::MAX)
+        usize::try_from(self.in_flight_bytes / 8 * 5 / 1024).unwrap_or(usize::MAX)
     }
 
     /// [`Self::connect_timeout_ms`].
     pub fn connect_timeout(&self) -> Duration {
         Duration::from_millis(self.connect_timeout_ms)
+    }
+
+    /// [`Self::reconnect_timeout_ms`].
+    pub fn reconnect_timeout(&self) -> Duration {
+        Duration::from_millis(self.reconnect_timeout_ms)
     }
 
     /// [`Self::prepare_timeout_ms`].

@@ -9,7 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::place::Places;
 use super::{Config, Migration};
-use crate::migration::LEAST_BANDWIDTH;
+use crate::migration::{LEAST_BANDWIDTH, MOST_STREAMS};
 
 /// One key that cannot be used as it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -143,6 +143,7 @@ impl Checker<'_> {
             let what = format!("{} is not below migration.max_rounds, {}", m.restore_after, m.max_rounds);
             self.complain("migration.restore_after", what);
         }
+        self.range("migration.streams", m.streams.into(), 0..=MOST_STREAMS.into());
         self.range("migration.max_concurrent", m.max_concurrent.into(), 1..=64);
         self.range("migration.history", m.history.into(), 1..=100_000);
     }
@@ -152,6 +153,7 @@ impl Checker<'_> {
         self.range("peer.keepalive_interval_ms", config.peer.keepalive_interval_ms, 100..=LONGEST_MS);
         self.range("peer.keepalive_timeout_ms", config.peer.keepalive_timeout_ms, 100..=LONGEST_MS);
         self.range("migration.connect_timeout_ms", m.connect_timeout_ms, 10..=LONGEST_MS);
+        self.range("migration.reconnect_timeout_ms", m.reconnect_timeout_ms, 0..=LONGEST_MS);
         self.range("migration.prepare_timeout_ms", m.prepare_timeout_ms, 10..=LONGEST_MS);
         self.range("migration.progress_timeout_ms", m.progress_timeout_ms, 10..=LONGEST_MS);
         self.range("migration.stop_timeout_ms", m.stop_timeout_ms, 10..=LONGEST_MS);

@@ -18,13 +18,11 @@ mod source;
 pub(crate) mod throttle;
 mod wire;
 
+use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use pclive_proto::control::{self, Role, StartMigrationRequest};
-use pclive_proto::peer::{DestinationMessage, SourceMessage};
-use tokio::sync::mpsc;
-use tonic::{Status, Streaming};
 use uuid::Uuid;
 
 use self::convergence::{Limits, Policy};
@@ -36,10 +34,10 @@ use crate::journal::{self, JournalError, Log, Record};
 use crate::link::PeerAddress;
 use crate::recovery::{doubt, process};
 use crate::registry::{Description, Entry};
-use crate::tls::Caller;
 
 pub(crate) use check::version_matches;
 pub use check::{Checked, check};
+pub(crate) use destination::receive;
 pub use plan::{plan, probed};
 pub(crate) use wire::{status_error, verify};
 
@@ -48,9 +46,6 @@ const MAX_REQUEST_ID: usize = 128;
 
 /// A migration's file of the journal; others ask and decide with it as well.
 type SharedLog = Arc<Mutex<Log>>;
-
-/// Answers of a destination that may wait for the link; there is one a round.
-const ANSWERS: usize = 8;
 
 /// Starts to migrate a container away and returns at once. What can be refused without asking another host is.
 /// The same request id again returns the same migration.
@@ -69,6 +64,7 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         bandwidth: request.bandwidth_bytes_per_second,
         restore_after: request.restore_after,
     };
+    let streams = streams(agent, request.streams)?;
     let (limits, bandwidth) = wishes.or_configured(agent, strategy)?;
     let begun = agent.registry.begin(Description {
         id: Uuid::new_v4().to_string(),
@@ -101,7 +97,7 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         }
     };
     let order =
-        Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back, tail_token, log };
+        Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back, tail_token, streams, log };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
     Ok(entry)
 }
@@ -187,6 +183,11 @@ async fn written<T: Send + 'static>(
 /// destination waits for progress.
 pub const LEAST_BANDWIDTH: u64 = 125_000;
 
+/// Most connections of one migration.
+pub const MOST_STREAMS: u32 = 16;
+const MOST_STREAMS_BY_CPUS: u32 = 8;
+const CPUS_A_STREAM: usize = 4;
+
 /// What a user may ask for of the limits; 0 and unspecified: as configured.
 #[derive(Debug, Clone, Copy)]
 struct Wishes {
@@ -240,6 +241,23 @@ impl Wishes {
     }
 }
 
+/// Connections of a migration; 0: as configured, and that 0: one for four CPUs of this host, at most eight.
+fn streams(agent: &Agent, asked: u32) -> Result<u32, MigrationError> {
+    if asked > MOST_STREAMS {
+        let message = format!("cannot use {asked} streams");
+        return Err(MigrationError::new(ErrorCode::InvalidRequest, message).hint(format!("at most {MOST_STREAMS}")));
+    }
+    let configured = agent.config.migration.streams;
+    Ok(match (asked, configured) {
+        (0, 0) => {
+            let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+            u32::try_from(cpus / CPUS_A_STREAM).unwrap_or(1).clamp(1, MOST_STREAMS_BY_CPUS)
+        }
+        (0, configured) => configured,
+        (asked, _) => asked,
+    })
+}
+
 /// The round from which on the copy is built: the one asked for, else the configured one; 0 where there is no such thing.
 fn restore_after(
     agent: &Agent,
@@ -266,17 +284,6 @@ fn restore_after(
             )
         }
     }
-}
-
-/// Takes a migration from another agent; the answers to it come out of the receiver.
-pub(crate) fn receive(
-    agent: &Arc<Agent>,
-    caller: Caller,
-    incoming: Streaming<SourceMessage>,
-) -> mpsc::Receiver<Result<DestinationMessage, Status>> {
-    let (answers, receiver) = mpsc::channel(ANSWERS);
-    tokio::spawn(destination::run(Arc::clone(agent), caller, incoming, answers));
-    receiver
 }
 
 /// A migration whose link is plain text says so, at both ends.

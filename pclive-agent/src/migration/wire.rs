@@ -51,7 +51,7 @@ pub(super) fn page_batch(batch: Batch, pack: impl FnOnce(Bytes) -> Packed) -> So
 
 /// A message of the source.
 pub(super) fn source_message(message: Message) -> SourceMessage {
-    SourceMessage { message: Some(message) }
+    SourceMessage { message: Some(message), place: 0 }
 }
 
 fn extent_message(extent: &Extent) -> peer::Extent {

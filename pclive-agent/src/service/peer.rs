@@ -12,6 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::agent::Agent;
+use crate::conversation::Said;
 use crate::error::{ErrorCode, MigrationError};
 use crate::host;
 use crate::migration;
@@ -69,15 +70,14 @@ impl Peer for PeerService {
         Ok(Response::new(ReceiverStream::new(replies)))
     }
 
-    type MigrateStream = ReceiverStream<Result<DestinationMessage, Status>>;
+    type MigrateStream = Said<Result<DestinationMessage, Status>>;
 
     async fn migrate(
         &self,
         request: Request<Streaming<SourceMessage>>,
     ) -> Result<Response<Self::MigrateStream>, Status> {
         let caller = caller(&request)?;
-        let answers = migration::receive(&self.agent, caller, request.into_inner());
-        Ok(Response::new(ReceiverStream::new(answers)))
+        Ok(Response::new(migration::receive(&self.agent, caller, request.into_inner())))
     }
 }
 

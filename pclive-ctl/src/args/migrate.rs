@@ -28,6 +28,9 @@ pub(crate) struct Migrate {
     /// Most bandwidth of the copy while the container runs: 500Mbit, 1Gbit, or bytes a second
     #[arg(long, value_name = "RATE", value_parser = bandwidth)]
     pub(crate) bandwidth: Option<u64>,
+    /// Connections that the pages spread over [default: the agent's configuration]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) streams: Option<u32>,
     /// Runtime of the container [default: the one that knows it]
     #[arg(long, value_name = "NAME")]
     pub(crate) runtime: Option<String>,
@@ -172,6 +175,7 @@ impl Migrate {
             bandwidth_bytes_per_second: self.bandwidth.unwrap_or(0),
             request_id: self.request_id.clone().unwrap_or_default(),
             restore_after: self.restore_after,
+            streams: self.streams.unwrap_or(0),
         }
     }
 }
@@ -237,6 +241,7 @@ mod tests {
             bandwidth_bytes_per_second: 62_500_000,
             request_id: "job-7".into(),
             restore_after: Some(2),
+            streams: 0,
         };
         assert_eq!(migrate(&arguments).unwrap(), expected);
     }

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use pclive_tests::command::finish;
 use pclive_tests::ctl::Following;
-use pclive_tests::link::{GIGABIT, Speed, TEN_GIGABIT};
+use pclive_tests::link::{Cut, GIGABIT, Speed, TEN_GIGABIT, Verdict};
 use pclive_tests::wait::until;
 use pclive_tests::workload::clients::Clients;
 use pclive_tests::workload::redis::{Redis, bundle};
@@ -160,28 +160,12 @@ fn torture_keeps_every_byte_when_its_last_pages_follow() -> Result<()> {
     Ok(())
 }
 
-/// Keeps the agents from each other, and nobody else.
-struct Cut<'a>(&'a Host);
-
-impl<'a> Cut<'a> {
-    fn new(host: &'a Host) -> Result<Self> {
-        let rules = "add table inet cut\nadd chain inet cut input { type filter hook input priority 0 ; }\n\
-                     add rule inet cut input tcp dport 7413 drop\nadd rule inet cut input tcp sport 7413 drop";
-        host.node().run(&["nft", rules])?;
-        Ok(Self(host))
-    }
-
-    fn mend(self) -> Result<()> {
-        self.0.node().run(&["nft", "delete", "table", "inet", "cut"]).map(drop)
-    }
-}
-
 /// A migration whose container runs at host b and lacks pages that the cut link keeps back.
 fn cut_off<'a>(lab: &'a Lab, container: &Container) -> Result<(Following, Cut<'a>)> {
     let mut following = Following::start(&lab.a, &container.name, lab.b.name(), &OPTIONS)?;
     following.wait_for("the commit", |line| line["phase"] == "committed")?;
     until("the copy", LIMIT, || Ok(lab.b.agent_log().contains("container runs here")))?;
-    let cut = Cut::new(&lab.a)?;
+    let cut = Cut::new(lab.a.node(), Verdict::Drop)?;
     ensure!(!lab.b.agent_log().contains("every page is in place"), "it was over before the cut");
     Ok((following, cut))
 }

@@ -55,6 +55,7 @@ pub(super) async fn admit(
         wire::bad(format!("network interfaces that cannot be: {}", crate::error::chain(&error)))
     })?;
     host_fits(&prepare)?;
+    end_abandoned(agent, &id, &prepare.source_agent).await;
     let staging = staging(agent, &prepare, strategy)?;
     if runtime.knows(&id) {
         let message =
@@ -78,6 +79,24 @@ pub(super) async fn admit(
         agent.registry.ended();
     })?;
     Ok(Admitted { log, entry, id, runtime, prepare, interfaces, staging })
+}
+
+/// A source has one migration of a container at a time: when it begins another one, it has given up what it had begun,
+/// and a link that broke has not told the destination.
+async fn end_abandoned(agent: &Agent, id: &ContainerId, source: &str) {
+    let Some(entry) = agent.registry.of_container(id.as_str()).and_then(|id| agent.registry.get(&id).ok()) else {
+        return;
+    };
+    if entry.role() != Role::Destination || !agent.conversations.is_from(entry.id(), source) {
+        return;
+    }
+    let why = "the source has begun another migration of the container";
+    if entry.cancel(MigrationError::new(ErrorCode::PeerLost, why)) {
+        let mut watcher = entry.watch();
+        let ended = async { while watcher.next().await.is_some() {} };
+        // If it does not end in time the container's name is taken, which the source is told.
+        let _ = tokio::time::timeout(agent.config.migration.stop_timeout(), ended).await;
+    }
 }
 
 /// Writes the migration down before anything of it exists.

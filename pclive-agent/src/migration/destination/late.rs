@@ -5,10 +5,8 @@
 
 use std::time::Duration;
 
-use pclive_proto::peer::SourceMessage;
 use pclive_proto::peer::source_message::Message;
-use tonic::Streaming;
-
+use super::Incoming;
 use crate::network::{Arrival, Injector};
 
 /// How long a source that has committed may take to end the stream.
@@ -16,9 +14,9 @@ const FAREWELL: Duration = Duration::from_secs(5);
 
 /// Gives the container its frames, and lets the source end the stream in its own time, so that it sees `Running`
 /// before the end.
-pub(super) async fn take(mut incoming: Streaming<SourceMessage>, mut injector: Option<Injector>) {
+pub(super) async fn take(mut incoming: Incoming, mut injector: Option<Injector>) {
     let ended = async {
-        while let Ok(Some(message)) = incoming.message().await {
+        while let Ok(Some(message)) = incoming.message(FAREWELL).await {
             if let (Some(Message::Frames(frames)), Some(injector)) = (message.message, &mut injector) {
                 // A message has few frames, and sending them does not wait.
                 frames.frames.into_iter().map(Arrival::decode).for_each(|arrival| injector.inject(&arrival));

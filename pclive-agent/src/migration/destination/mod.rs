@@ -10,6 +10,7 @@ mod admission;
 mod engine;
 mod handover;
 mod late;
+mod lines;
 mod placement;
 mod reaper;
 mod rounds;
@@ -24,19 +25,21 @@ use pclive_proto::control::{self, Role};
 use pclive_proto::peer::destination_message::Message;
 use pclive_proto::peer::source_message::Message as Received;
 use pclive_proto::peer::{Accepted, DestinationMessage, Failure, Prepare, Ready, SourceMessage};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tonic::{Status, Streaming};
+use tonic::Status;
 use tracing::{Instrument, info, info_span};
 
 use self::admission::Admitted;
 use self::engine::{Engine, Plan, Restored};
 use self::handover::stage_committing;
+pub(crate) use self::lines::receive;
 use self::state::{Event, State};
 use self::tail::Tardy;
 use super::document::Arriving;
 use super::{SharedLog, wire};
 use crate::agent::Agent;
+use crate::conversation::{Ears, Mouth};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
 use crate::host::{self, UsageMeter};
@@ -48,7 +51,9 @@ use crate::tail::Fetcher;
 use crate::tls::Caller;
 
 /// Where answers to the source go.
-pub(super) type Answers = mpsc::Sender<Result<DestinationMessage, Status>>;
+type Answers = Mouth<DestinationMessage>;
+/// Where the source is heard.
+type Incoming = Ears<DestinationMessage, SourceMessage>;
 
 /// How long the last word to the source may take.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -57,7 +62,7 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 pub(super) async fn run(
     agent: Arc<Agent>,
     caller: Caller,
-    mut incoming: Streaming<SourceMessage>,
+    mut incoming: Incoming,
     answers: Answers,
 ) {
     let admitted = match first(&agent, &caller, &mut incoming).await {
@@ -76,13 +81,19 @@ pub(super) async fn run(
 async fn first(
     agent: &Arc<Agent>,
     caller: &Caller,
-    incoming: &mut Streaming<SourceMessage>,
+    incoming: &mut Incoming,
 ) -> Result<Admitted, MigrationError> {
     let patience = agent.config.migration.connect_timeout();
-    let message = tokio::time::timeout(patience, incoming.message()).await;
+    let message = tokio::time::timeout(patience, incoming.message(Duration::ZERO)).await;
     let late = |_| MigrationError::new(ErrorCode::Timeout, "the source did not say what it wants");
     match understood(message.map_err(late)?)? {
-        Received::Prepare(prepare) => admission::admit(agent, caller, prepare).await,
+        Received::Prepare(prepare) => {
+            let admitted = admission::admit(agent, caller, prepare).await?;
+            let Prepare { migration_id, source_agent, conversation_token, .. } = &admitted.prepare;
+            let carrier = incoming.carrier();
+            agent.conversations.open(migration_id, source_agent, conversation_token, carrier);
+            Ok(admitted)
+        }
         other => Err(out_of_turn(&other)),
     }
 }
@@ -91,15 +102,15 @@ async fn refuse(answers: &Answers, error: &MigrationError) {
     let error = error.clone().at(Role::Destination, control::Phase::Negotiating);
     let failure = answer(Message::Failure(Failure::from(&error)));
     // A source that is gone needs no answer.
-    let _ = answers.send_timeout(Ok(failure), LAST_WORD).await;
+    let _ = answers.send_timeout(failure, LAST_WORD).await;
 }
 
 fn answer(message: Message) -> DestinationMessage {
-    DestinationMessage { message: Some(message) }
+    DestinationMessage { message: Some(message), place: 0 }
 }
 
 /// Creates the container, builds the copy in it, and cleans up what must not stay.
-async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceMessage>, answers: Answers) {
+async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Incoming, answers: Answers) {
     let Admitted { entry, id, runtime, prepare, interfaces, staging, log } = admitted;
     super::warn_of_plain_text(&agent, &entry);
     info!(from = prepare.source_agent, memory_bytes = prepare.memory_bytes, "migration begins");
@@ -230,7 +241,7 @@ struct Receiver<'a> {
     /// The journal's write that must have ended before a task is let go.
     committing: Option<JoinHandle<Result<bool, JournalError>>>,
     state: State,
-    incoming: Streaming<SourceMessage>,
+    incoming: Incoming,
     answers: Answers,
     engine: Engine,
     /// What will fetch the last pages, if they may come later.
@@ -252,7 +263,7 @@ impl<'a> Receiver<'a> {
         agent: &'a Agent,
         entry: Arc<Entry>,
         log: SharedLog,
-        incoming: Streaming<SourceMessage>,
+        incoming: Incoming,
         answers: Answers,
         Copy { engine, fetcher, init_pid }: Copy,
     ) -> Self {
@@ -337,9 +348,10 @@ impl<'a> Receiver<'a> {
     /// The source's next message; also ends with the engine, with a user's wish, and at a deadline.
     async fn next(&mut self) -> Result<Received, MigrationError> {
         let patience = self.agent.config.migration.progress_timeout();
+        let reconnect = self.agent.config.migration.reconnect_timeout();
         tokio::select! {
             biased;
-            message = self.incoming.message() => understood(message),
+            message = self.incoming.message(reconnect) => understood(message),
             error = self.engine.why() => Err(error),
             why = self.entry.cancelled() => Err(why),
             () = tokio::time::sleep(patience) => Err(silent(patience)),
@@ -347,7 +359,7 @@ impl<'a> Receiver<'a> {
     }
 
     async fn say(&self, message: Message) -> Result<(), MigrationError> {
-        self.answers.send(Ok(answer(message))).await.map_err(|_| wire::link_ended())
+        self.answers.send(answer(message)).await.map_err(|_| wire::link_ended())
     }
 
     /// Moves on, and tells users when that is another phase.
@@ -369,11 +381,11 @@ fn silent(patience: Duration) -> MigrationError {
 /// Reads a message of the source; its failure is an error here.
 fn understood(message: Result<Option<SourceMessage>, Status>) -> Result<Received, MigrationError> {
     match message {
-        Ok(Some(SourceMessage { message: Some(Received::Failure(failure)) })) => {
+        Ok(Some(SourceMessage { message: Some(Received::Failure(failure)), .. })) => {
             Err(MigrationError::from(failure).at(Role::Source, control::Phase::Unspecified))
         }
-        Ok(Some(SourceMessage { message: Some(message) })) => Ok(message),
-        Ok(Some(SourceMessage { message: None })) => Err(wire::bad("an empty message")),
+        Ok(Some(SourceMessage { message: Some(message), .. })) => Ok(message),
+        Ok(Some(SourceMessage { message: None, .. })) => Err(wire::bad("an empty message")),
         Ok(None) => Err(wire::link_ended()),
         Err(status) => Err(wire::status_error(&status)),
     }
@@ -393,6 +405,9 @@ fn out_of_turn(message: &Received) -> MigrationError {
         Received::Outdated(_) => "Outdated",
         Received::Settle(_) => "Settle",
         Received::Failure(_) => "Failure",
+        Received::Join(_) => "Join",
+        Received::Received(_) => "Received",
+        Received::End(_) => "End",
     };
     wire::bad(format!("{name} out of turn"))
 }

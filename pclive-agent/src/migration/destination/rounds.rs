@@ -38,7 +38,10 @@ impl Receiver<'_> {
             other @ (Received::Prepare(_)
             | Received::Commit(_)
             | Received::Frames(_)
-            | Received::Failure(_)) => {
+            | Received::Failure(_)
+            | Received::Join(_)
+            | Received::End(_)
+            | Received::Received(_)) => {
                 return Err(out_of_turn(&other));
             }
         }

@@ -7,8 +7,8 @@
 mod ending;
 mod engine;
 mod handover;
+mod lines;
 mod opening;
-mod outgoing;
 mod pace;
 mod pre_copy;
 mod relay;
@@ -27,10 +27,11 @@ use pclive_proto::peer::{Accepted, Prepare, Running};
 use pclive_proto::{PROTOCOL_VERSION, peer};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
+use uuid::Uuid;
 
 use self::engine::{Engine, Opened, Plan};
+use self::lines::Lines;
 use self::opening::{connect, open};
-use self::outgoing::Outgoing;
 use self::rounds::Rounds;
 use self::session::{Session, name_of};
 use self::sink::Outlet;
@@ -41,6 +42,7 @@ use super::report::{self, Handover};
 use super::{SharedLog, wire};
 use crate::agent::{Agent, Located};
 use crate::config::{Compression, Strategy};
+use crate::conversation;
 use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::host::compatibility::{self, Demand};
@@ -64,6 +66,8 @@ pub(super) struct Order {
     pub(super) allow_clock_step_back: bool,
     /// Who has it may fetch the last pages; empty if they never come later.
     pub(super) tail_token: String,
+    /// Connections that the pages spread over.
+    pub(super) streams: u32,
     /// Begun, with `Committing` staged.
     pub(super) log: SharedLog,
 }
@@ -124,6 +128,9 @@ struct Driver<'a> {
     agent: &'a Agent,
     order: &'a Order,
     session: Session,
+    lines: Arc<Lines>,
+    /// Who has it may join the conversation.
+    token: String,
     engine: Engine,
     outlet: Outlet,
     rounds: Rounds,
@@ -132,17 +139,17 @@ struct Driver<'a> {
 }
 
 async fn drive(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     entry: &Arc<Entry>,
     order: &Order,
     meter: &UsageMeter,
 ) -> Result<Option<control::Report>, Ended> {
-    let (stream, sender, last_word) = Outgoing::new(agent.config.migration.messages_in_flight_at_source());
+    let (mouth, ears) = conversation::begin(agent.config.migration.conversation_limits());
     let abort = CancellationToken::new();
     let packer = Packer::new(agent.config.migration.compression == Compression::Auto);
     let packer =
         packer.map_err(|error| Ended::RolledBack(MigrationError::caused(ErrorCode::Internal, &error)))?;
-    let outlet = Outlet::new(sender.clone(), abort.clone(), packer);
+    let outlet = Outlet::new(mouth.clone(), abort.clone(), packer);
     let plan = Plan {
         container: order.located.id.as_str().into(),
         pid: order.located.container.pid,
@@ -158,22 +165,24 @@ async fn drive(
         opened = open(agent, order, opened) => opened,
         why = entry.cancelled() => Err(why),
     };
+    let token = Uuid::new_v4().to_string();
+    let lines = Lines::new(agent, &order.destination, entry.id(), &token, ears.carrier());
     let connected = match opened {
-        Ok(opened) => connect(agent, order, stream).await.map(|incoming| (opened, incoming)),
+        Ok(opened) => connect(agent, order, &lines).await.map(|round_trip| (opened, round_trip)),
         Err(error) => Err(error),
     };
-    let (opened, (incoming, round_trip)) = match connected {
+    let (opened, round_trip) = match connected {
         Ok(connected) => connected,
         Err(error) => {
             engine.release().await;
             return Err(Ended::RolledBack(error));
         }
     };
-    let session = Session::new(Arc::clone(entry), sender, last_word, incoming);
+    let session = Session::new(Arc::clone(entry), mouth, ears, agent.config.migration.reconnect_timeout());
     let experience = agent.experience(&order.destination);
     let mut rounds = Rounds::new(order.limits, order.bandwidth, order.located.container.pid, experience);
     rounds.set_round_trip(round_trip);
-    let driver = Driver { agent, order, session, engine, outlet, rounds, tail: None };
+    let driver = Driver { agent, order, session, lines, token, engine, outlet, rounds, tail: None };
     driver.migrate(&opened, meter, &abort).await
 }
 
@@ -247,6 +256,7 @@ impl Driver<'_> {
             allow_clock_step_back: order.allow_clock_step_back,
             restore_after: order.limits.restore_after,
             tail_token: order.tail_token.clone(),
+            conversation_token: self.token.clone(),
         };
         let patience = self.agent.config.migration.prepare_timeout();
         self.session.send(Message::Prepare(prepare), patience).await?;
@@ -269,6 +279,7 @@ impl Driver<'_> {
             self.session.entry.warn(warning);
         }
         info!(agent = accepted.agent_name, memory_bytes, "accepted");
+        self.lines.widen(self.order.streams);
         self.session.advance(Event::Accepted)
     }
 }

@@ -2,18 +2,18 @@
 //!
 //! Nothing has been changed at either end; whatever fails here, the container runs on untouched.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pclive_proto::peer;
 use tracing::info;
 
 use super::Order;
 use super::engine::{Answer, Opened};
-use super::outgoing::Outgoing;
+use super::lines::Lines;
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError};
 use crate::link;
-use crate::migration::{check, wire};
+use crate::migration::check;
 
 /// Waits for the engine's check of the container; what stands in the way is an error.
 pub(super) async fn open(
@@ -36,12 +36,12 @@ pub(super) async fn open(
     if opened.blockers.is_empty() { Ok(opened) } else { Err(MigrationError::blocked(name, opened.blockers)) }
 }
 
-/// Opens the stream to the destination; also says how long a question to it and the answer take.
+/// Opens the first connection to the destination; says how long a question to it and the answer take.
 pub(super) async fn connect(
     agent: &Agent,
     order: &Order,
-    stream: Outgoing,
-) -> Result<(tonic::Streaming<peer::DestinationMessage>, Duration), MigrationError> {
+    lines: &Arc<Lines>,
+) -> Result<Duration, MigrationError> {
     let mut client =
         link::connect(&order.destination, &agent.config.peer, &agent.config.migration, agent.keeper.as_ref())
             .await?;
@@ -49,10 +49,6 @@ pub(super) async fn connect(
     let answer = check::hello(agent, &mut client).await?;
     let round_trip = asked.elapsed();
     info!(agent = answer.agent_name, "connected");
-    let patience = agent.config.migration.connect_timeout();
-    match tokio::time::timeout(patience, client.migrate(stream)).await {
-        Ok(Ok(response)) => Ok((response.into_inner(), round_trip)),
-        Ok(Err(status)) => Err(wire::status_error(&status)),
-        Err(_) => Err(MigrationError::new(ErrorCode::Timeout, "the other agent does not take the migration")),
-    }
+    lines.begin(client).await?;
+    Ok(round_trip)
 }

@@ -10,19 +10,20 @@ use pclive_proto::control::{Progress, Role};
 use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{DestinationMessage, Failure, SourceMessage};
-use tokio::sync::{mpsc, oneshot};
-use tonic::{Status, Streaming};
+use tokio::sync::mpsc;
+use tonic::Status;
 
 use super::engine::Answer;
 use super::state::{Event, State};
+use crate::conversation::{Ears, Mouth};
 use crate::error::{ErrorCode, MigrationError};
 use crate::migration::wire;
 use crate::registry::Entry;
 
 /// How often progress is told, and looked at.
 const TICK: Duration = Duration::from_millis(250);
-/// How long a destination that breaks the stream may take to say why.
-const EXPLANATION: Duration = Duration::from_secs(1);
+/// Longest time that a container stands still without any connection to its destination.
+const STOPPED_RECONNECT: Duration = Duration::from_secs(2);
 /// How long a destination may take to clean up, so that a second attempt finds nothing in its way.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -31,9 +32,10 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub(super) struct Session {
     pub(super) entry: Arc<Entry>,
     state: State,
-    outgoing: mpsc::Sender<SourceMessage>,
-    last_word: Option<oneshot::Sender<SourceMessage>>,
-    incoming: Streaming<DestinationMessage>,
+    mouth: Mouth<SourceMessage>,
+    ears: Ears<SourceMessage, DestinationMessage>,
+    /// How long the container runs on without any connection.
+    reconnect: Duration,
     /// An answer that came before the engine's own word: the destination may be done with a round before the
     /// engine thread has told that it has sent it.
     early: Option<Answered>,
@@ -53,11 +55,11 @@ pub(super) struct Expectation {
 impl Session {
     pub(super) fn new(
         entry: Arc<Entry>,
-        outgoing: mpsc::Sender<SourceMessage>,
-        last_word: oneshot::Sender<SourceMessage>,
-        incoming: Streaming<DestinationMessage>,
+        mouth: Mouth<SourceMessage>,
+        ears: Ears<SourceMessage, DestinationMessage>,
+        reconnect: Duration,
     ) -> Self {
-        Self { entry, state: State::Idle, outgoing, last_word: Some(last_word), incoming, early: None }
+        Self { entry, state: State::Idle, mouth, ears, reconnect, early: None }
     }
 
     pub(super) fn state(&self) -> State {
@@ -77,10 +79,14 @@ impl Session {
 
     /// Hands one message to the stream.
     pub(super) async fn send(&mut self, message: Message, patience: Duration) -> Result<(), MigrationError> {
-        let sent = self.outgoing.send_timeout(wire::source_message(message), patience).await;
+        let sent = tokio::select! {
+            biased;
+            sent = self.mouth.send_timeout(wire::source_message(message), patience) => sent,
+            why = self.ears.lost(self.link_patience()) => return Err(wire::status_error(&why)),
+        };
         match sent {
             Ok(()) => Ok(()),
-            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(self.explained(wire::link_ended()).await),
+            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(wire::link_ended()),
             Err(mpsc::error::SendTimeoutError::Timeout(_)) => Err(late("take a message", patience)),
         }
     }
@@ -95,9 +101,10 @@ impl Session {
             return Ok(early);
         }
         let committed = self.state == State::Committed;
+        let link = self.link_patience();
         tokio::select! {
             biased;
-            message = self.incoming.message() => understood(message),
+            message = self.ears.message(link) => understood(message),
             why = self.entry.cancelled(), if !committed => Err(why),
             () = tokio::time::sleep(patience) => Err(late(what, patience)),
         }
@@ -142,33 +149,34 @@ impl Session {
         stalled: impl Future<Output = MigrationError>,
     ) -> Result<T, MigrationError> {
         tokio::pin!(stalled);
-        let outcome = loop {
+        let patience = self.link_patience();
+        loop {
             tokio::select! {
                 biased;
-                outcome = &mut answer => break outcome.unwrap_or_else(|_| Err(thread_gone())),
-                message = self.incoming.message() => match understood(message) {
+                outcome = &mut answer => return outcome.unwrap_or_else(|_| Err(thread_gone())),
+                message = self.ears.message(patience) => match understood(message) {
                     Ok(message) if self.early.is_none() => self.early = Some(message),
-                    other => break Err(unexpected(other)),
+                    other => return Err(unexpected(other)),
                 },
-                why = self.entry.cancelled() => break Err(why),
-                stalled = &mut stalled => break Err(stalled),
+                why = self.entry.cancelled() => return Err(why),
+                stalled = &mut stalled => return Err(stalled),
             }
-        };
-        match outcome {
-            Ok(done) => Ok(done),
-            Err(error) => Err(self.explained(error).await),
         }
     }
 
-    /// If the stream broke, its far end usually has said why: that is the better error.
-    async fn explained(&mut self, error: MigrationError) -> MigrationError {
-        let stream_broke = error.code == ErrorCode::PeerLost || error.message.contains("hand over pages");
-        if !stream_broke {
-            return error;
-        }
-        match tokio::time::timeout(EXPLANATION, self.incoming.message()).await {
-            Ok(message) => understood(message).err().unwrap_or(error),
-            Err(_) => error,
+    /// How long a migration waits for a new connection when it has none. The container must not stand still for
+    /// long, and a destination that has not accepted it yet knows of no further connections.
+    fn link_patience(&self) -> Duration {
+        match self.state {
+            State::Idle => Duration::ZERO,
+            State::Negotiated | State::PreCopy(_) => self.reconnect,
+            State::Frozen
+            | State::FinalSent
+            | State::Offered
+            | State::Committed
+            | State::Done
+            | State::Failed
+            | State::Unknown => self.reconnect.min(STOPPED_RECONNECT),
         }
     }
 
@@ -179,16 +187,13 @@ impl Session {
             self.state = next;
         }
         let failure = Failure::from(&error.clone().at(Role::Source, state.phase()));
-        if let Some(last_word) = self.last_word.take() {
-            // A stream that is gone already needs no word.
-            let _ = last_word.send(wire::source_message(Message::Failure(failure)));
-        }
+        self.ears.last_word(wire::source_message(Message::Failure(failure)));
     }
 
     /// Waits until the destination is done with the migration as well: it ends the stream.
     pub(super) async fn farewell(mut self) {
-        drop(self.outgoing);
-        let ended = async { while let Ok(Some(_)) = self.incoming.message().await {} };
+        drop(self.mouth);
+        let ended = async { while let Ok(Some(_)) = self.ears.message(Duration::ZERO).await {} };
         let _ = tokio::time::timeout(FAREWELL, ended).await;
     }
 }
@@ -196,11 +201,11 @@ impl Session {
 /// Reads a message of the destination; its failure is an error here.
 fn understood(message: Result<Option<DestinationMessage>, Status>) -> Result<Answered, MigrationError> {
     match message {
-        Ok(Some(DestinationMessage { message: Some(Answered::Failure(failure)) })) => {
+        Ok(Some(DestinationMessage { message: Some(Answered::Failure(failure)), .. })) => {
             Err(MigrationError::from(failure).at(Role::Destination, Default::default()))
         }
-        Ok(Some(DestinationMessage { message: Some(message) })) => Ok(message),
-        Ok(Some(DestinationMessage { message: None })) => Err(wire::bad("an empty message")),
+        Ok(Some(DestinationMessage { message: Some(message), .. })) => Ok(message),
+        Ok(Some(DestinationMessage { message: None, .. })) => Err(wire::bad("an empty message")),
         Ok(None) => Err(wire::link_ended()),
         Err(status) => Err(wire::status_error(&status)),
     }
@@ -222,6 +227,8 @@ pub(super) fn name_of(message: &Answered) -> &'static str {
         Answered::Running(_) => "Running",
         Answered::Failure(_) => "Failure",
         Answered::Settled(_) => "Settled",
+        Answered::Received(_) => "Received",
+        Answered::End(_) => "End",
     }
 }
 

@@ -1,0 +1,104 @@
+//! Links that break while a migration is on its way: short breaks are survived, long ones leave the source as it was.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use pclive_tests::ctl::Following;
+use pclive_tests::link::{Cut, TEN_GIGABIT, Verdict};
+use pclive_tests::workload::clients::Clients;
+use pclive_tests::workload::redis::{Redis, bundle};
+use pclive_tests::{Container, Lab};
+
+use crate::{migrate, ready, runs_only_at};
+
+/// Answers that show that the clients go on.
+const MORE: u64 = 1000;
+/// Slow enough that there is time to cut the link in the middle of a round.
+const SLOWLY: [&str; 2] = ["--bandwidth", "400Mbit"];
+
+/// A Redis with clients, and agents with these lines in their configuration.
+fn served(lines: &str) -> Result<(Lab, Container, Clients)> {
+    let lab = Lab::without_agents(TEN_GIGABIT)?;
+    lab.certify()?;
+    lab.a.start_agent_with(lines)?;
+    lab.b.start_agent_with(lines)?;
+    let container = lab.start(&bundle("redis-1"))?;
+    let redis = Redis::new(&lab.client, container.v4);
+    redis.populate(192 << 20)?;
+    let clients = redis.clients(2, Duration::from_millis(1))?;
+    clients.wait_for_answers(MORE)?;
+    Ok((lab, container, clients))
+}
+
+/// A migration whose round 0 is on its way.
+fn on_its_way(lab: &Lab, container: &Container, options: &[&str]) -> Result<Following> {
+    let options = [&SLOWLY[..], options].concat();
+    let mut following = Following::start(&lab.a, &container.name, lab.b.name(), &options)?;
+    following.wait_for("pages on their way", |line| {
+        line["event"] == "progress" && line["bytes"].as_u64().is_some_and(|bytes| bytes > 0)
+    })?;
+    Ok(following)
+}
+
+fn ended_well(following: Following) -> Result<()> {
+    let said = following.everything()?;
+    ensure!(said.last().is_some_and(|line| line["event"] == "done"), "{said:?}");
+    Ok(())
+}
+
+/// A migration survives breaks of these lengths, in its rounds.
+fn survives(verdict: Verdict, breaks: &[Duration], options: &[&str]) -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = served("")?;
+    let following = on_its_way(&lab, &container, options)?;
+    for length in breaks {
+        let cut = Cut::new(lab.b.node(), verdict)?;
+        thread::sleep(*length);
+        cut.mend()?;
+        thread::sleep(Duration::from_millis(300));
+    }
+    let ended = ended_well(following);
+    ended.with_context(|| format!("{}{}", lab.a.last_words(), lab.b.last_words()))?;
+    ensure!(lab.a.agent_log().contains("a connection of the migration broke"), "the link never broke");
+    runs_only_at(&container, &lab.b, &lab.a)?;
+    clients.wait_for_answers(MORE)?;
+    clients.stop()?.nothing_lost()
+}
+
+#[test]
+fn a_migration_survives_connections_that_are_reset_again_and_again() -> Result<()> {
+    survives(Verdict::Reset, &[Duration::from_millis(200); 5], &[])
+}
+
+#[test]
+fn a_migration_survives_ten_seconds_without_a_link() -> Result<()> {
+    survives(Verdict::Drop, &[Duration::from_secs(10)], &[])
+}
+
+#[test]
+fn pages_that_spread_over_connections_survive_their_end() -> Result<()> {
+    survives(Verdict::Reset, &[Duration::from_millis(500); 3], &["--streams", "3", "--strategy", "pipelined"])
+}
+
+#[test]
+fn a_link_that_stays_away_leaves_the_source_as_it_was() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = served("reconnect_timeout_ms = 1000\n")?;
+    let following = on_its_way(&lab, &container, &[])?;
+    let cut = Cut::new(lab.b.node(), Verdict::Reset)?;
+    let said = following.everything()?;
+    let failed = said.last().filter(|line| line["event"] == "failed").with_context(|| format!("{said:?}"))?;
+    ensure!(failed["error"]["code"] == "peer-lost" && failed["error"]["retryable"] == true, "{failed}");
+    ensure!(container.status(&lab.a)?.as_deref() == Some("running"), "the container does not run");
+    clients.wait_for_answers(MORE)?;
+    cut.mend()?;
+    // At once: the destination may not have heard of the first one's end.
+    migrate(&container, &lab.a, &lab.b, &[])?;
+    clients.wait_for_answers(MORE)?;
+    clients.stop()?.nothing_lost()
+}
