@@ -20,6 +20,9 @@ use crate::model::{Blocker, Deadline, Pid};
 /// How long a vfork child gets before the next attempt to stop everything.
 const VFORK_PAUSE: Duration = Duration::from_millis(2);
 
+/// How long a moment without unfinished TCP connections is waited for before a stop.
+const UNFINISHED: Duration = Duration::from_millis(200);
+
 /// Limits and choices of a source.
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
@@ -132,6 +135,12 @@ impl Source {
     ) -> Result<(), CaptureError> {
         let live = tree.filter(|process| process.zombie.is_none()).map(|process| process.pid);
         Ok(in_memory::hold_descriptors(live, &mut self.objects)?)
+    }
+
+    /// Waits, while the container runs, for a good moment to stop it: one without a TCP handshake under way, and without
+    /// a closed connection of which bytes are on their way. If there is none for a while, the dump says so.
+    pub fn await_moment(&self) -> Result<(), CaptureError> {
+        Ok(self.files.await_connections(UNFINISHED)?)
     }
 
     /// Stops every task. On `Err` all run. A child of vfork(2) that has not executed its program yet cannot be

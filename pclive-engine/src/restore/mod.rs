@@ -50,6 +50,7 @@ use mappings::Mappings;
 use restorer::Restorer;
 use skeleton::Skeleton;
 use sockets::{Builder, BuiltSockets};
+use thread::RegisterSet;
 
 /// Limits and choices of a destination.
 #[derive(Debug, Clone)]
@@ -205,8 +206,9 @@ fn restore_tasks(
     absent: &mut Absent,
 ) -> Result<Vec<String>, RestoreError> {
     let mut warnings = Vec::new();
+    let here = RegisterSet::of(restorer.leader.pid())?;
     for (captive, state) in restorer.captives().zip(&process.threads) {
-        warnings.extend(thread::restore(captive, process, state)?);
+        warnings.extend(thread::restore(captive, process, state, &here)?);
     }
     process::late(&mut restorer.leader, process)?;
     for (captive, state) in restorer.captives().zip(&process.threads) {

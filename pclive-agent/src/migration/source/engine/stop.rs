@@ -35,6 +35,9 @@ pub(super) fn freeze(
     };
     let mut relay = Relay::prepare(namespace, interfaces, plan.capture_bytes);
     drop(throttle);
+    if let Err(error) = source.await_moment() {
+        return refused(reply, capture_error(plan)(error));
+    }
     let began = Instant::now();
     let mut frozen = match source.freeze() {
         Ok(frozen) => frozen,
