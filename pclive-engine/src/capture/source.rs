@@ -148,10 +148,10 @@ impl Source {
     pub fn freeze(&mut self) -> Result<Frozen<'_>, CaptureError> {
         let deadline = Deadline::after(self.options.stop_timeout);
         loop {
-            let mut processes = stop::stop_tree(self.init, self.options.stop_timeout)?;
+            let (mut processes, began) = stop::stop_tree(self.init, self.options.stop_timeout)?;
             self.calls.settle(&mut processes);
             let Some(shared) = check::shared_memory(processes.iter().map(|process| &process.tree)) else {
-                return Ok(Frozen::new(self, processes));
+                return Ok(Frozen::new(self, processes, began));
             };
             stop::let_run(processes);
             if deadline.passed() {

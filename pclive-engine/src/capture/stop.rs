@@ -5,7 +5,7 @@
 //! dies, the kernel lets them run.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::calls::InterruptedCalls;
 use super::tree::{self, Known, TreeError, TreeProcess, TreeThread};
@@ -29,8 +29,11 @@ pub(super) struct StoppedProcess {
     pub(super) job_stopped: bool,
 }
 
-/// Stops the whole tree. On `Err` everything runs.
-pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProcess>, CaptureError> {
+/// Stops the whole tree; when the first of its tasks was about to be stopped. On `Err` everything runs.
+pub(super) fn stop_tree(
+    init: Pid,
+    timeout: Duration,
+) -> Result<(Vec<StoppedProcess>, Instant), CaptureError> {
     stop(timeout, |known| tree::read_knowing(init, known))
 }
 
@@ -38,12 +41,15 @@ pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProce
 fn stop(
     timeout: Duration,
     read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
-) -> Result<Vec<StoppedProcess>, CaptureError> {
+) -> Result<(Vec<StoppedProcess>, Instant), CaptureError> {
     let deadline = Deadline::after(timeout);
     loop {
         let mut seized = Seized::default();
         match seized.gather(&read, deadline) {
-            Ok(tree) => return seized.into_processes(tree, timeout),
+            Ok(tree) => {
+                let began = seized.began.unwrap_or_else(Instant::now);
+                return Ok((seized.into_processes(tree, timeout)?, began));
+            }
             Err(CaptureError::Trace(TraceError::Deadline { .. })) if !deadline.passed() => {
                 seized.let_go();
                 // The vfork child needs to run before the next attempt.
@@ -67,7 +73,7 @@ pub(super) fn with_process_stopped<T>(
 ) -> Result<T, CaptureError> {
     let deadline = Deadline::after(timeout);
     loop {
-        let mut stopped = stop(timeout, |known| tree::again(process, known))?;
+        let (mut stopped, _) = stop(timeout, |known| tree::again(process, known))?;
         calls.settle(&mut stopped);
         let captive = stopped.first_mut().and_then(|process| process.threads.last_mut());
         let captive = captive.ok_or(TraceError::Gone { pid: process.pid })?;
@@ -162,6 +168,8 @@ fn first_interrupt_stop(running: Running, deadline: Deadline) -> Result<Stopped,
 
 #[derive(Debug, Default)]
 struct Seized {
+    /// When the first was about to be stopped.
+    began: Option<Instant>,
     running: BTreeMap<Pid, Running>,
     stopped: BTreeMap<Pid, Stopped>,
     gone: BTreeSet<Pid>,
@@ -206,6 +214,7 @@ impl Seized {
 
     /// False if the task has ended meanwhile.
     fn seize(&mut self, pid: Pid) -> Result<bool, TraceError> {
+        self.began.get_or_insert_with(Instant::now);
         let seized = Running::seize(pid, ptrace::TRACE_SYSTEM_CALLS_GOOD).and_then(|running| {
             running.interrupt()?;
             Ok(running)

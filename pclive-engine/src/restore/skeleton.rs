@@ -318,8 +318,7 @@ impl Skeleton {
         let wanted = process.threads.get(1..).unwrap_or_default();
         let places: HashMap<&ThreadLayout, usize> = wanted.iter().zip(0..).collect();
         self.restorers[at].end_threads(|thread| places.contains_key(thread))?;
-        let there: HashSet<Vpid> =
-            self.restorers[at].threads.iter().map(|(thread, _)| thread.vtid).collect();
+        let there: HashSet<Vpid> = self.restorers[at].threads.iter().map(|(thread, _)| thread.vtid).collect();
         for thread in wanted.iter().filter(|thread| !there.contains(&thread.vtid)) {
             self.choose(thread.vtid)?;
             let timeout = self.timeout;

@@ -9,7 +9,6 @@ use super::attributes::{self, Speculation};
 use super::failure::{Checks, RestoreStateError};
 use super::signals::{self, Receiver};
 use super::{creds, restart, scheduling, seccomp, xstate};
-pub use xstate::RegisterSet;
 use crate::capture::creds::CredentialsPlan;
 use crate::capture::failure::read_text;
 use crate::model::state::{ProcessState, ThreadState};
@@ -18,6 +17,7 @@ use crate::remote::{Batch, RemoteTask};
 use crate::sys::ptrace::registers_from_bytes;
 use crate::sys::ptrace_state;
 use crate::tracee::Registers;
+pub use xstate::RegisterSet;
 
 /// End of the user's address space with five-level page tables.
 const USER_END: u64 = 1 << 56;

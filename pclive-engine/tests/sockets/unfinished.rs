@@ -32,16 +32,28 @@ fn wait_until(network: &Network, what: &str, wanted: impl Fn(&[String]) -> bool)
     }
 }
 
+/// A listener of the server, whose hosts know each other's link addresses: the deaf one could not ask for them.
+fn listener(network: &Network, address: SocketAddr) -> TcpListener {
+    let listener = network.server.run(|| TcpListener::bind(address).unwrap());
+    let (server, client) = network.connect_to(&listener);
+    drop(client);
+    drop(server);
+    wait_until(network, "nothing is left of the first connection", <[String]>::is_empty);
+    listener
+}
+
 fn handshake_is_seen(address: &str) {
     let network = Network::new();
     let address: SocketAddr = address.parse().unwrap();
-    let listener = network.server.run(|| TcpListener::bind(address).unwrap());
-    assert_eq!(unfinished(&network), Vec::<String>::new());
+    let listener = listener(&network, address);
     let hear = network.deafen_client();
     std::thread::scope(|scope| {
         let client = scope.spawn(|| network.client.run(|| TcpStream::connect(address).unwrap()));
         let found = wait_until(&network, "the handshake is seen", |found| !found.is_empty());
-        assert!(found[0].contains("TCP handshake of") && found[0].contains(&address.to_string()), "{found:?}");
+        assert!(
+            found[0].contains("TCP handshake of") && found[0].contains(&address.to_string()),
+            "{found:?}"
+        );
         hear();
         let mut client = client.join().unwrap();
         let (mut server, _) = listener.accept().unwrap();
@@ -65,7 +77,7 @@ fn v6_handshake_under_way_is_seen() {
 fn client_that_does_not_answer_holds_nothing_up() {
     let network = Network::new();
     let address: SocketAddr = SERVER4.parse().unwrap();
-    let _listener = network.server.run(|| TcpListener::bind(address).unwrap());
+    let _listener = listener(&network, address);
     let _deaf = network.deafen_client();
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -113,7 +125,7 @@ fn open_connections_and_those_in_time_wait_are_finished() {
 fn moment_without_unfinished_connections_is_waited_for() {
     let network = Network::new();
     let address: SocketAddr = SERVER4.parse().unwrap();
-    let _listener = network.server.run(|| TcpListener::bind(address).unwrap());
+    let _listener = listener(&network, address);
     let diag = SockDiag::open(network.server.pid()).unwrap();
     let hear = network.deafen_client();
     std::thread::scope(|scope| {
