@@ -1,6 +1,6 @@
 //! What a container takes of its host's memory.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -26,12 +26,13 @@ impl Footprint {
     /// Of a container that runs on `host`.
     ///
     /// # Errors
-    /// When a process ends meanwhile, or the host has no memory controller.
+    /// When the host has no memory controller.
     pub fn of(container: &Container, host: &Host) -> Result<Self> {
         let cgroup = memory_cgroup(container, host)?;
         let mut footprint = Self::default();
         for pid in read(&cgroup.join("cgroup.procs"))?.split_whitespace() {
-            let rollup = read(&PathBuf::from(format!("/proc/{pid}/smaps_rollup")))?;
+            // A process that has ended meanwhile takes nothing.
+            let Ok(rollup) = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else { continue };
             let bytes = |name: &str| Ok::<_, anyhow::Error>(number(&rollup, name)? * 1024);
             footprint.resident += bytes("Rss:")?;
             footprint.proportional += bytes("Pss:")?;
@@ -57,7 +58,7 @@ fn memory_cgroup(container: &Container, host: &Host) -> Result<PathBuf> {
     found.with_context(|| format!("{} has no memory controller", container.name))
 }
 
-fn read(path: &std::path::Path) -> Result<String> {
+fn read(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
