@@ -1,4 +1,4 @@
-//! One migration of a Redis under load, measured: what the demo and the benchmark are made of.
+//! One migration of a program under load, measured: what the demo and the benchmark are made of.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -10,6 +10,8 @@ use crate::host::Links;
 use crate::lab::Lab;
 use crate::workload::clients::{Clients, Record};
 use crate::workload::redis::{Redis, bundle};
+use crate::workload::verifier::Verifier;
+use crate::workload::writer;
 
 /// How often the clients' answers are counted.
 const TICK: Duration = Duration::from_millis(20);
@@ -119,6 +121,20 @@ pub fn migrate_redis(setting: Setting<'_>) -> Result<Measurement> {
         report: moved.report,
         clients: record,
     })
+}
+
+/// Moves a program once whose memory is written in part all the time; see [`writer::bundle`].
+///
+/// # Errors
+/// When the migration fails, or a page differs afterwards.
+pub fn migrate_writer(links: Links, mib: u64, percent: u64) -> Result<Report> {
+    let lab = Lab::with_links(links)?;
+    let container = lab.start(&writer::bundle("writer", mib, percent))?;
+    let verifier = Verifier::new(&lab.client, container.v4);
+    verifier.check()?;
+    let report = lab.a.migrate(&container.name, &lab.b, &["--strategy", "global"])?;
+    verifier.check()?;
+    Ok(report)
 }
 
 /// A migration and its instants, by this process's clock.

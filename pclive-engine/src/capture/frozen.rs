@@ -1,5 +1,7 @@
 //! A stopped container: the final dump, and what comes of it.
 
+use std::time::Instant;
+
 use super::CaptureError;
 use super::files::{Mode, SocketGuards};
 use super::first_touched;
@@ -35,13 +37,19 @@ pub enum Dumped {
 pub struct Frozen<'a> {
     source: &'a mut Source,
     processes: Vec<StoppedProcess>,
+    began: Instant,
     connections: SocketGuards,
     freezer: Option<Freezer>,
 }
 
 impl<'a> Frozen<'a> {
-    pub(super) fn new(source: &'a mut Source, processes: Vec<StoppedProcess>) -> Self {
-        Self { source, processes, connections: SocketGuards::default(), freezer: None }
+    pub(super) fn new(source: &'a mut Source, processes: Vec<StoppedProcess>, began: Instant) -> Self {
+        Self { source, processes, began, connections: SocketGuards::default(), freezer: None }
+    }
+
+    /// When the first task was about to be stopped.
+    pub fn began(&self) -> Instant {
+        self.began
     }
 
     /// The final dump: layout and last pages to the sink, the small state returned. The network must be locked: no
@@ -141,7 +149,7 @@ impl<'a> Frozen<'a> {
             let batch_bytes = self.source.options.batch_bytes;
             let out = &mut |batch| sink.batch(batch);
             let (part, later) = match last {
-                LastPages::Now => (tracked.space.round(vmas, batch_bytes, out)?, None),
+                LastPages::Now => (tracked.space.round_of_stopped(vmas, batch_bytes, out)?, None),
                 LastPages::Later => {
                     let now = stopped.map_or_else(|| Ok(RangeSet::new()), first_touched::pages)?;
                     let (part, later) = tracked.space.last_round(vmas, &now, batch_bytes, out)?;
@@ -177,6 +185,8 @@ impl<'a> Frozen<'a> {
         if !files.transient.is_empty() {
             // Files in memory that are younger than the last round: the next stop knows them.
             self.source.hold_descriptors(self.processes.iter().map(|process| &process.tree))?;
+            // They run on: what was sent just now is not to be sent again at the next stop.
+            self.source.tracked.values_mut().try_for_each(|tracked| tracked.space.protect())?;
             return Ok(Dumped::NotNow(files.transient));
         }
         let mut state =

@@ -44,7 +44,9 @@ pub fn capture(
     let status = read_text(pid, "status", status::parse)?;
     let attributes = attributes.take(&answers, vpid)?;
     let mut filters = Vec::new();
-    let thread = leader.take(&answers, task, frame, cpus, &status, &mut filters)?;
+    let mut thread = leader.take(&answers, task, frame, cpus, &status, &mut filters)?;
+    let xstate_layout = xstate::layout(&thread.xstate);
+    thread.xstate = xstate::pack(&thread.xstate, &xstate_layout);
     Ok(ProcessState {
         vpid,
         mm: mm.take(&answers, pid, vpid)?,
@@ -65,7 +67,7 @@ pub fn capture(
         interval_timers: intervals.take(&answers, vpid)?,
         posix_timers: timers::posix(task)?,
         seccomp_filters: filters,
-        xstate_layout: xstate::layout(&thread.xstate),
+        xstate_layout,
         xstate_permission: permission.take(&answers, vpid)?,
         descriptors: Vec::new(),
         threads: vec![thread],

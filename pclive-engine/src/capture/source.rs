@@ -20,6 +20,9 @@ use crate::model::{Blocker, Deadline, Pid};
 /// How long a vfork child gets before the next attempt to stop everything.
 const VFORK_PAUSE: Duration = Duration::from_millis(2);
 
+/// How long a moment without unfinished TCP connections is waited for before a stop.
+const UNFINISHED: Duration = Duration::from_millis(200);
+
 /// Limits and choices of a source.
 #[derive(Debug, Clone)]
 pub struct SourceOptions {
@@ -134,15 +137,21 @@ impl Source {
         Ok(in_memory::hold_descriptors(live, &mut self.objects)?)
     }
 
+    /// Waits, while the container runs, for a good moment to stop it: one without a TCP handshake under way, and without
+    /// a closed connection of which bytes are on their way. If there is none for a while, the dump says so.
+    pub fn await_moment(&self) -> Result<(), CaptureError> {
+        Ok(self.files.await_connections(UNFINISHED)?)
+    }
+
     /// Stops every task. On `Err` all run. A child of vfork(2) that has not executed its program yet cannot be
     /// carried; it gets the time to do so.
     pub fn freeze(&mut self) -> Result<Frozen<'_>, CaptureError> {
         let deadline = Deadline::after(self.options.stop_timeout);
         loop {
-            let mut processes = stop::stop_tree(self.init, self.options.stop_timeout)?;
+            let (mut processes, began) = stop::stop_tree(self.init, self.options.stop_timeout)?;
             self.calls.settle(&mut processes);
             let Some(shared) = check::shared_memory(processes.iter().map(|process| &process.tree)) else {
-                return Ok(Frozen::new(self, processes));
+                return Ok(Frozen::new(self, processes, began));
             };
             stop::let_run(processes);
             if deadline.passed() {

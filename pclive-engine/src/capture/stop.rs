@@ -4,18 +4,18 @@
 //! spin. Then read the tree again, until nothing new appears. Nothing but ptrace holds the tasks: if the agent
 //! dies, the kernel lets them run.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{Duration, Instant};
 
 use super::calls::InterruptedCalls;
-use super::tree::{self, TreeError, TreeProcess, TreeThread};
+use super::tree::{self, Known, TreeError, TreeProcess, TreeThread};
 use super::{CaptureError, rseq, thread};
 use crate::model::{Deadline, Pid, Vpid};
 use crate::remote::{Captive, ProcessMemory, RemoteError, release};
 use crate::sys::ptrace;
 use crate::tracee::{Pause, Running, Stop, Stopped, TraceError};
 
-/// How long the threads of one attempt get to stop. A parent in vfork(2) cannot stop before its child, stopped
+/// How long threads get to stop before everything is tried again. A parent in vfork(2) cannot stop before its child, stopped
 /// too, goes on: then everything is let go and tried again.
 const ATTEMPT: Duration = Duration::from_millis(50);
 
@@ -29,21 +29,27 @@ pub(super) struct StoppedProcess {
     pub(super) job_stopped: bool,
 }
 
-/// Stops the whole tree. On `Err` everything runs.
-pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProcess>, CaptureError> {
-    stop(timeout, || tree::read(init))
+/// Stops the whole tree; when the first of its tasks was about to be stopped. On `Err` everything runs.
+pub(super) fn stop_tree(
+    init: Pid,
+    timeout: Duration,
+) -> Result<(Vec<StoppedProcess>, Instant), CaptureError> {
+    stop(timeout, |known| tree::read_knowing(init, known))
 }
 
 /// Stops every thread of the processes that `read` lists, again and again until nothing new appears.
 fn stop(
     timeout: Duration,
-    read: impl Fn() -> Result<Vec<TreeProcess>, TreeError>,
-) -> Result<Vec<StoppedProcess>, CaptureError> {
+    read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
+) -> Result<(Vec<StoppedProcess>, Instant), CaptureError> {
     let deadline = Deadline::after(timeout);
     loop {
         let mut seized = Seized::default();
-        match seized.gather(&read, Deadline::after(ATTEMPT.min(deadline.left()))) {
-            Ok(tree) => return seized.into_processes(tree, timeout),
+        match seized.gather(&read, deadline) {
+            Ok(tree) => {
+                let began = seized.began.unwrap_or_else(Instant::now);
+                return Ok((seized.into_processes(tree, timeout)?, began));
+            }
             Err(CaptureError::Trace(TraceError::Deadline { .. })) if !deadline.passed() => {
                 seized.let_go();
                 // The vfork child needs to run before the next attempt.
@@ -67,7 +73,7 @@ pub(super) fn with_process_stopped<T>(
 ) -> Result<T, CaptureError> {
     let deadline = Deadline::after(timeout);
     loop {
-        let mut stopped = stop(timeout, || tree::again(process))?;
+        let (mut stopped, _) = stop(timeout, |known| tree::again(process, known))?;
         calls.settle(&mut stopped);
         let captive = stopped.first_mut().and_then(|process| process.threads.last_mut());
         let captive = captive.ok_or(TraceError::Gone { pid: process.pid })?;
@@ -162,6 +168,8 @@ fn first_interrupt_stop(running: Running, deadline: Deadline) -> Result<Stopped,
 
 #[derive(Debug, Default)]
 struct Seized {
+    /// When the first was about to be stopped.
+    began: Option<Instant>,
     running: BTreeMap<Pid, Running>,
     stopped: BTreeMap<Pid, Stopped>,
     gone: BTreeSet<Pid>,
@@ -172,18 +180,23 @@ impl Seized {
     /// takes the signals of its process, which would end with EINTR what another thread waits for.
     fn gather(
         &mut self,
-        read: impl Fn() -> Result<Vec<TreeProcess>, TreeError>,
+        read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
         deadline: Deadline,
     ) -> Result<Vec<TreeProcess>, CaptureError> {
+        let mut known = Known::default();
         loop {
-            let tree = read()?;
-            let threads = tree.iter().flat_map(|process| process.threads.iter().map(|thread| thread.pid));
+            let tree = read(&known)?;
+            let processes: HashSet<Pid> = tree.iter().map(|process| process.pid).collect();
+            let threads = || tree.iter().flat_map(|process| &process.threads);
             let (leaders, others): (Vec<Pid>, Vec<Pid>) =
-                threads.partition(|pid| tree.iter().any(|process| process.pid == *pid));
+                threads().map(|thread| thread.pid).partition(|pid| processes.contains(pid));
             let new = self.stop_new(others, deadline)? + self.stop_new(leaders, deadline)?;
             if new == 0 {
                 return Ok(tree);
             }
+            // Nobody else gets the id of a thread that is stopped.
+            let stopped = threads().filter(|thread| self.stopped.contains_key(&thread.pid));
+            known.extend(stopped.map(|thread| (thread.pid, thread.layout.clone())));
         }
     }
 
@@ -195,12 +208,13 @@ impl Seized {
                 new += usize::from(self.seize(pid)?);
             }
         }
-        self.await_stops(deadline)?;
+        self.await_stops(Deadline::after(ATTEMPT.min(deadline.left())))?;
         Ok(new)
     }
 
     /// False if the task has ended meanwhile.
     fn seize(&mut self, pid: Pid) -> Result<bool, TraceError> {
+        self.began.get_or_insert_with(Instant::now);
         let seized = Running::seize(pid, ptrace::TRACE_SYSTEM_CALLS_GOOD).and_then(|running| {
             running.interrupt()?;
             Ok(running)

@@ -57,7 +57,8 @@ pub fn capture(
     let plan = ThreadPlan::plan(&mut batch)?;
     let answers = batch.run(task)?;
     let status = read_text(task.pid(), "status", status::parse)?;
-    let thread = plan.take(&answers, task, frame, cpus, &status, &mut process.seccomp_filters)?;
+    let mut thread = plan.take(&answers, task, frame, cpus, &status, &mut process.seccomp_filters)?;
+    thread.xstate = xstate::pack(&thread.xstate, &process.xstate_layout);
     process.threads.push(thread);
     Ok(())
 }
@@ -79,6 +80,7 @@ impl ThreadPlan {
         })
     }
 
+    /// The thread's state, its extended registers not packed yet.
     pub(super) fn take(
         &self,
         answers: &Answers,

@@ -54,9 +54,7 @@ impl Tracked {
 
     /// False if the process has replaced its address space (execve): the slot went with the old one.
     pub(super) fn is_current(&self, pid: Pid) -> bool {
-        let (start, _) = self.slot.range();
-        let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
-        parse_maps(&maps).is_ok_and(|entries| entries.iter().any(|entry| entry.start == start))
+        self.slot.is_in(pid)
     }
 
     /// Takes the slot out of a running process again.

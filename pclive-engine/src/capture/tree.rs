@@ -72,13 +72,21 @@ pub enum TreeError {
     },
 }
 
+/// Threads of which is known what they are called inside the container, and that none of them has ended since.
+pub(super) type Known = HashMap<Pid, ThreadLayout>;
+
 /// Reads the tree below `init`, parents before children.
 pub fn read(init: Pid) -> Result<Vec<TreeProcess>, TreeError> {
+    read_knowing(init, &Known::default())
+}
+
+/// The same; of threads that are known nothing is asked again.
+pub(super) fn read_knowing(init: Pid, threads: &Known) -> Result<Vec<TreeProcess>, TreeError> {
     let mut tree: Vec<TreeProcess> = Vec::new();
     let mut known: HashMap<Pid, Vpid> = HashMap::new();
     let mut next = vec![init];
     while let Some(pid) = next.pop() {
-        let Some((process, children)) = process(pid, &known)? else {
+        let Some((process, children)) = process(pid, &known, threads)? else {
             if pid == init {
                 return Err(TreeError::Ended { init });
             }
@@ -108,13 +116,17 @@ pub fn read(init: Pid) -> Result<Vec<TreeProcess>, TreeError> {
 }
 
 /// Reads one process of the tree once more: its threads as they are now.
-pub(super) fn again(old: &TreeProcess) -> Result<Vec<TreeProcess>, TreeError> {
-    let found = process(old.pid, &HashMap::new())?;
+pub(super) fn again(old: &TreeProcess, threads: &Known) -> Result<Vec<TreeProcess>, TreeError> {
+    let found = process(old.pid, &HashMap::new(), threads)?;
     let same = found.filter(|(process, _)| process.start_time == old.start_time);
     Ok(same.map(|(process, _)| TreeProcess { parent: old.parent, ..process }).into_iter().collect())
 }
 
-fn process(pid: Pid, known: &HashMap<Pid, Vpid>) -> Result<Option<(TreeProcess, Vec<Pid>)>, TreeError> {
+fn process(
+    pid: Pid,
+    known: &HashMap<Pid, Vpid>,
+    known_threads: &Known,
+) -> Result<Option<(TreeProcess, Vec<Pid>)>, TreeError> {
     let Some((ids, stat)) = task(&format!("/proc/{pid}"))? else { return Ok(None) };
     let zombie = matches!(stat.state, b'Z' | b'X').then_some(stat.exit_status);
     let mut threads = Vec::new();
@@ -127,10 +139,15 @@ fn process(pid: Pid, known: &HashMap<Pid, Vpid>) -> Result<Option<(TreeProcess, 
             continue;
         };
         let path = format!("{directory}/{tid}");
-        let found = if tid == pid { Some((ids, stat)) } else { task(&path)? };
-        let Some((ids, stat)) = found else { continue };
+        let layout = match known_threads.get(&tid) {
+            _ if tid == pid => layout_of(&ids, &stat),
+            Some(layout) => layout.clone(),
+            None => match task(&path)? {
+                Some((ids, stat)) => layout_of(&ids, &stat),
+                None => continue,
+            },
+        };
         children.extend(children_of(&path)?);
-        let layout = ThreadLayout { vtid: Vpid(ids.vpid), start_time: stat.start_time };
         threads.push(TreeThread { pid: tid, layout });
     }
     threads.sort_by_key(|thread| (thread.pid != pid, thread.layout.vtid));
@@ -152,6 +169,10 @@ fn process(pid: Pid, known: &HashMap<Pid, Vpid>) -> Result<Option<(TreeProcess, 
         threads,
     };
     Ok(Some((process, children)))
+}
+
+fn layout_of(ids: &TaskIds, stat: &TaskStat) -> ThreadLayout {
+    ThreadLayout { vtid: Vpid(ids.vpid), start_time: stat.start_time }
 }
 
 fn task(path: &str) -> Result<Option<(TaskIds, TaskStat)>, TreeError> {

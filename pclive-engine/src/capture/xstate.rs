@@ -1,6 +1,6 @@
 //! Extended registers: floating point, SSE, AVX and whatever else the CPU saves with XSAVE.
 //!
-//! The register set is carried raw, with the place of each component in it, because CPUs differ in that.
+//! The components are carried one after the other, with the size of each, because CPUs differ in where they have them.
 
 use super::failure::{CaptureStateError, optional};
 use crate::model::state::XstateComponent;
@@ -12,6 +12,10 @@ use crate::sys::{cpuid, ptrace_state};
 const ARCH_GET_XCOMP_PERM: u64 = 0x1022;
 /// The kernel writes XCR0 here, in the bytes that the CPU leaves to software.
 const XCR0_AT: usize = 464;
+/// Which features are not in their initial state (`XSTATE_BV`).
+const IN_USE_AT: usize = 512;
+/// End of the legacy area and the header, the same on every CPU.
+pub(crate) const HEADER_END: usize = 576;
 
 /// The register set of a stopped tracee.
 pub(super) fn capture(pid: Pid) -> Result<Vec<u8>, CaptureStateError> {
@@ -24,7 +28,28 @@ pub(super) fn capture(pid: Pid) -> Result<Vec<u8>, CaptureStateError> {
 
 /// The features that a register set has room for (XCR0); 0 if it is too short to say.
 pub(crate) fn features(xstate: &[u8]) -> u64 {
-    xstate.get(XCR0_AT..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_le_bytes(*word))
+    word(xstate, XCR0_AT)
+}
+
+/// The features that are not in their initial state; 0 if it is too short to say.
+pub(crate) fn in_use(xstate: &[u8]) -> u64 {
+    word(xstate, IN_USE_AT)
+}
+
+fn word(xstate: &[u8], at: usize) -> u64 {
+    xstate.get(at..).and_then(|rest| rest.first_chunk()).map_or(0, |word| u64::from_le_bytes(*word))
+}
+
+/// A register set without the components that are in their initial state, and without gaps: what a thousand threads have
+/// in use is a tenth of what their register sets take. `layout` is that of this CPU, ascending by number.
+pub(super) fn pack(xstate: &[u8], layout: &[XstateComponent]) -> Vec<u8> {
+    let in_use = in_use(xstate);
+    let mut packed = xstate.get(..HEADER_END).unwrap_or(xstate).to_vec();
+    for part in layout.iter().filter(|part| in_use & 1 << part.number != 0) {
+        let bytes = part.range(xstate).and_then(|range| xstate.get(range));
+        packed.extend_from_slice(bytes.unwrap_or_default());
+    }
+    packed
 }
 
 /// Where this CPU keeps each of the features of a register set.
@@ -61,5 +86,19 @@ mod tests {
     fn short_register_set_has_no_features() {
         assert_eq!(features(&[0xff; 470]), 0);
         assert!(layout(&[]).is_empty());
+        assert!(pack(&[], &[]).is_empty());
+    }
+
+    #[test]
+    fn components_in_use_are_packed_without_gaps() {
+        let mut set = vec![0; 700];
+        set[IN_USE_AT] = 0b1000_0100;
+        set[600..608].fill(2);
+        set[640..648].fill(3);
+        set[680..688].fill(7);
+        let part = |number, offset| XstateComponent { number, offset, size: 8 };
+        let packed = pack(&set, &[part(2, 600), part(3, 640), part(7, 680)]);
+        assert_eq!(packed[..HEADER_END], set[..HEADER_END]);
+        assert_eq!(packed[HEADER_END..], [2, 2, 2, 2, 2, 2, 2, 2, 7, 7, 7, 7, 7, 7, 7, 7]);
     }
 }

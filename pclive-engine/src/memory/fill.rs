@@ -13,15 +13,12 @@ use super::error::errno;
 use super::fill_error::{FillError, check_batch};
 use super::layout_diff::{LayoutOp, USER_END, check_vmas, plan};
 use super::ranges::RangeSet;
-use crate::model::{Batch, Extent, ExtentKind, Mapping, PAGE_SIZE, Pid, Vma};
+use crate::model::{Batch, Extent, ExtentKind, Mapping, Pid, Vma};
 use crate::remote::Call;
 use crate::sys::process_vm::{self, MAX_RANGES, RemoteRange};
 
 /// Zeros to write.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
-
-/// Anonymous memory of at most this size is discarded by writing zeros: cheaper than a remote call.
-const SMALL_HOLE_BYTES: u64 = 16 * PAGE_SIZE;
 
 /// Fills one restorer.
 #[derive(Debug)]
@@ -118,7 +115,7 @@ impl Filler {
                 match extent.kind {
                     ExtentKind::Data => data.push(RemoteRange { start, len: end - start }),
                     ExtentKind::Zero => self.zero(start, end, backing)?,
-                    ExtentKind::Hole => self.hole(start, end, backing, &mut discards)?,
+                    ExtentKind::Hole => self.hole(start, end, &mut discards),
                     ExtentKind::Guard => self.guard(start, end, &mut discards),
                 }
             }
@@ -167,25 +164,12 @@ impl Filler {
         }
     }
 
-    fn hole(
-        &mut self,
-        start: u64,
-        end: u64,
-        backing: Backing,
-        discards: &mut Discards,
-    ) -> Result<(), FillError> {
+    /// Memory that was given back at the source is given back here: zeros would be as good to read, and cost memory.
+    fn hole(&mut self, start: u64, end: u64, discards: &mut Discards) {
         discards.unguard.extend(self.guarded.within(start, end));
         self.guarded.remove(start, end);
-        let known: Vec<_> = self.filled.within(start, end).collect();
-        for (start, end) in known {
-            if backing == Backing::Nothing && end - start <= SMALL_HOLE_BYTES {
-                self.write_zeros(start, end)?;
-            } else {
-                discards.discard.push((start, end));
-                self.filled.remove(start, end);
-            }
-        }
-        Ok(())
+        discards.discard.extend(self.filled.within(start, end));
+        self.filled.remove(start, end);
     }
 
     fn guard(&mut self, start: u64, end: u64, discards: &mut Discards) {

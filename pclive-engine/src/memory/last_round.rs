@@ -5,7 +5,7 @@
 
 use super::error::MemoryError;
 use super::ranges::RangeSet;
-use super::space::{AddressSpace, Areas, BatchSink, SpaceStats};
+use super::space::{AddressSpace, Areas, BatchSink, SpaceStats, Task};
 use super::tracker::Kind;
 use crate::model::{Mapping, Vma};
 use crate::tail::Later;
@@ -37,7 +37,7 @@ impl AddressSpace {
     ) -> Result<(SpaceStats, Later), MemoryError> {
         let areas = Areas::of(vmas);
         let before = std::mem::take(&mut self.written);
-        let (begun, mut stats) = self.look(vmas, &areas, out)?;
+        let (begun, mut stats) = self.look(vmas, &areas, Task::IsStopped, out)?;
         let later = self.retry.intersection(&postponable(vmas)).difference(now);
         self.retry = self.retry.difference(&later);
         // A page that comes later may still be told to be dropped, should it not come after all.

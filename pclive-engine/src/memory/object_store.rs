@@ -13,7 +13,8 @@ use super::error::errno;
 use super::fill_error::{FillError, check_batch};
 use super::ranges::RangeSet;
 use crate::model::layout::ObjectKind;
-use crate::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Target};
+use crate::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Pid, Target};
+use crate::sys::process_vm::{self, RemoteRange};
 
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
@@ -30,6 +31,21 @@ struct Stored {
     /// Size in bytes, exact for a file.
     size: u64,
     filled: RangeSet,
+    /// Who shows it, ascending by offset; none lies within another.
+    views: Vec<View>,
+}
+
+/// A part of an object that a restorer shows in memory which it may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct View {
+    /// The restorer.
+    pub pid: Pid,
+    /// Where it shows it.
+    pub address: u64,
+    /// Offset in the object, bytes.
+    pub offset: u64,
+    /// Offset of its end, bytes.
+    pub end: u64,
 }
 
 impl ObjectStore {
@@ -41,7 +57,27 @@ impl ObjectStore {
     /// Adds an object, or takes it anew: `file` is open for writing, `size` is the exact size of a file in bytes and
     /// the size of anonymous memory. Anonymous memory is fresh: all zeros.
     pub fn insert(&mut self, id: u64, file: File, kind: ObjectKind, size: u64) {
-        self.objects.insert(id, Stored { file, kind, size, filled: RangeSet::new() });
+        self.objects.insert(id, Stored { file, kind, size, filled: RangeSet::new(), views: Vec::new() });
+    }
+
+    /// Who shows which object from now on: pages are written through such mappings. They are charged to the container
+    /// then, and in the page tables of a process, as at the source; what the agent writes itself is charged to the agent.
+    pub fn show(&mut self, views: impl Iterator<Item = (u64, View)>) {
+        self.objects.values_mut().for_each(|stored| stored.views.clear());
+        for (id, view) in views {
+            if let Some(stored) = self.objects.get_mut(&id) {
+                stored.views.push(view);
+            }
+        }
+        for stored in self.objects.values_mut() {
+            stored.views.sort_unstable_by_key(|view| (view.offset, std::cmp::Reverse(view.end)));
+            let mut shown = 0;
+            stored.views.retain(|view| {
+                let more = view.end > shown;
+                shown = shown.max(view.end);
+                more
+            });
+        }
     }
 
     /// True if the object was added.
@@ -117,13 +153,46 @@ impl ObjectStore {
     }
 }
 
+impl View {
+    /// Writes what lies within the view through it; how much that was. What cannot be written this way is left to the
+    /// object's own descriptor, which tells why.
+    fn write(&self, offset: u64, bytes: &[u8]) -> usize {
+        let range = RemoteRange { start: self.address + (offset - self.offset), len: bytes.len() as u64 };
+        process_vm::write(self.pid, bytes, &[range]).unwrap_or(0)
+    }
+}
+
 impl Stored {
     /// Writes what lies below the end of the object.
     fn write(&self, id: u64, start: u64, bytes: &[u8]) -> Result<(), FillError> {
         let len = usize::try_from(self.size.saturating_sub(start)).unwrap_or(usize::MAX).min(bytes.len());
-        let failed =
-            |error: std::io::Error| FillError::Object { verb: "write", id, start, source: errno(&error) };
-        self.file.write_all_at(bytes.get(..len).unwrap_or_default(), start).map_err(failed)
+        let (mut at, mut rest) = (start, bytes.get(..len).unwrap_or_default());
+        while !rest.is_empty() {
+            let (view, until) = self.view(at);
+            let len = usize::try_from(until - at).unwrap_or(usize::MAX).min(rest.len());
+            let (part, later) = rest.split_at(len);
+            let written = view.map_or(0, |view| view.write(at, part));
+            let (at_once, left) = (written as u64, part.get(written..).unwrap_or_default());
+            let failed = |error: std::io::Error| FillError::Object {
+                verb: "write",
+                id,
+                start: at,
+                source: errno(&error),
+            };
+            self.file.write_all_at(left, at + at_once).map_err(failed)?;
+            (at, rest) = (at + len as u64, later);
+        }
+        Ok(())
+    }
+
+    /// Who shows the byte at `offset`, and to where that is so.
+    fn view(&self, offset: u64) -> (Option<&View>, u64) {
+        let next = self.views.partition_point(|view| view.end <= offset);
+        match self.views.get(next) {
+            Some(view) if view.offset <= offset => (Some(view), view.end),
+            Some(view) => (None, view.offset),
+            None => (None, u64::MAX),
+        }
     }
 
     /// Makes a range read as zeros.

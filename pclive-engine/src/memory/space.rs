@@ -16,7 +16,7 @@ use super::object::{Objects, Shown};
 use super::payload::MAX_EXTENTS;
 use super::ranges::RangeSet;
 use super::reader::Reader;
-use super::tracker::{Kind, Tracker, View};
+use super::tracker::{Kind, Stock, Tracker, View};
 use crate::capture::SinkError;
 use crate::model::{Batch, Extent, ExtentKind, Mapping, PAGE_SIZE, Pid, Target, Vma, Vpid};
 
@@ -61,6 +61,13 @@ pub struct AddressSpace {
     pub(super) outdated: RangeSet,
     /// A scan failed half-way: any page may have been protected without a trace.
     tracking_lost: bool,
+}
+
+/// Whether what is looked at may be written meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    Runs,
+    IsStopped,
 }
 
 /// The private mappings of a process, by how they are scanned.
@@ -115,8 +122,42 @@ impl AddressSpace {
         batch_bytes: usize,
         out: &mut BatchSink<'_>,
     ) -> Result<SpaceStats, MemoryError> {
+        self.whole_round(vmas, Task::Runs, batch_bytes, out)
+    }
+
+    /// The same for a process that is stopped: nothing is protected, which takes as long as to find it. If the process is
+    /// to run on after all, [`Self::protect`] comes first, or the next round sends everything of this one again.
+    pub fn round_of_stopped(
+        &mut self,
+        vmas: &[Vma],
+        batch_bytes: usize,
+        out: &mut BatchSink<'_>,
+    ) -> Result<SpaceStats, MemoryError> {
+        self.whole_round(vmas, Task::IsStopped, batch_bytes, out)
+    }
+
+    /// Protects what the last round of the stopped process has found: for the next round it is as if the process had run.
+    /// Of what was written since, only what the kernel writes into a thread's rseq area whenever that goes on may be
+    /// overlooked.
+    pub fn protect(&mut self) -> Result<(), MemoryError> {
+        let areas = Areas::of(&self.vmas);
+        let mut view = self.tracker.view()?;
+        self.tracking_lost = true;
+        let taken = take_writes(&mut view, &areas)?;
+        self.tracking_lost = false;
+        self.retry = self.retry.union(&taken.difference(&self.written));
+        Ok(())
+    }
+
+    fn whole_round(
+        &mut self,
+        vmas: &[Vma],
+        task: Task,
+        batch_bytes: usize,
+        out: &mut BatchSink<'_>,
+    ) -> Result<SpaceStats, MemoryError> {
         let areas = Areas::of(vmas);
-        let (begun, mut stats) = self.look(vmas, &areas, out)?;
+        let (begun, mut stats) = self.look(vmas, &areas, task, out)?;
         self.send(&areas, batch_bytes, &mut stats, out)?;
         self.tracker.check_alive()?;
         stats.read = begun.elapsed() - stats.scan;
@@ -128,6 +169,7 @@ impl AddressSpace {
         &mut self,
         vmas: &[Vma],
         areas: &Areas,
+        task: Task,
         out: &mut BatchSink<'_>,
     ) -> Result<(Instant, SpaceStats), MemoryError> {
         let begun = Instant::now();
@@ -136,13 +178,24 @@ impl AddressSpace {
         let (discards, scanned) = {
             let mut view = self.tracker.view()?;
             self.retry = self.retry.union(&track_new(&self.tracker, &mut view, vmas, areas)?);
-            let discards = Discarded::find(&mut view, areas, &self.sent.union(&self.retry))?;
             self.tracker.check_alive()?;
-            self.tracking_lost = true;
-            let written = view.take_writes(&areas.anonymous_spans, Kind::Anonymous)?;
-            let written = written.union(&view.take_writes(&areas.file_spans, Kind::File)?);
-            self.tracking_lost = false;
-            (discards, written)
+            let known = self.sent.union(&self.retry);
+            match task {
+                Task::Runs => {
+                    let discards =
+                        Discarded::find(view.vacant(&areas.anonymous_spans)?, &mut view, areas, &known)?;
+                    self.tracker.check_alive()?;
+                    self.tracking_lost = true;
+                    let written = take_writes(&mut view, areas)?;
+                    self.tracking_lost = false;
+                    (discards, written)
+                }
+                Task::IsStopped => {
+                    let Stock { written, absent, guards } = view.take_stock(&areas.anonymous_spans)?;
+                    let discards = Discarded::find((absent, guards), &mut view, areas, &known)?;
+                    (discards, written.union(&view.peek_writes(&areas.file_spans, Kind::File)?))
+                }
+            }
         };
         self.retry = self.retry.difference(&discards.gone).difference(&discards.guards);
         self.written.clone_from(&scanned);
@@ -287,6 +340,12 @@ pub(super) fn count(batch: &Batch) -> (u64, u64) {
     (pages(ExtentKind::Data).sum(), pages(ExtentKind::Zero).sum())
 }
 
+/// Every written page; they are protected again.
+fn take_writes(view: &mut View<'_>, areas: &Areas) -> Result<RangeSet, MemoryError> {
+    let written = view.take_writes(&areas.anonymous_spans, Kind::Anonymous)?;
+    Ok(written.union(&view.take_writes(&areas.file_spans, Kind::File)?))
+}
+
 /// Puts the mappings that are not yet under the tracker there, if they have pages, and returns these pages.
 fn track_new(
     tracker: &Tracker,
@@ -332,8 +391,12 @@ struct Discarded {
 }
 
 impl Discarded {
-    fn find(view: &mut View<'_>, areas: &Areas, known: &RangeSet) -> Result<Self, MemoryError> {
-        let (absent, guards) = view.vacant(&areas.anonymous_spans)?;
+    fn find(
+        (absent, guards): (RangeSet, RangeSet),
+        view: &mut View<'_>,
+        areas: &Areas,
+        known: &RangeSet,
+    ) -> Result<Self, MemoryError> {
         let copies = view.copies(&areas.file_spans)?;
         let live = copies.present.union(&copies.doubtful);
         let gone = known.intersection(&absent).intersection(&areas.anonymous);

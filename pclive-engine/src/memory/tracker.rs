@@ -152,6 +152,32 @@ impl View<'_> {
         Ok((absent, guards))
     }
 
+    /// Anonymous memory, all that [`Self::vacant`] and [`Self::peek_writes`] tell, in one walk: for a stopped process,
+    /// where the walks are what the time is spent on.
+    pub(super) fn take_stock(&mut self, spans: &[(u64, u64)]) -> Result<Stock, MemoryError> {
+        let guard = self.tracker.guard;
+        let query = Query {
+            inverted: is::PRESENT,
+            any_of: is::PRESENT | is::WRITTEN,
+            report: POPULATED | is::WRITTEN | guard,
+            ..Query::default()
+        };
+        let mut stock = Stock::default();
+        for (start, end) in spans {
+            self.scan(*start, *end, query, &mut |region| {
+                let set = match region.categories {
+                    found if found & guard != 0 => &mut stock.guards,
+                    found if found & POPULATED == 0 => &mut stock.absent,
+                    found if found & is::WRITTEN != 0 => &mut stock.written,
+                    // Swapped out since it was last asked for.
+                    _ => return,
+                };
+                set.insert(region.start, region.end);
+            })?;
+        }
+        Ok(stock)
+    }
+
     /// Private file mappings: what differs from the file.
     pub(super) fn copies(&mut self, spans: &[(u64, u64)]) -> Result<Copies, MemoryError> {
         let guard = self.tracker.guard;
@@ -233,6 +259,17 @@ impl Kind {
             Self::File => is::FILE,
         }
     }
+}
+
+/// The pages of anonymous memory that have a story to tell.
+#[derive(Debug, Default)]
+pub(super) struct Stock {
+    /// Written since they were last protected.
+    pub(super) written: RangeSet,
+    /// Nothing is there.
+    pub(super) absent: RangeSet,
+    /// Guard pages.
+    pub(super) guards: RangeSet,
 }
 
 /// Pages of private file mappings that differ from the file.

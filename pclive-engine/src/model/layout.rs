@@ -47,7 +47,7 @@ pub struct ProcessLayout {
 }
 
 /// A thread.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ThreadLayout {
     /// Id inside the container.
     pub vtid: Vpid,

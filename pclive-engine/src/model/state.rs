@@ -60,7 +60,7 @@ pub struct ProcessState {
     pub posix_timers: Vec<PosixTimer>,
     /// Seccomp filters of the threads, each once; threads refer to them by index.
     pub seccomp_filters: Vec<SeccompFilter>,
-    /// Where the parts of the threads' `xstate` are.
+    /// The components that a thread's `xstate` may have, ascending by number.
     pub xstate_layout: Vec<XstateComponent>,
     /// Feature bits for which the process has asked (`ARCH_GET_XCOMP_PERM`), and those it has by default.
     pub xstate_permission: u64,
@@ -117,7 +117,8 @@ pub struct ThreadState {
     pub comm: Vec<u8>,
     /// General registers (`struct user_regs_struct`), raw, 216 bytes.
     pub registers: Vec<u8>,
-    /// `NT_X86_XSTATE` register set, raw, as large as the kernel gives it.
+    /// `NT_X86_XSTATE` register set: legacy area and header (576 bytes), then the components that are in use
+    /// (`XSTATE_BV`), ascending by number, without gaps.
     pub xstate: Vec<u8>,
     /// Blocked signals.
     pub signal_mask: u64,
@@ -183,6 +184,15 @@ pub struct XstateComponent {
     pub offset: u32,
     /// Bytes.
     pub size: u32,
+}
+
+impl XstateComponent {
+    /// Its bytes in a register set of that format; `None` if they are not all there.
+    pub fn range(&self, xstate: &[u8]) -> Option<std::ops::Range<usize>> {
+        let start = self.offset as usize;
+        let end = start.checked_add(self.size as usize)?;
+        (end <= xstate.len()).then_some(start..end)
+    }
 }
 
 /// A registered rseq area (rseq(2)).

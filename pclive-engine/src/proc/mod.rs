@@ -2,6 +2,7 @@
 
 pub mod auxv;
 pub mod fdinfo;
+pub mod inet_diag;
 pub mod maps;
 mod maps_line;
 pub mod mountinfo;

@@ -57,7 +57,7 @@ const INET_MESSAGE: usize = 72;
 const ATTRIBUTE_MD5: u16 = 18;
 const TYPE_ERROR: u16 = 2;
 const TYPE_DONE: u16 = 3;
-const TYPE_BY_FAMILY: u16 = 20;
+pub(super) const TYPE_BY_FAMILY: u16 = 20;
 
 /// The request for every unix socket of the namespace: name, file, peer, queue lengths (and always shutdown).
 pub fn unix_dump_request() -> [u8; 40] {
@@ -129,23 +129,51 @@ pub fn parse_md5(bytes: &[u8]) -> Result<bool, DiagError> {
 }
 
 /// Appends the sockets of one received buffer (one or more messages) to `sockets`.
-pub fn parse_unix(mut bytes: &[u8], sockets: &mut Vec<UnixSocket>) -> Result<Progress, DiagError> {
-    while !bytes.is_empty() {
-        let length = word(bytes, 0).ok_or(DiagError::Truncated)? as usize;
-        let kind = half(bytes, 4).ok_or(DiagError::Truncated)?;
-        let body = bytes.get(HEADER..length).ok_or(DiagError::Truncated)?;
-        match kind {
-            TYPE_DONE => return Ok(Progress::Done),
-            TYPE_ERROR => {
-                let errno = word(body, 0).ok_or(DiagError::Truncated)?.cast_signed();
-                return Err(DiagError::Refused(errno.wrapping_neg()));
-            }
-            TYPE_BY_FAMILY => sockets.push(parse_socket(body)?),
-            _ => {}
+pub fn parse_unix(bytes: &[u8], sockets: &mut Vec<UnixSocket>) -> Result<Progress, DiagError> {
+    for message in messages(bytes) {
+        match message? {
+            Message::Done => return Ok(Progress::Done),
+            Message::Other(TYPE_BY_FAMILY, body) => sockets.push(parse_socket(body)?),
+            Message::Other(..) => {}
         }
-        bytes = bytes.get(aligned(length)..).unwrap_or_default();
     }
     Ok(Progress::More)
+}
+
+/// A netlink message of an answer that is not a refusal.
+pub(super) enum Message<'a> {
+    /// `NLMSG_DONE`.
+    Done,
+    /// Its type and its body.
+    Other(u16, &'a [u8]),
+}
+
+/// The messages of a received buffer, one after the other; the last one is an error if there is one.
+pub(super) fn messages(mut bytes: &[u8]) -> impl Iterator<Item = Result<Message<'_>, DiagError>> {
+    std::iter::from_fn(move || {
+        if bytes.is_empty() {
+            return None;
+        }
+        let first = first_message(bytes);
+        bytes = first.as_ref().map_or(&[], |(_, rest)| *rest);
+        Some(first.map(|(message, _)| message))
+    })
+}
+
+/// The first message of a buffer, and the bytes behind it.
+fn first_message(bytes: &[u8]) -> Result<(Message<'_>, &[u8]), DiagError> {
+    let length = word(bytes, 0).ok_or(DiagError::Truncated)? as usize;
+    let kind = half(bytes, 4).ok_or(DiagError::Truncated)?;
+    let body = bytes.get(HEADER..length).ok_or(DiagError::Truncated)?;
+    let message = match kind {
+        TYPE_DONE => Message::Done,
+        TYPE_ERROR => {
+            let errno = word(body, 0).ok_or(DiagError::Truncated)?.cast_signed();
+            return Err(DiagError::Refused(errno.wrapping_neg()));
+        }
+        kind => Message::Other(kind, body),
+    };
+    Ok((message, bytes.get(aligned(length)..).unwrap_or_default()))
 }
 
 /// `struct unix_diag_msg` and its attributes.
@@ -185,11 +213,11 @@ fn aligned(length: usize) -> usize {
     length.next_multiple_of(4)
 }
 
-fn word(bytes: &[u8], at: usize) -> Option<u32> {
+pub(super) fn word(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
-fn half(bytes: &[u8], at: usize) -> Option<u16> {
+pub(super) fn half(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
 }
 

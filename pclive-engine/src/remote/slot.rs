@@ -2,8 +2,8 @@
 //!
 //! The sizes are those of the mapping, of which there is one a process, whatever its number of threads.
 
-use super::ScratchArea;
-use crate::model::{PAGE_SIZE, RemoteAddr};
+use super::{ProcessMemory, ScratchArea, code};
+use crate::model::{PAGE_SIZE, Pid, RemoteAddr};
 
 /// Bytes of an entry of the call array.
 pub(super) const ENTRY_BYTES: usize = 64;
@@ -36,6 +36,14 @@ impl Slot {
     /// Half-open address range.
     pub fn range(self) -> (u64, u64) {
         (self.start.0, self.start.0 + Self::BYTES)
+    }
+
+    /// True if the process has it: its code is where it was put.
+    pub fn is_in(self, pid: Pid) -> bool {
+        let code = code::call_loop(self.start, self.calls(), self.saved());
+        let mut found = vec![0; code.len()];
+        let read = ProcessMemory::open(pid).and_then(|memory| memory.read(self.start, &mut found));
+        read.is_ok() && found == code
     }
 
     pub(super) fn saved(self) -> RemoteAddr {

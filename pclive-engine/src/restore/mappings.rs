@@ -22,7 +22,7 @@ use super::skeleton::Skeleton;
 use super::trees::Trees;
 use crate::memory::fill::{Discards, Filler};
 use crate::memory::layout_diff::{LayoutOp, plan};
-use crate::memory::object_store::ObjectStore;
+use crate::memory::object_store::{ObjectStore, View};
 use crate::model::layout::{Layout, MappedFile, ObjectKind, ObjectLayout};
 use crate::model::tree::Segment;
 use crate::model::{Batch, Mapping, Pid, Protection, Target, Vma, VmaFlags, Vpid};
@@ -78,6 +78,7 @@ impl Mappings {
             let restorer = found.ok_or(RestoreError::NoProcess { vpid: process.vpid })?;
             self.follow_process(&process.vmas, restorer)?;
         }
+        self.objects.show(restorers.iter().flat_map(views));
         Ok(())
     }
 
@@ -288,6 +289,21 @@ impl Mappings {
         }
         Ok(attached)
     }
+}
+
+/// Where a restorer shows shared memory that it may write.
+fn views(restorer: &Restorer) -> impl Iterator<Item = (u64, View)> {
+    let pid = restorer.leader.pid();
+    restorer.vmas.iter().filter(|vma| vma.protection.write).filter_map(move |vma| match &vma.mapping {
+        Mapping::SharedObject { object, offset, .. } => {
+            let view = View { pid, address: vma.start, offset: *offset, end: offset.checked_add(vma.len())? };
+            Some((*object, view))
+        }
+        Mapping::PrivateAnonymous
+        | Mapping::PrivateFile(_)
+        | Mapping::SharedFile { .. }
+        | Mapping::PrivateObject { .. } => None,
+    })
 }
 
 /// Drops pages: private anonymous memory reads as zeros again, a private file mapping shows its file.

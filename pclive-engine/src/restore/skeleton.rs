@@ -5,6 +5,7 @@
 //! right session, since both are inherited. Where the task that handed a session or group down has ended, a
 //! *ghost* takes its id for the moment of the birth.
 
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -16,7 +17,7 @@ use super::restorer::Restorer;
 use super::terminals::Terminals;
 use super::validate;
 use crate::model::layout::Layout;
-use crate::model::{Pid, ProcessLayout, Vpid};
+use crate::model::{Pid, ProcessLayout, ThreadLayout, Vpid};
 use crate::remote::{Call, Processes, RemoteError, RemoteTask};
 use crate::sys::pid_namespace::PidChooser;
 use crate::tracee::{TraceError, end};
@@ -315,17 +316,16 @@ impl Skeleton {
     fn set_threads(&mut self, process: &ProcessLayout) -> Result<(), RestoreError> {
         let at = self.index(process.vpid)?;
         let wanted = process.threads.get(1..).unwrap_or_default();
-        self.restorers[at].end_threads(|thread| wanted.contains(thread))?;
-        for thread in wanted {
-            if self.restorers[at].threads.iter().all(|(there, _)| there != thread) {
-                self.choose(thread.vtid)?;
-                let timeout = self.timeout;
-                self.restorers[at].spawn_thread(thread, timeout)?;
-            }
+        let places: HashMap<&ThreadLayout, usize> = wanted.iter().zip(0..).collect();
+        self.restorers[at].end_threads(|thread| places.contains_key(thread))?;
+        let there: HashSet<Vpid> = self.restorers[at].threads.iter().map(|(thread, _)| thread.vtid).collect();
+        for thread in wanted.iter().filter(|thread| !there.contains(&thread.vtid)) {
+            self.choose(thread.vtid)?;
+            let timeout = self.timeout;
+            self.restorers[at].spawn_thread(thread, timeout)?;
         }
         // The order of the layout is the order of the thread states to come.
-        let place = |thread: &_| wanted.iter().position(|there| there == thread);
-        self.restorers[at].threads.sort_by_key(|(thread, _)| place(thread));
+        self.restorers[at].threads.sort_by_key(|(thread, _)| places.get(thread).copied());
         Ok(())
     }
 

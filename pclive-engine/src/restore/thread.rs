@@ -17,6 +17,7 @@ use crate::remote::{Batch, RemoteTask};
 use crate::sys::ptrace::registers_from_bytes;
 use crate::sys::ptrace_state;
 use crate::tracee::Registers;
+pub use xstate::RegisterSet;
 
 /// End of the user's address space with five-level page tables.
 const USER_END: u64 = 1 << 56;
@@ -24,7 +25,7 @@ const USER_END: u64 = 1 << 56;
 const USER_CODE_SEGMENT: u64 = 0x33;
 const USER_DATA_SEGMENT: u64 = 0x2b;
 
-/// Restores everything of a thread but registers, signal mask and seccomp filters. Returns warnings for the
+/// Restores everything of a thread but registers, signal mask and seccomp filters. `here` is its process's. Returns warnings for the
 /// administrator.
 ///
 /// The credentials are the thread's own afterwards: nothing that needs the created container's privileges can be
@@ -33,12 +34,13 @@ pub fn restore(
     task: &mut dyn RemoteTask,
     process: &ProcessState,
     thread: &ThreadState,
+    here: &RegisterSet,
 ) -> Result<Vec<String>, RestoreStateError> {
     let (pid, vpid) = (task.pid(), task.vpid());
     check(task, thread)?;
     let request = |what| move |source| RestoreStateError::Request { pid, what, source };
     let warning = scheduling::restore(pid, vpid, &thread.scheduling)?;
-    xstate::restore(pid, vpid, &thread.xstate, &process.xstate_layout)?;
+    xstate::restore(pid, vpid, &thread.xstate, &process.xstate_layout, here)?;
 
     let (mut batch, mut checks) = (Batch::new(task), Checks::default());
     attributes::set_thread(&mut batch, &mut checks, thread)?;

@@ -7,4 +7,5 @@ mod namespace;
 mod options;
 mod speed;
 mod udp;
+mod unfinished;
 mod unix;

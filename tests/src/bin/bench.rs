@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
-use pclive_tests::ctl::Usage;
+use pclive_tests::ctl::{Ledger, Usage};
 use pclive_tests::host::Links;
-use pclive_tests::measure::{Load, Measurement, Setting, migrate_redis, warm_memory};
+use pclive_tests::measure::{Load, Measurement, Setting, migrate_redis, migrate_writer, warm_memory};
 use pclive_tests::needs;
 
 /// Payload that TCP can carry over the 10 Gbit/s link, bytes per second.
@@ -49,6 +49,8 @@ enum Figures {
     Strategies,
     /// Restore time by size, and by how much is written.
     Scale,
+    /// What the stop spends at the source beside the transfer.
+    Scan,
 }
 
 impl Options {
@@ -71,6 +73,7 @@ fn main() -> Result<()> {
             Figures::Busy => busy(&options)?,
             Figures::Strategies => strategies(&options)?,
             Figures::Scale => scale(&options)?,
+            Figures::Scan => scan(&options)?,
         }
     }
     Ok(())
@@ -169,6 +172,28 @@ fn scale(options: &Options) -> Result<()> {
             );
         }
     }
+    Ok(())
+}
+
+/// Pages of a hundred that the program always writes.
+const WRITTEN_PERCENT: u64 = 1;
+/// Memory of the program, MiB.
+const WRITER_MIB: u64 = 4096;
+
+fn scan(options: &Options) -> Result<()> {
+    let mut reports = Vec::new();
+    for run in 1..=options.runs {
+        eprintln!("scan, run {run} of {}", options.runs);
+        warm_memory((WRITER_MIB << 20) * 5 / 2);
+        reports.push(migrate_writer(options.links(), WRITER_MIB, WRITTEN_PERCENT)?);
+    }
+    let part = |part: fn(&Ledger) -> u64| {
+        middle(reports.iter().filter_map(|report| Some(part(report.ledger.as_ref()?) as f64 / 1e6)).collect())
+    };
+    let (scan, capture) = (part(|ledger| ledger.final_scan_ns), part(|ledger| ledger.capture_ns));
+    println!("{WRITER_MIB} MiB of which {WRITTEN_PERCENT} % is always written: find the last written pages {scan:.1} ms,");
+    println!("read the kernel's state {capture:.1} ms, transfer {:.1} ms", part(|ledger| ledger.transfer_ns));
+    println!("  find and read                 {:>8.1} ms   (aim: below 10 ms)", scan + capture);
     Ok(())
 }
 

@@ -1,6 +1,7 @@
 //! What runs in the containers, and the clients that check it.
 
 pub mod clients;
+pub mod crowd;
 pub mod http;
 pub mod memcached;
 pub mod pipeline;
@@ -11,3 +12,4 @@ pub mod states;
 pub mod torture;
 pub mod traffic;
 pub mod verifier;
+pub mod writer;

@@ -2,8 +2,11 @@
 
 mod clients;
 mod compression;
+mod connections;
 mod convergence;
+mod crowd;
 mod endings;
+mod footprint;
 mod frozen;
 mod links;
 mod postcopy;

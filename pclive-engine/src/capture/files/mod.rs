@@ -31,6 +31,8 @@ mod terminal;
 mod threads;
 mod timer;
 
+use std::time::Duration;
+
 use self::collection::{Collection, blocker};
 use self::epoll::Resolver;
 use self::holder::Holder;
@@ -40,7 +42,7 @@ use self::scene::Scene;
 use self::stdio::Stdio;
 use crate::capture::sockets::SockDiag;
 use crate::memory::Objects;
-use crate::model::{Blocker, Descriptor, FileId, OpenFile, Pid, Vpid};
+use crate::model::{Blocker, Descriptor, FileId, OpenFile, Pid, Place, Vpid};
 use crate::proc::root::ContainerRoot;
 
 pub use self::error::FilesError;
@@ -164,7 +166,18 @@ impl Table {
             found.blockers.push(blocker(&holders[h], place, refusal));
         }
         found.descriptors = holders.iter().map(descriptors).collect();
+        if let (Mode::Dump, Some(holder)) = (mode, holders.first()) {
+            let unfinished = self.diag.unfinished()?.into_iter();
+            let refusals = unfinished.map(|refused| socket::Refused::from(refused).refusal);
+            found.transient.extend(refusals.map(|refusal| blocker(holder, Place::Process, refusal)));
+        }
         Ok(found)
+    }
+
+    /// Waits, while the container runs, for a moment in which a dump finds no TCP connection that nobody has a descriptor
+    /// of; not longer than `limit`. Whether there was one shows at the dump.
+    pub fn await_connections(&self, limit: Duration) -> Result<(), FilesError> {
+        Ok(self.diag.await_finish(limit)?)
     }
 }
 

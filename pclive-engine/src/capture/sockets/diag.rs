@@ -1,4 +1,4 @@
-//! The unix sockets of the container's network namespace, and which namespace that is.
+//! The sockets of the container's network namespace as the kernel lists them, and which namespace that is.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket};
 
 use crate::model::Pid;
+use crate::proc::inet_diag::{self, Connection, State};
 use crate::proc::multicast;
 use crate::proc::sock_diag::{self, DiagError, Progress, UnixSocket};
 use crate::sys::netns;
@@ -17,7 +18,7 @@ use crate::sys::socket::get_option;
 /// `SO_NETNS_COOKIE` (Linux 5.14).
 const SO_NETNS_COOKIE: i32 = 71;
 
-/// The unix sockets cannot be listed.
+/// Sockets cannot be listed.
 #[derive(Debug, thiserror::Error)]
 pub enum DiagFailure {
     /// The container's network namespace.
@@ -37,7 +38,7 @@ pub enum DiagFailure {
         source: Errno,
     },
     /// The kernel's answer.
-    #[error("cannot read the list of unix sockets")]
+    #[error("cannot read the list of sockets")]
     Answer(#[from] DiagError),
 }
 
@@ -71,20 +72,41 @@ impl SockDiag {
 
     /// Lists the namespace's unix sockets as they are now.
     pub fn take(&self) -> Result<UnixDiag, DiagFailure> {
-        let failed = |source| DiagFailure::Socket { what: "list the unix sockets", source };
-        let fd = self.socket.as_raw_fd();
-        send(fd, &sock_diag::unix_dump_request(), MsgFlags::empty()).map_err(failed)?;
-        let mut buffer = vec![0; 64 << 10];
         let mut sockets = Vec::new();
-        loop {
-            let length = recv(fd, &mut buffer, MsgFlags::empty()).map_err(failed)?;
-            let bytes = buffer.get(..length).unwrap_or_default();
-            if sock_diag::parse_unix(bytes, &mut sockets)? == Progress::Done {
-                break;
-            }
-        }
+        self.dump("list the unix sockets", &sock_diag::unix_dump_request(), |bytes| {
+            sock_diag::parse_unix(bytes, &mut sockets)
+        })?;
         let sockets = sockets.into_iter().map(|socket| (u64::from(socket.inode), socket)).collect();
         Ok(UnixDiag { socket: Arc::clone(&self.socket), netns: self.netns, init: self.init, sockets })
+    }
+
+    /// Lists the namespace's TCP connections in one of `states` as they are now. A millisecond at most: the kernel looks
+    /// through the table of the whole machine.
+    pub(super) fn connections(&self, states: &[State]) -> Result<Vec<Connection>, DiagFailure> {
+        let mut found = Vec::new();
+        self.dump("list the TCP connections", &inet_diag::request(states), |bytes| {
+            inet_diag::parse(bytes, &mut found)
+        })?;
+        Ok(found)
+    }
+
+    /// Sends a request and takes its whole answer.
+    fn dump(
+        &self,
+        what: &'static str,
+        request: &[u8],
+        mut parse: impl FnMut(&[u8]) -> Result<Progress, DiagError>,
+    ) -> Result<(), DiagFailure> {
+        let failed = |source| DiagFailure::Socket { what, source };
+        let fd = self.socket.as_raw_fd();
+        send(fd, request, MsgFlags::empty()).map_err(failed)?;
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let length = recv(fd, &mut buffer, MsgFlags::empty()).map_err(failed)?;
+            if parse(buffer.get(..length).unwrap_or_default())? == Progress::Done {
+                return Ok(());
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod options;
 mod queue;
 mod tcp;
 mod udp;
+mod unfinished;
 mod unix;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -8,6 +8,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use super::failure::RestoreStateError;
+use super::thread::RegisterSet;
 use super::{process, thread};
 use crate::capture;
 use crate::capture::scheduling::CpuSet;
@@ -72,9 +73,11 @@ impl Sleeper {
     }
 
     fn restore(&mut self, state: &ProcessState) -> Result<(), RestoreStateError> {
+        let pid = self.pid();
         let captive = self.captive();
         process::early(captive, state)?;
-        thread::restore(captive, state, &state.threads[0])?;
+        let here = RegisterSet::of(pid)?;
+        thread::restore(captive, state, &state.threads[0], &here)?;
         process::late(captive, state)?;
         thread::finish(captive, state, &state.threads[0])?;
         let (registers, mask) = thread::context(&state.threads[0])?;
@@ -301,6 +304,10 @@ fn extended_registers_arrive() {
     xstate[32..40].fill(0x11);
     xstate[160..176].fill(0x5a);
     if xstate[464] & 0b100 != 0 {
+        if xstate[512] & 0b100 == 0 {
+            // The upper halves of the AVX registers: the first component.
+            xstate.splice(576..576, [0; 256]);
+        }
         xstate[512] |= 0b100;
         xstate[576..592].fill(0xa5);
     }

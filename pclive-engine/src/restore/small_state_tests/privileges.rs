@@ -108,7 +108,8 @@ fn affinity_to_absent_cpus_is_cut_or_refused() {
     assert!(matches!(error, RestoreStateError::Unfit { .. }), "{error}");
     mask[0] = 1;
     wanted.threads[0].scheduling.affinity = mask;
-    let warnings = thread::restore(destination.captive(), &wanted, &wanted.threads[0]).unwrap();
+    let here = RegisterSet::of(destination.pid()).unwrap();
+    let warnings = thread::restore(destination.captive(), &wanted, &wanted.threads[0], &here).unwrap();
     assert_eq!(warnings.len(), 1);
     assert_eq!(destination.capture().threads[0].scheduling.affinity, [1]);
 }

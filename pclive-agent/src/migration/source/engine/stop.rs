@@ -35,11 +35,14 @@ pub(super) fn freeze(
     };
     let mut relay = Relay::prepare(namespace, interfaces, plan.capture_bytes);
     drop(throttle);
-    let began = Instant::now();
+    if let Err(error) = source.await_moment() {
+        return refused(reply, capture_error(plan)(error));
+    }
     let mut frozen = match source.freeze() {
         Ok(frozen) => frozen,
         Err(error) => return refused(reply, capture_error(plan)(error)),
     };
+    let began = frozen.began();
     relay.listen();
     let engaged = lock.engage().map_err(network_error);
     tell(reply, engaged.map(|()| Stopped { began, elapsed: began.elapsed() }))?;
@@ -122,14 +125,18 @@ fn stopped(
 fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32, last: LastPages) -> Result<Dump, MigrationError> {
     let began = Instant::now();
     let mut sink = RoundSink::last(&plan.outlet, number);
-    let (stats, dumped) = frozen.dump(&mut sink, last).map_err(capture_error(plan))?;
+    let (mut stats, dumped) = frozen.dump(&mut sink, last).map_err(capture_error(plan))?;
     let (bytes, obstacles) = match dumped {
         Dumped::State(state) => {
             let (parts, state) = document::encode(&*state)?;
+            let sending = Instant::now();
             let ahead = plan.outlet.send_parts(parts).map_err(|error| stream_error(&error))?;
             let (data_pages, later_pages) = (stats.data_pages, stats.later_pages);
             let message = FinalState { state, data_pages, later_pages };
-            (ahead + send(plan, Message::FinalState(message))?, Vec::new())
+            let bytes = ahead + send(plan, Message::FinalState(message))?;
+            // It waits until the pages before it are on their way, as each of them did.
+            stats.read += sending.elapsed();
+            (bytes, Vec::new())
         }
         Dumped::NotNow(obstacles) => (0, obstacles),
     };

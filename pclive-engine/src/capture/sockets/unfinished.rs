@@ -1,0 +1,76 @@
+//! TCP connections that no descriptor leads to, and that are not over: no copy of the container can have them.
+//!
+//! A handshake whose client has not answered yet: the client may have the answer to its SYN already, and would meet a
+//! RST at the copy. And what a program has closed while the peer had not taken it all: the kernel sends it to the end by
+//! itself, or tries to. Both last as long as a packet and its answer take, unless a peer does not answer; then they
+//! are seen by that they are sent again and again, and are given up: such a peer meets a RST should it come back.
+//!
+//! Kernel: sock_diag(7).
+
+use std::time::Duration;
+
+use super::{DiagFailure, SockDiag, SocketRefusal};
+use crate::model::Deadline;
+use crate::proc::inet_diag::{CLOSING, Connection, FIN_WAIT1, LAST_ACK, SYN_RECV};
+
+const STATES: [u8; 4] = [SYN_RECV, FIN_WAIT1, CLOSING, LAST_ACK];
+/// A client that has not answered a SYN-ACK and its repetition (after a second) does not answer.
+const SILENT_HANDSHAKE: u8 = 1;
+/// A peer that has not acknowledged so many repetitions (after 0.2, 0.4, 0.8 seconds and more) does not answer.
+const SILENT_PEER: u8 = 3;
+/// How often it is looked again while the container runs.
+const LOOK: Duration = Duration::from_millis(1);
+
+impl SockDiag {
+    /// What is unfinished now, each a refusal that passes.
+    pub fn unfinished(&self) -> Result<Vec<SocketRefusal>, DiagFailure> {
+        let connections = self.connections(&STATES)?;
+        Ok(connections.iter().filter_map(name).map(SocketRefusal::transient).collect())
+    }
+
+    /// Waits, while the container runs, for a moment in which nothing is unfinished, but not longer than `limit`.
+    pub fn await_finish(&self, limit: Duration) -> Result<(), DiagFailure> {
+        let deadline = Deadline::after(limit);
+        while !self.unfinished()?.is_empty() && !deadline.passed() {
+            std::thread::sleep(LOOK);
+        }
+        Ok(())
+    }
+}
+
+/// What to call a connection that is unfinished; `None` for one that is not, or never will be.
+fn name(connection: &Connection) -> Option<String> {
+    let Connection { state, retransmits, local, remote, send_queue, inode } = connection;
+    match *state {
+        SYN_RECV if *retransmits < SILENT_HANDSHAKE => {
+            Some(format!("TCP handshake of {remote} with {local}, which is not complete"))
+        }
+        FIN_WAIT1 | CLOSING | LAST_ACK if *inode == 0 && *send_queue > 0 && *retransmits < SILENT_PEER => {
+            let what = "that its program has closed, with bytes that the peer has not acknowledged";
+            Some(format!("TCP connection {local} - {remote} {what}"))
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn connection(state: u8, retransmits: u8, send_queue: u32, inode: u32) -> Connection {
+        let (local, remote) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:5000".parse().unwrap());
+        Connection { state, retransmits, local, remote, send_queue, inode }
+    }
+
+    #[test]
+    fn what_waits_for_a_living_peer_is_unfinished() {
+        assert!(name(&connection(SYN_RECV, 0, 0, 0)).unwrap().contains("handshake of 10.0.0.2:5000"));
+        for state in [FIN_WAIT1, CLOSING, LAST_ACK] {
+            assert!(name(&connection(state, 2, 1, 0)).unwrap().contains("10.0.0.1:80 - 10.0.0.2:5000"));
+            assert_eq!(name(&connection(state, 2, 1, 77)), None, "a descriptor leads to it");
+            assert_eq!(name(&connection(state, 0, 0, 0)), None, "everything is acknowledged");
+            assert_eq!(name(&connection(state, 3, 1, 0)), None, "the peer is silent");
+        }
+        assert_eq!(name(&connection(SYN_RECV, 1, 0, 0)), None, "the client is silent");
+    }
+}

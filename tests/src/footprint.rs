@@ -1,0 +1,70 @@
+//! What a container takes of its host's memory.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::container::Container;
+use crate::host::Host;
+
+/// Memory of a container in bytes: of its processes, added up, and what its cgroup is charged with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Footprint {
+    /// Resident memory; shared pages as often as they are mapped.
+    pub resident: u64,
+    /// The same, each page once.
+    pub proportional: u64,
+    /// Memory of no file that is in page tables.
+    pub anonymous: u64,
+    /// Anonymous memory that the cgroup is charged with.
+    pub charged_anonymous: u64,
+    /// Shared memory, and files in memory, that the cgroup is charged with.
+    pub charged_shared: u64,
+}
+
+impl Footprint {
+    /// Of a container that runs on `host`.
+    ///
+    /// # Errors
+    /// When the host has no memory controller.
+    pub fn of(container: &Container, host: &Host) -> Result<Self> {
+        let cgroup = memory_cgroup(container, host)?;
+        let mut footprint = Self::default();
+        for pid in read(&cgroup.join("cgroup.procs"))?.split_whitespace() {
+            // A process that has ended meanwhile takes nothing.
+            let Ok(rollup) = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")) else { continue };
+            let bytes = |name: &str| Ok::<_, anyhow::Error>(number(&rollup, name)? * 1024);
+            footprint.resident += bytes("Rss:")?;
+            footprint.proportional += bytes("Pss:")?;
+            footprint.anonymous += bytes("Anonymous:")?;
+        }
+        let charged = read(&cgroup.join("memory.stat"))?;
+        // The names of version 1, then those of version 2.
+        footprint.charged_anonymous = number(&charged, "total_rss").or_else(|_| number(&charged, "anon"))?;
+        footprint.charged_shared = number(&charged, "total_shmem").or_else(|_| number(&charged, "shmem"))?;
+        Ok(footprint)
+    }
+}
+
+/// By how much `copy` is more than `original`, percent of that; below zero if it is less.
+pub fn growth(original: u64, copy: u64) -> f64 {
+    100.0 * (copy as f64 - original as f64) / original.max(1) as f64
+}
+
+fn memory_cgroup(container: &Container, host: &Host) -> Result<PathBuf> {
+    let relative = format!("{}/{}", host.cgroup().trim_start_matches('/'), container.name);
+    let places = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(|root| PathBuf::from(root).join(&relative));
+    let found = places.into_iter().find(|place| place.join("memory.stat").exists());
+    found.with_context(|| format!("{} has no memory controller", container.name))
+}
+
+fn read(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// The number behind a word at the start of a line.
+fn number(text: &str, name: &str) -> Result<u64> {
+    let words = text.lines().map(|line| line.split_whitespace());
+    let mut found = words.filter_map(|mut words| (words.next()? == name).then(|| words.next()?.parse().ok()));
+    found.next().flatten().with_context(|| format!("no line {name}"))
+}
