@@ -21,8 +21,9 @@ use crate::config::{Migration, Peer};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::tls::Keeper;
 
-/// Largest message, bytes: the final state of a container with thousands of threads is the largest that there is.
-pub const MAX_MESSAGE: usize = 64 << 20;
+/// Largest message, bytes: a batch of pages with as many runs as it may have, or a part of a document. It is no larger
+/// because what a message decodes to may take tens of times its bytes.
+pub const MAX_MESSAGE: usize = 8 << 20;
 
 const WINDOW: u32 = 16 << 20;
 const FRAME: u32 = 1 << 20;

@@ -9,6 +9,8 @@ use super::{ErrorCode, MigrationError};
 
 /// Longest text of a peer's failure that is kept, bytes.
 const MAX_PEER_TEXT: usize = 4096;
+/// Longest name of a peer's that is repeated, characters.
+const MAX_PEER_NAME: usize = 64;
 
 impl From<&MigrationError> for control::Error {
     fn from(error: &MigrationError) -> Self {
@@ -69,12 +71,28 @@ pub fn blocker_message(blocker: &Blocker) -> control::Blocker {
     }
 }
 
-/// Text of the other host: bounded, and without control characters that could act on a terminal.
-pub(crate) fn printable(mut text: String) -> String {
-    if text.len() > MAX_PEER_TEXT {
-        text.truncate(text.floor_char_boundary(MAX_PEER_TEXT));
+/// Text of the other host: bounded, of one line (a second one could be taken for a line of a log), and without
+/// characters that act on a terminal.
+pub(crate) fn printable(text: String) -> String {
+    shortened(text, MAX_PEER_TEXT)
+}
+
+/// A name that the other host says, in the same way.
+pub(crate) fn printable_name(name: &str) -> String {
+    let short: String = name.chars().take(MAX_PEER_NAME).collect();
+    shortened(short, MAX_PEER_TEXT)
+}
+
+fn shortened(mut text: String, most: usize) -> String {
+    if text.len() > most {
+        text.truncate(text.floor_char_boundary(most));
     }
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if acts(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// Control characters, and those that change the direction of the text after them.
+fn acts(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn role_name(role: Role) -> &'static str {
@@ -143,10 +161,11 @@ mod tests {
 
     #[test]
     fn text_of_the_peer_is_bounded_and_harmless_on_a_terminal() {
-        let message = format!("\u{1b}[2J{}", "x".repeat(100_000));
+        let message = format!("\u{1b}[2J\n\u{202e}{}", "x".repeat(100_000));
         let error = MigrationError::from(peer::Failure { message, ..peer::Failure::default() });
-        assert!(error.message.len() <= MAX_PEER_TEXT + 8);
-        assert!(!error.message.contains('\u{1b}'));
+        assert!(error.message.len() <= MAX_PEER_TEXT + 16);
+        assert!(!error.message.contains(['\u{1b}', '\n', '\u{202e}']));
+        assert_eq!(printable_name(&"\u{9b}y".repeat(1000)).chars().count(), MAX_PEER_NAME);
     }
 
     #[test]

@@ -15,7 +15,7 @@ use pclive_proto::control::{Phase, Role};
 
 pub use code::ErrorCode;
 pub use convert::blocker_message;
-pub(crate) use convert::{phase_name, printable};
+pub(crate) use convert::{phase_name, printable, printable_name};
 
 /// Why something that was asked for is not done, or a migration ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -10,7 +10,7 @@ use tonic::transport::Channel;
 use pclive_proto::peer::peer_client::PeerClient;
 
 use crate::agent::{Agent, Located};
-use crate::error::{ErrorCode, MigrationError};
+use crate::error::{ErrorCode, MigrationError, printable_name};
 use crate::host;
 use crate::host::compatibility::{self, Demand};
 use crate::link;
@@ -98,7 +98,7 @@ async fn remote(
         link::connect(&address, &agent.config.peer, &agent.config.migration, agent.keeper.as_ref()).await?;
     let answer = hello(agent, &mut client).await?;
     let here = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
-    let there = answer.host.unwrap_or_default();
+    let there = super::wire::facts(answer.host.unwrap_or_default());
     let findings = findings(&here, &there, checked.memory_bytes);
     checked.warnings.extend(findings.warnings);
     checked.blockers.extend(findings.refusals.into_iter().map(|refusal| Blocker {
@@ -131,7 +131,7 @@ pub(super) async fn hello(
         Err(_) => return Err(MigrationError::new(ErrorCode::Timeout, "the other agent does not answer")),
     };
     version_matches(PROTOCOL_VERSION, answer.protocol_version, &answer.agent_name)?;
-    Ok(answer)
+    Ok(HelloResponse { agent_name: printable_name(&answer.agent_name), ..answer })
 }
 
 /// Refuses an agent of another protocol version, naming both.
@@ -139,6 +139,7 @@ pub(crate) fn version_matches(ours: u32, theirs: u32, agent: &str) -> Result<(),
     if ours == theirs {
         return Ok(());
     }
+    let agent = printable_name(agent);
     let message =
         format!("cannot talk to agent {agent}: it speaks protocol version {theirs}, this agent {ours}");
     Err(MigrationError::new(ErrorCode::ProtocolMismatch, message))

@@ -1,7 +1,8 @@
 //! Documents of the engine on the wire: a layout or a final state, in as many messages as its size asks for.
 //!
 //! The end of a document travels in the message that it belongs to, and is all of it nearly always; what is before it
-//! goes ahead in messages of its own. What the peer sends is bounded by [`MAX_BYTES`].
+//! goes ahead in messages of its own. What the peer sends is bounded by [`MAX_BYTES`], and by what this host has to
+//! spare.
 
 use bytes::{Bytes, BytesMut};
 use pclive_proto::peer::DocumentPart;
@@ -11,9 +12,13 @@ use super::wire;
 use crate::error::{ErrorCode, MigrationError};
 
 /// Largest piece in one message: far below what a message may be.
-const PART_BYTES: usize = 8 << 20;
+const PART_BYTES: usize = 4 << 20;
 /// Largest document: the contents of many thousand full queues.
 const MAX_BYTES: usize = 1 << 30;
+/// What a document decodes to takes at most about so many times its bytes: a list of empty lists.
+const GROWTH: u64 = 32;
+/// A document up to this size is taken whatever memory there is.
+const SMALL_BYTES: usize = 16 << 20;
 
 /// Encodes a document and cuts it: what goes ahead, and the end.
 pub(super) fn encode<T: Serialize>(value: &T) -> Result<(Vec<DocumentPart>, Bytes), MigrationError> {
@@ -36,17 +41,24 @@ fn cut(mut document: Bytes) -> (Vec<DocumentPart>, Bytes) {
 }
 
 /// A document that is arriving.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Arriving {
     parts: BytesMut,
+    limit_bytes: usize,
 }
 
 impl Arriving {
+    /// Nothing has come. `available`: memory of this host, bytes.
+    pub(super) fn new(available: u64) -> Self {
+        let share = usize::try_from(available / GROWTH).unwrap_or(usize::MAX);
+        Self { parts: BytesMut::new(), limit_bytes: share.clamp(SMALL_BYTES, MAX_BYTES) }
+    }
+
     /// Takes a piece.
     pub(super) fn add(&mut self, part: &[u8]) -> Result<(), MigrationError> {
-        let bytes = self.parts.len().saturating_add(part.len());
-        if bytes > MAX_BYTES {
-            return Err(wire::bad(format!("a document of {bytes} bytes or more, the limit is {MAX_BYTES}")));
+        let (bytes, limit) = (self.parts.len().saturating_add(part.len()), self.limit_bytes);
+        if bytes > limit {
+            return Err(wire::bad(format!("a document of {bytes} bytes or more, the limit is {limit}")));
         }
         self.parts.extend_from_slice(part);
         Ok(())
@@ -69,7 +81,7 @@ mod tests {
     fn put_together(document: &Bytes) -> (usize, Bytes) {
         let (parts, end) = cut(document.clone());
         assert!(parts.iter().all(|message| message.part.len() <= PART_BYTES) && end.len() <= PART_BYTES);
-        let mut arriving = Arriving::default();
+        let mut arriving = Arriving::new(u64::MAX);
         parts.iter().for_each(|message| arriving.add(&message.part).unwrap());
         let whole = arriving.finish(end).unwrap();
         assert_eq!(arriving.finish(Bytes::from_static(b"next")).unwrap(), "next");
@@ -88,9 +100,11 @@ mod tests {
     #[test]
     fn a_peer_cannot_send_a_document_without_end() {
         let part = Bytes::from(vec![0; PART_BYTES]);
-        let mut arriving = Arriving::default();
-        let taken = (0..).take_while(|_| arriving.add(&part).is_ok()).count();
-        assert_eq!(taken, MAX_BYTES / PART_BYTES);
-        assert!(arriving.finish(Bytes::from_static(b"more")).is_err());
+        for (available, limit) in [(u64::MAX, MAX_BYTES), (0, SMALL_BYTES), (1 << 30, (1 << 30) / 32)] {
+            let mut arriving = Arriving::new(available);
+            let taken = (0..).take_while(|_| arriving.add(&part).is_ok()).count();
+            assert_eq!(taken, limit / PART_BYTES, "{available} bytes available");
+            assert!(arriving.finish(Bytes::from(vec![0; PART_BYTES])).is_err());
+        }
     }
 }

@@ -84,17 +84,22 @@ pub(super) fn report(
     }
 }
 
+/// What the destination says that it did with the state. Its figures may be anything.
+fn restore_ns(there: &DestinationLedger) -> u64 {
+    there.reconcile_ns.saturating_add(there.files_ns).saturating_add(there.tasks_ns)
+}
+
 /// Transfer is what is left of the way from the last page read to `Ready` when the destination's own work is
 /// taken off; where both work side by side it is part of the other entries. Commit is what the decision itself takes:
 /// the freezer and the network held beyond the agent's life, COMMIT and its answer on their way.
 fn source_ledger(handover: &Handover, there: &DestinationLedger) -> Ledger {
     let stats = &handover.stats;
-    let restore = there.reconcile_ns + there.files_ns + there.tasks_ns;
+    let restore = restore_ns(there);
     Ledger {
         freeze_ns: ns(handover.freeze),
         final_scan_ns: ns(stats.scan),
         capture_ns: ns(handover.dump.saturating_sub(stats.scan).saturating_sub(stats.read)),
-        transfer_ns: ns(stats.read + handover.until_ready).saturating_sub(there.fill_ns + restore),
+        transfer_ns: ns(stats.read.saturating_add(handover.until_ready)).saturating_sub(there.fill_ns.saturating_add(restore)),
         fill_ns: there.fill_ns,
         restore_ns: restore,
         commit_ns: ns(handover.commit).saturating_sub(there.resume_ns),
@@ -108,7 +113,7 @@ pub(super) fn received(rounds: Vec<Round>, answer: &Running, total: Duration) ->
     Report {
         ledger: Some(Ledger {
             fill_ns: there.fill_ns,
-            restore_ns: there.reconcile_ns + there.files_ns + there.tasks_ns,
+            restore_ns: restore_ns(&there),
             resume_ns: there.resume_ns,
             ..Ledger::default()
         }),

@@ -15,14 +15,16 @@ use tonic::Status;
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::config::Strategy;
-use crate::error::{ErrorCode, MigrationError, chain};
+use crate::error::{ErrorCode, MigrationError, chain, printable, printable_name};
 use crate::migration::compression::{Packed, Unpacker};
 use crate::migration::convergence::Policy;
 
 /// Most contents of one batch, bytes: what the source's configuration allows.
 const MAX_PAYLOAD: usize = 4 << 20;
-/// Most runs of one batch.
-const MAX_EXTENTS: usize = 1 << 17;
+/// Most runs of one batch: an engine's has 4,096, or as many as pages.
+const MAX_EXTENTS: usize = 4096;
+/// Runs of pages that come later in one message.
+pub(super) const RUNS_PER_MESSAGE: usize = 1 << 16;
 /// First address that no process of x86-64 has (five page table levels).
 const ADDRESS_END: u64 = 1 << 56;
 /// Largest id of a task (`/proc/sys/kernel/pid_max` at most).
@@ -78,6 +80,22 @@ pub(super) struct Arrived {
 }
 
 impl Arrived {
+    /// Memory that it may take once it is in place, bytes: zeros do where they hide a file, guard pages never do.
+    pub(super) fn claimed_bytes(&self) -> u64 {
+        let claims = |kind| match kind {
+            ExtentKind::Data | ExtentKind::Zero => true,
+            ExtentKind::Hole | ExtentKind::Guard => false,
+        };
+        let extents = self.extents.iter().filter(|extent| claims(extent.kind));
+        extents.fold(0, |sum: u64, extent| sum.saturating_add(extent.len_bytes()))
+    }
+
+    /// Memory that it takes until it is in place, KiB.
+    pub(super) fn kib(&self) -> u32 {
+        let runs = self.extents.len() * size_of::<Extent>();
+        u32::try_from((self.data_bytes + runs).div_ceil(1024)).unwrap_or(u32::MAX)
+    }
+
     /// The batch, if its contents are what the source had.
     pub(super) fn unpack(self, unpacker: &mut Unpacker) -> Result<Batch, MigrationError> {
         let payload = unpacker.unpack(self.contents, self.data_bytes);
@@ -146,13 +164,19 @@ fn extents(messages: &[peer::Extent]) -> Result<Vec<Extent>, MigrationError> {
 
 /// Pages that come later.
 pub(super) fn later(message: peer::Later) -> Result<Later, MigrationError> {
-    if message.process <= 0 || !message.runs.len().is_multiple_of(2) {
+    if !(1..=MAX_PID).contains(&message.process) || !message.runs.len().is_multiple_of(2) {
         return Err(bad("pages that come later of no process, or runs without an end"));
+    }
+    // One without runs says nothing, and would wait beside the others all the same.
+    if message.runs.is_empty() || message.runs.len() / 2 > RUNS_PER_MESSAGE {
+        let runs = message.runs.len() / 2;
+        return Err(bad(format!("a list of {runs} runs of pages that come later")));
     }
     let run = |pair: &[u64]| {
         let [start, pages] = pair else { return None };
         let end = start.checked_add(pages.checked_mul(PAGE_SIZE)?)?;
-        (*pages > 0 && start.is_multiple_of(PAGE_SIZE)).then_some((*start, end))
+        let sound = *pages > 0 && start.is_multiple_of(PAGE_SIZE) && end <= ADDRESS_END;
+        sound.then_some((*start, end))
     };
     let runs: Option<Vec<(u64, u64)>> = message.runs.chunks_exact(2).map(run).collect();
     let runs = runs.ok_or_else(|| bad("pages that come later where there can be none"))?;
@@ -165,6 +189,13 @@ pub(crate) fn verify(payload: &[u8], checksum: u64) -> Result<(), MigrationError
         return Ok(());
     }
     Err(bad(format!("{} bytes of pages that do not match their checksum", payload.len())))
+}
+
+/// A host's facts as the other agent tells them, its words made harmless.
+pub(super) fn facts(told: peer::HostFacts) -> peer::HostFacts {
+    let [kernel_release, machine, agent_version] =
+        [&told.kernel_release, &told.machine, &told.agent_version].map(|word| printable_name(word));
+    peer::HostFacts { kernel_release, machine, agent_version, ..told }
 }
 
 /// A document of the engine out of a message.
@@ -186,10 +217,11 @@ pub(super) fn bad(what: impl std::fmt::Display) -> MigrationError {
 pub(crate) fn status_error(status: &Status) -> MigrationError {
     if let Some(error) = control::Error::from_status(status) {
         let code = ErrorCode::from_peer(&error.code);
-        return MigrationError { retryable: error.retryable, ..MigrationError::new(code, error.message) }
-            .hint(error.hint);
+        let message = printable(error.message);
+        return MigrationError { retryable: error.retryable, ..MigrationError::new(code, message) }
+            .hint(printable(error.hint));
     }
-    let message = format!("the link to the other agent failed: {}", status.message());
+    let message = format!("the link to the other agent failed: {}", printable(status.message().into()));
     MigrationError::new(ErrorCode::PeerLost, message)
 }
 

@@ -1,8 +1,11 @@
 //! What a bundle's `config.json` (OCI runtime specification) says that matters for a migration.
 
+use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use nix::fcntl::OFlag;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use pclive_engine::model::{Blocker, Place, Vpid};
 
@@ -78,7 +81,12 @@ impl Bundle {
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
-    std::fs::File::open(path)?.take(MAX_CONFIG + 1).read_to_end(&mut text)?;
+    // A peer names the bundle: what is there may be a FIFO, and opening that would wait for somebody.
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("not a regular file"));
+    }
+    file.take(MAX_CONFIG + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_CONFIG {
         return Err(io::Error::other(format!("larger than {MAX_CONFIG} bytes")));
     }

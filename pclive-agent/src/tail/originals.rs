@@ -14,6 +14,7 @@ use pclive_proto::PROTOCOL_VERSION;
 use pclive_proto::peer::fetch_request::Request;
 use pclive_proto::peer::{FetchBegin, FetchComplete, FetchPages, FetchReply, FetchRequest};
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -44,6 +45,8 @@ pub(crate) struct Tail {
     /// The original may run again: what is read from now on is not what was at the stop.
     closed: AtomicBool,
     complete: watch::Sender<Option<FetchComplete>>,
+    /// Ends the line that serves it, when another is opened: there is one fetcher, with one thread for it here.
+    line: Mutex<CancellationToken>,
     /// When something was last asked for.
     heard: Mutex<Option<Instant>>,
 }
@@ -54,7 +57,12 @@ impl Tails {
         let mut tails = self.tails.lock().unwrap_or_else(PoisonError::into_inner);
         let new = || {
             let complete = watch::Sender::new(None);
-            Arc::new(Tail { closed: AtomicBool::new(false), complete, heard: Mutex::default() })
+            Arc::new(Tail {
+                closed: AtomicBool::new(false),
+                complete,
+                line: Mutex::default(),
+                heard: Mutex::default(),
+            })
         };
         Arc::clone(tails.entry(id.into()).or_insert_with(new))
     }
@@ -71,6 +79,14 @@ impl Tails {
 }
 
 impl Tail {
+    /// A line is opened, in the place of the one before it; cancelled when it is to end.
+    fn open(&self) -> CancellationToken {
+        let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
+        line.cancel();
+        *line = CancellationToken::new();
+        line.clone()
+    }
+
     /// Waits until the destination says that every page is in place.
     pub(crate) async fn completed(&self) -> FetchComplete {
         let mut complete = self.complete.subscribe();
@@ -115,7 +131,14 @@ pub(crate) async fn fetch(
     let spawned = std::thread::Builder::new().name("pages".into()).spawn(move || reader.serve(queue));
     spawned.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
     tracing::info!(id = begin.migration_id, "pages are being fetched");
-    tokio::spawn(take(incoming, tail, requests, replies));
+    let line = tail.open();
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            () = line.cancelled() => tracing::info!("pages are fetched by another line"),
+            () = take(incoming, tail, requests, replies) => {}
+        }
+    });
     Ok(receiver)
 }
 

@@ -13,12 +13,17 @@ use super::error::errno;
 use super::fill_error::{FillError, check_batch};
 use super::layout_diff::{LayoutOp, USER_END, check_vmas, plan};
 use super::ranges::RangeSet;
-use crate::model::{Batch, Extent, ExtentKind, Mapping, Pid, Vma};
+use crate::model::{Batch, Extent, ExtentKind, Mapping, PAGE_SIZE, Pid, Vma};
 use crate::remote::Call;
 use crate::sys::process_vm::{self, MAX_RANGES, RemoteRange};
 
 /// Zeros to write.
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+/// Most zeros that one batch may write where a file shows, bytes: they were contents that the source has read.
+pub(super) const MOST_ZEROS: u64 = 1 << 30;
+/// Most guard pages of a batch: each takes room in the page table.
+const MOST_GUARDS: u64 = 1 << 22;
 
 /// Fills one restorer.
 #[derive(Debug)]
@@ -110,13 +115,27 @@ impl Filler {
         check_batch(batch, USER_END)?;
         let mut discards = Discards::default();
         let mut data = Vec::with_capacity(batch.extents.len());
+        let (mut zeros, mut guards) = (MOST_ZEROS, MOST_GUARDS * PAGE_SIZE);
+        let spend = |left: &mut u64, start, bytes, what| {
+            *left = left.checked_sub(bytes).ok_or(FillError::Malformed { target: batch.target, start, what })?;
+            Ok(())
+        };
         for extent in &batch.extents {
             for (start, end, backing) in self.parts(batch, extent)? {
+                let bytes = end - start;
                 match extent.kind {
-                    ExtentKind::Data => data.push(RemoteRange { start, len: end - start }),
-                    ExtentKind::Zero => self.zero(start, end, backing)?,
+                    ExtentKind::Data => data.push(RemoteRange { start, len: bytes }),
+                    ExtentKind::Zero => {
+                        if backing == Backing::File {
+                            spend(&mut zeros, start, bytes, "more zeros over a file than a source reads")?;
+                        }
+                        self.zero(start, end, backing)?;
+                    }
                     ExtentKind::Hole => self.hole(start, end, &mut discards),
-                    ExtentKind::Guard => self.guard(start, end, &mut discards),
+                    ExtentKind::Guard => {
+                        spend(&mut guards, start, bytes, "more guard pages than one batch has")?;
+                        self.guard(start, end, &mut discards);
+                    }
                 }
             }
         }

@@ -10,6 +10,7 @@ use std::os::unix::fs::FileExt;
 use nix::fcntl::{FallocateFlags, fallocate};
 
 use super::error::errno;
+use super::fill::MOST_ZEROS;
 use super::fill_error::{FillError, check_batch};
 use super::ranges::RangeSet;
 use crate::model::layout::ObjectKind;
@@ -198,6 +199,10 @@ impl Stored {
     /// Makes a range read as zeros.
     fn clear(&mut self, id: u64, extent: &Extent) -> Result<(), FillError> {
         if self.kind.is_stored() {
+            if extent.len_bytes() > MOST_ZEROS {
+                let what = "more zeros over a file than a source reads";
+                return Err(FillError::Malformed { target: Target::Object(id), start: extent.start, what });
+            }
             return self.write_zeros(id, extent.start, extent.end());
         }
         let known: Vec<_> = self.filled.within(extent.start, extent.end()).collect();

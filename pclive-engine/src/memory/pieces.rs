@@ -58,6 +58,11 @@ impl Pieces {
         self.targets.is_empty()
     }
 
+    /// How many runs there are.
+    pub(super) fn len(&self) -> usize {
+        self.targets.values().map(BTreeMap::len).sum()
+    }
+
     /// What there are pages of.
     pub(super) fn targets(&self) -> impl Iterator<Item = Target> + '_ {
         self.targets.keys().copied()

@@ -29,6 +29,11 @@ use crate::sys::memfd;
 /// Payload of a batch that is yielded, at most.
 const BATCH_BYTES: u64 = 1 << 20;
 
+/// Runs that may wait whatever the limit of the store,
+const MOST_RUNS: usize = 1 << 20;
+/// and bytes of that limit for each beyond: the account of a run takes a tenth of them.
+const RUN_SHARE: u64 = 1024;
+
 /// Failure to keep pages.
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
@@ -37,6 +42,12 @@ pub enum StagingError {
     Full {
         /// The limit.
         limit_bytes: u64,
+    },
+    /// More runs than the destination is willing to keep account of.
+    #[error("cannot stage more than {limit} runs of pages")]
+    Scattered {
+        /// The limit.
+        limit: usize,
     },
     /// The memfd could not be made, written, mapped or cut.
     #[error("cannot {verb} the staged pages")]
@@ -154,6 +165,10 @@ impl Staging {
     /// Keeps a batch of the round that is on its way. On [`StagingError::Full`] a part of it may be kept.
     pub fn stage(&mut self, batch: &Batch) -> Result<(), StagingError> {
         check_batch(batch, u64::MAX)?;
+        let runs = self.arriving.len() + self.whole.len() + batch.extents.len();
+        if runs > self.most_runs() {
+            return Err(StagingError::Scattered { limit: self.most_runs() });
+        }
         let mut payload = batch.payload.as_ref();
         for extent in &batch.extents {
             self.cut(batch.target, extent.start, extent.end());
@@ -171,6 +186,11 @@ impl Staging {
             }
         }
         Ok(())
+    }
+
+    /// Runs without contents take no room in the memfd, but some in the account.
+    fn most_runs(&self) -> usize {
+        usize::try_from(self.limit / RUN_SHARE).unwrap_or(usize::MAX).max(MOST_RUNS)
     }
 
     /// Forgets the pages of a batch that goes into the restorers by another way: what waits is older.

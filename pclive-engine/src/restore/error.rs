@@ -133,6 +133,12 @@ pub enum RestoreError {
         /// Why.
         source: io::Error,
     },
+    /// What is there may not be mapped: a device, a FIFO.
+    #[error("cannot map {path}: it is no regular file here")]
+    NotMappable {
+        /// Path inside the container.
+        path: String,
+    },
     /// The bundle's files differ from the source's.
     #[error("cannot map {path}: it has {here} bytes here and {wanted} at the source")]
     FileDiffers {

@@ -11,7 +11,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::stat::{SFlag, fstat};
 
 use super::RestoreError;
 use super::channel::{FdChannel, need};
@@ -20,6 +22,7 @@ use super::restorer::Restorer;
 use super::segments::{self, SegmentError};
 use super::skeleton::Skeleton;
 use super::trees::Trees;
+use crate::capture::files::is_carried_device;
 use crate::memory::fill::{Discards, Filler};
 use crate::memory::layout_diff::{LayoutOp, plan};
 use crate::memory::object_store::{ObjectStore, View};
@@ -430,9 +433,20 @@ fn open_root(init: Pid) -> Result<OwnedFd, RestoreError> {
 }
 
 fn open_below(root: &OwnedFd, path: &[u8], writable: bool) -> Result<OwnedFd, RestoreError> {
+    let failed = |source: Errno| RestoreError::OpenMapped { path: printable(path), source: source.into() };
+    let place = openat2::in_root(root, Path::new(OsStr::from_bytes(path)), OFlag::O_PATH).map_err(failed)?;
+    // Looked at before it is opened: the agent may open devices that the container may not.
+    let facts = fstat(&place).map_err(failed)?;
+    let mappable = match SFlag::from_bits_truncate(facts.st_mode) & SFlag::S_IFMT {
+        SFlag::S_IFREG => true,
+        SFlag::S_IFCHR => !writable && is_carried_device(facts.st_rdev),
+        _ => false,
+    };
+    if !mappable {
+        return Err(RestoreError::NotMappable { path: printable(path) });
+    }
     let flags = if writable { OFlag::O_RDWR } else { OFlag::O_RDONLY };
-    openat2::in_root(root, Path::new(OsStr::from_bytes(path)), flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
-        .map_err(|source| RestoreError::OpenMapped { path: printable(path), source: source.into() })
+    openat2::reopen(&place, flags | OFlag::O_NONBLOCK | OFlag::O_NOCTTY).map_err(failed)
 }
 
 fn open_mapped(

@@ -47,6 +47,7 @@ use crate::tail::{Lack, Later};
 use absent::Absent;
 pub use absent::can_go_without_pages;
 pub use error::RestoreError;
+pub use validate::layout as check_layout;
 use mappings::Mappings;
 use restorer::Restorer;
 use same_cpu::SameCpu;

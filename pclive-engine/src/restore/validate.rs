@@ -13,6 +13,8 @@ use crate::model::{FinalState, Mapping, PAGE_SIZE, Vma, Vpid};
 const MAX_TASKS: usize = 4 << 20;
 /// Most mappings of a process: far above `vm.max_map_count` in use anywhere.
 const MAX_VMAS: usize = 1 << 20;
+/// Most shared memory objects: the agent has a descriptor of each.
+const MOST_OBJECTS: usize = 1 << 16;
 /// Longest path, as in `PATH_MAX`.
 const MAX_PATH: usize = 4096;
 /// Longest name of a memfd.
@@ -22,8 +24,9 @@ const MAX_ID: i32 = 4 << 20;
 /// Largest kernel mapping.
 const MAX_KERNEL_MAPPING: u64 = 1 << 20;
 
-/// Checks a layout; says which process is wrong, and why.
-pub(super) fn layout(layout: &Layout) -> Result<(), RestoreError> {
+/// Checks a layout; says which process is wrong, and why. [`super::Destination::apply_layout`] does, too; who keeps a
+/// layout for later does it at once.
+pub fn layout(layout: &Layout) -> Result<(), RestoreError> {
     let first = layout.processes.first().map(|process| process.vpid);
     if first != Some(Vpid(1)) {
         return Err(RestoreError::Layout {
@@ -128,6 +131,9 @@ fn offset(offset: u64, vma: &Vma) -> Result<(), &'static str> {
 
 fn objects(layout: &Layout) -> Result<(), RestoreError> {
     let refuse = |why| RestoreError::Layout { vpid: Vpid(1), why };
+    if layout.objects.len() > MOST_OBJECTS {
+        return Err(refuse("there are too many shared memory objects"));
+    }
     let mut ids = HashSet::new();
     for object in &layout.objects {
         if !ids.insert(object.id) {

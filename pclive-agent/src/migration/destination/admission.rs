@@ -23,6 +23,11 @@ use crate::registry::{Description, Entry};
 use crate::runtime::{Bundle, ContainerId, Runtime};
 use crate::tls::Caller;
 
+/// Longest name, bytes: a DNS name's.
+const MOST_NAME: usize = 253;
+/// Longest path, as in `PATH_MAX`.
+const MOST_PATH: usize = 4095;
+
 /// A migration that may begin.
 #[derive(Debug)]
 pub(super) struct Admitted {
@@ -44,6 +49,7 @@ pub(super) async fn admit(
     prepare: Prepare,
 ) -> Result<Admitted, MigrationError> {
     caller.speaks_for(&prepare.source_agent)?;
+    names_fit(&prepare)?;
     version_matches(PROTOCOL_VERSION, prepare.protocol_version, &prepare.source_agent)?;
     if Uuid::try_parse(&prepare.migration_id).is_err() {
         return Err(wire::bad("a migration id that is none"));
@@ -84,7 +90,8 @@ pub(super) async fn admit(
 /// A source has one migration of a container at a time: when it begins another one, it has given up what it had begun,
 /// and a link that broke has not told the destination.
 async fn end_abandoned(agent: &Agent, id: &ContainerId, source: &str) {
-    let Some(entry) = agent.registry.of_container(id.as_str()).and_then(|id| agent.registry.get(&id).ok()) else {
+    let Some(entry) = agent.registry.of_container(id.as_str()).and_then(|id| agent.registry.get(&id).ok())
+    else {
         return;
     };
     if entry.role() != Role::Destination || !agent.conversations.is_from(entry.id(), source) {
@@ -96,6 +103,24 @@ async fn end_abandoned(agent: &Agent, id: &ContainerId, source: &str) {
         let ended = async { while watcher.next().await.is_some() {} };
         // If it does not end in time the container's name is taken, which the source is told.
         let _ = tokio::time::timeout(agent.config.migration.stop_timeout(), ended).await;
+    }
+}
+
+/// Names that are written down here, and repeated to people.
+fn names_fit(prepare: &Prepare) -> Result<(), MigrationError> {
+    let names = [
+        ("agent", &prepare.source_agent, MOST_NAME),
+        ("runtime", &prepare.runtime, MOST_NAME),
+        ("bundle", &prepare.bundle, MOST_PATH),
+        ("token", &prepare.tail_token, MOST_NAME),
+        ("conversation", &prepare.conversation_token, MOST_NAME),
+    ];
+    match names.iter().find(|(_, name, most)| name.len() > *most || name.chars().any(char::is_control)) {
+        None => Ok(()),
+        Some((what, name, _)) => {
+            let bytes = name.len();
+            Err(wire::bad(format!("a name of the {what} of {bytes} bytes, or with control characters")))
+        }
     }
 }
 
@@ -189,6 +214,7 @@ impl Memory {
 fn host_fits(prepare: &Prepare) -> Result<(), MigrationError> {
     let here = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
     let there = prepare.host.clone().ok_or_else(|| wire::bad("no facts of its host"))?;
+    let there = wire::facts(there);
     let demand =
         Demand { memory_bytes: prepare.memory_bytes, allow_clock_step_back: prepare.allow_clock_step_back };
     compatibility::compare(&there, &here, demand).into_result().map(drop)

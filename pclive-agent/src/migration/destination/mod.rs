@@ -11,6 +11,7 @@ mod engine;
 mod handover;
 mod late;
 mod lines;
+mod memory;
 mod placement;
 mod reaper;
 mod rounds;
@@ -26,6 +27,7 @@ use pclive_proto::peer::destination_message::Message;
 use pclive_proto::peer::source_message::Message as Received;
 use pclive_proto::peer::{Accepted, DestinationMessage, Failure, Prepare, Ready, SourceMessage};
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::error::SendTimeoutError;
 use tokio::task::JoinHandle;
 use tonic::Status;
 use tracing::{Instrument, info, info_span};
@@ -34,6 +36,7 @@ use self::admission::Admitted;
 use self::engine::{Engine, Plan, Restored};
 use self::handover::stage_committing;
 pub(crate) use self::lines::receive;
+use self::memory::MemoryWatch;
 use self::state::{Event, State};
 use self::tail::Tardy;
 use super::document::Arriving;
@@ -248,6 +251,10 @@ struct Receiver<'a> {
     fetcher: Option<Fetcher>,
     /// What the final round leaves for later.
     later: Tardy,
+    /// What was named as outdated and is not done with.
+    outdated: Tardy,
+    /// What pages may still take of this host's memory before it is looked at again.
+    memory: MemoryWatch,
     room: Arc<Semaphore>,
     init_pid: i32,
     /// The layout or final state that is arriving.
@@ -278,8 +285,10 @@ impl<'a> Receiver<'a> {
             engine,
             fetcher,
             later: Tardy::default(),
+            outdated: Tardy::default(),
+            memory: MemoryWatch::default(),
             room: Arc::new(Semaphore::new(agent.config.migration.in_flight_kib_at_destination())),
-            document: Arriving::default(),
+            document: Arriving::new(host::memory_available().unwrap_or(0)),
             init_pid,
             round: control::Round::default(),
             round_began: Instant::now(),
@@ -324,18 +333,26 @@ impl<'a> Receiver<'a> {
         // From here on only the source may end it: it may have sent its commit already.
         self.entry.begin_commit()?;
         fault::reached(Point::DestinationOffered);
-        let mut waiting = Waiting::new(self.agent.config.network.capture_bytes);
-        loop {
-            match self.next().await? {
-                Received::Frames(frames) => waiting.take(frames),
-                Received::Commit(_) => break,
-                other => return Err(out_of_turn(&other)),
-            }
-        }
+        let patience = self.agent.config.migration.progress_timeout();
+        let committed = tokio::time::timeout(patience, self.commit()).await;
+        // Frames are no sign of a commit: a source that sends nothing else is as silent as one that sends nothing.
+        let waiting = committed.unwrap_or_else(|_| Err(silent(patience)))?;
         self.take_commit().await?;
         self.advance(Event::Commit)?;
         fault::reached(Point::DestinationCommitted);
         Ok((restored, received_at, waiting))
+    }
+
+    /// Waits for `Commit`; the frames that came before it.
+    async fn commit(&mut self) -> Result<Waiting, MigrationError> {
+        let mut waiting = Waiting::new(self.agent.config.network.capture_bytes);
+        loop {
+            match self.next().await? {
+                Received::Frames(frames) => waiting.take(frames),
+                Received::Commit(_) => return Ok(waiting),
+                other => return Err(out_of_turn(&other)),
+            }
+        }
     }
 
     async fn accept(&mut self) -> Result<(), MigrationError> {
@@ -359,7 +376,15 @@ impl<'a> Receiver<'a> {
     }
 
     async fn say(&self, message: Message) -> Result<(), MigrationError> {
-        self.answers.send(answer(message)).await.map_err(|_| wire::link_ended())
+        let patience = self.agent.config.migration.progress_timeout();
+        match self.answers.send_timeout(answer(message), patience).await {
+            Ok(()) => Ok(()),
+            Err(SendTimeoutError::Closed(_)) => Err(wire::link_ended()),
+            Err(SendTimeoutError::Timeout(_)) => {
+                let message = format!("the source took no answer for {patience:?}");
+                Err(MigrationError::new(ErrorCode::Timeout, message))
+            }
+        }
     }
 
     /// Moves on, and tells users when that is another phase.

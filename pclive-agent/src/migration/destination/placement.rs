@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use pclive_engine::memory::staging::{Staging, StagingError};
 use pclive_engine::model::{Batch, FinalState, Layout};
-use pclive_engine::restore::{Destination, RestoreError, RestoreLedger};
+use pclive_engine::restore::{Destination, RestoreError, RestoreLedger, check_layout};
 use pclive_engine::tail::{Lack, Later};
 
 use crate::error::{ErrorCode, MigrationError};
@@ -72,7 +72,7 @@ pub(super) fn restore_error(error: RestoreError) -> MigrationError {
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn staging_error(error: StagingError) -> MigrationError {
     let code = match error {
-        StagingError::Full { .. } => ErrorCode::NoMemory,
+        StagingError::Full { .. } | StagingError::Scattered { .. } => ErrorCode::NoMemory,
         StagingError::Malformed(_) => ErrorCode::BadMessage,
         StagingError::Memory { .. } => ErrorCode::RestoreFailed,
     };
@@ -103,6 +103,7 @@ impl Placement {
         is_final: bool,
     ) -> Result<(), MigrationError> {
         self.later.clear();
+        check_layout(&layout).map_err(restore_error)?;
         if let Some(store) = &mut self.store {
             store.pages.follow(&layout).map_err(staging_error)?;
             if !store.live && store.plan.waits(round, is_final) {

@@ -17,7 +17,6 @@ use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::migration::report::ns;
 use crate::migration::wire;
-use crate::tail::MOST_RUNS;
 
 impl Receiver<'_> {
     /// One message of the rounds; the restored state once the final one has come.
@@ -67,7 +66,10 @@ impl Receiver<'_> {
         self.advance(Event::Pages)?;
         let batch = wire::batch(message)?;
         self.count(&batch)?;
-        let kib = u32::try_from(batch.data_bytes / 1024).unwrap_or(u32::MAX);
+        self.memory.take(batch.claimed_bytes(), crate::host::memory_available)?;
+        // More than there is room for at all would wait for ever.
+        let most = self.agent.config.migration.in_flight_kib_at_destination();
+        let kib = batch.kib().min(u32::try_from(most).unwrap_or(u32::MAX));
         let room = Arc::clone(&self.room).acquire_many_owned(kib).await;
         let room = room.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
         self.engine.pages(Pages { batch, room }).await
@@ -79,11 +81,7 @@ impl Receiver<'_> {
             return Err(out_of_turn(&Received::Later(message)));
         }
         let later = wire::later(message)?;
-        self.later.runs += later.runs.len();
-        self.later.pages = self.later.pages.saturating_add(later.pages());
-        if self.later.runs > MOST_RUNS {
-            return Err(wire::bad("more runs of pages that come later than there can be"));
-        }
+        self.later.take(&later)?;
         self.engine.later(later).await
     }
 
@@ -92,7 +90,9 @@ impl Receiver<'_> {
         if !matches!(self.state, State::Filled(_)) || self.fetcher.is_none() {
             return Err(out_of_turn(&Received::Outdated(message)));
         }
-        self.engine.outdated(wire::later(message)?).await
+        let outdated = wire::later(message)?;
+        self.outdated.take(&outdated)?;
+        self.engine.outdated(outdated).await
     }
 
     /// The source asks when everything before is done.
@@ -101,6 +101,7 @@ impl Receiver<'_> {
             return Err(out_of_turn(&Received::Settle(message)));
         }
         self.engine.settle().await?;
+        self.outdated = Tardy::default();
         self.say(Message::Settled(Settled {})).await
     }
 

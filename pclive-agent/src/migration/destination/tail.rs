@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use pclive_engine::restore::can_go_without_pages;
-use pclive_engine::tail::Lack;
+use pclive_engine::tail::{Lack, Later};
 use pclive_proto::control;
 use pclive_proto::peer::Prepare;
 
@@ -13,16 +13,28 @@ use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError};
 use crate::journal::{self, Phase, Record};
 use crate::link::PeerAddress;
-use crate::migration::{SharedLog, written};
+use crate::migration::{SharedLog, wire, written};
 use crate::recovery::{self, process};
 use crate::registry::Entry;
-use crate::tail::{self, Fetcher, Outcome, Setup};
+use crate::tail::{self, Fetcher, MOST_RUNS, Outcome, Setup};
 
-/// How much of the final round comes later.
+/// How much is named in lists of pages: of the final round what comes later, before it what is outdated.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tardy {
     pub(super) runs: usize,
     pub(super) pages: u64,
+}
+
+impl Tardy {
+    /// Counts another list, which all wait in memory.
+    pub(super) fn take(&mut self, more: &Later) -> Result<(), MigrationError> {
+        self.runs = self.runs.saturating_add(more.runs.len());
+        self.pages = self.pages.saturating_add(more.pages());
+        if self.runs > MOST_RUNS {
+            return Err(wire::bad("more runs of pages that come later than there can be"));
+        }
+        Ok(())
+    }
 }
 
 /// Refuses a migration whose last pages may come later, if they could not be waited for, or not be fetched.

@@ -43,7 +43,7 @@ use super::{SharedLog, wire};
 use crate::agent::{Agent, Located};
 use crate::config::{Compression, Strategy};
 use crate::conversation;
-use crate::error::{ErrorCode, MigrationError};
+use crate::error::{ErrorCode, MigrationError, printable_name};
 use crate::fault::{self, Point};
 use crate::host::compatibility::{self, Demand};
 use crate::host::{self, UsageMeter};
@@ -272,13 +272,13 @@ impl Driver<'_> {
         accepted: &Accepted,
         memory_bytes: u64,
     ) -> Result<(), MigrationError> {
-        let there = accepted.host.clone().unwrap_or_default();
+        let there = wire::facts(accepted.host.clone().unwrap_or_default());
         // The destination has refused what it must; its memory is in use by now.
         let demand = Demand { memory_bytes: 0, allow_clock_step_back: self.order.allow_clock_step_back };
         for warning in compatibility::compare(here, &there, demand).into_result()? {
             self.session.entry.warn(warning);
         }
-        info!(agent = accepted.agent_name, memory_bytes, "accepted");
+        info!(agent = printable_name(&accepted.agent_name), memory_bytes, "accepted");
         self.lines.widen(self.order.streams);
         self.session.advance(Event::Accepted)
     }

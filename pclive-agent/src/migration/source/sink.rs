@@ -20,14 +20,11 @@ use crate::migration::{document, wire};
 
 /// A list of pages as messages.
 pub(super) fn later_messages(later: &Later) -> impl Iterator<Item = peer::Later> {
-    later.runs.chunks(RUNS_PER_MESSAGE).map(|part| {
+    later.runs.chunks(wire::RUNS_PER_MESSAGE).map(|part| {
         let runs = part.iter().flat_map(|(start, end)| [*start, (end - start) / PAGE_SIZE]).collect();
         peer::Later { process: later.vpid.0, runs }
     })
 }
-
-/// Runs of pages that come later in one message.
-const RUNS_PER_MESSAGE: usize = 1 << 16;
 
 /// The engine thread's end of the stream. Sending blocks while the stream is full.
 #[derive(Debug, Clone)]

@@ -12,6 +12,8 @@ use crate::model::socket_options::{Scope, find};
 const UNIX_NAME: usize = 107;
 /// Largest UDP payload.
 const DATAGRAM: usize = 65_507;
+/// Most bytes in a queue of a socket: far above `tcp_wmem` and `wmem_max` in use anywhere.
+const QUEUE: usize = 256 << 20;
 /// Window scales above are not valid (RFC 7323).
 const MAX_SCALE: u8 = 14;
 
@@ -83,8 +85,12 @@ fn one(socket: &Socket) -> Check {
     let scope = scope(&socket.kind).ok_or("unknown address family")?;
     options(socket, scope)?;
     match &socket.kind {
-        SocketKind::UnixPair { socket_type, shutdown, .. } => unix(*socket_type, *shutdown),
-        SocketKind::UnixSingle { socket_type, name, backlog, shutdown, .. } => {
+        SocketKind::UnixPair { socket_type, shutdown, queue, .. } => {
+            fits(queue.iter().map(Vec::len))?;
+            unix(*socket_type, *shutdown)
+        }
+        SocketKind::UnixSingle { socket_type, name, backlog, shutdown, queue, .. } => {
+            fits(queue.iter().map(Vec::len))?;
             require(backlog.is_none() || *socket_type != libc::SOCK_DGRAM, "a datagram socket that listens")?;
             name.as_ref().map_or(Ok(()), unix_name)?;
             unix(*socket_type, *shutdown)
@@ -96,6 +102,7 @@ fn one(socket: &Socket) -> Check {
             for address in local.iter().chain(peer) {
                 same_family(*own, *address)?;
             }
+            fits(queue.iter().map(|datagram| datagram.payload.len()))?;
             queue.iter().try_for_each(datagram)
         }
     }
@@ -142,11 +149,18 @@ fn connection(tcp: &TcpConnection) -> Check {
         !tcp.local.ip().is_unspecified() && !tcp.remote.ip().is_unspecified(),
         "a connection to no address",
     )?;
+    fits([tcp.send_queue.len(), tcp.receive_queue.len()])?;
     require(tcp.unsent as usize <= tcp.send_queue.len(), "more unsent bytes than the send queue has")?;
     require((1..=0xffff).contains(&tcp.mss_clamp), "its segment size is out of range")?;
     require(tcp.window_clamp > 0, "its window clamp is zero")?;
     let scales = tcp.window_scale.is_none_or(|(send, receive)| send.max(receive) <= MAX_SCALE);
     require(scales, "its window scale is out of range")
+}
+
+/// Each message of a queue costs the kernel more than its bytes.
+fn fits(messages: impl IntoIterator<Item = usize>) -> Check {
+    let bytes = messages.into_iter().fold(0usize, |sum, bytes| sum.saturating_add(bytes).saturating_add(256));
+    require(bytes <= QUEUE, "more in a queue than fits")
 }
 
 fn datagram(datagram: &Datagram) -> Check {
