@@ -7,6 +7,7 @@ pub mod config;
 pub mod daemon;
 pub mod error;
 mod fault;
+pub mod hooks;
 pub mod host;
 pub mod journal;
 pub mod link;

@@ -5,6 +5,7 @@ mod compression;
 mod convergence;
 mod endings;
 mod frozen;
+mod hooks;
 mod postcopy;
 mod postgres;
 mod recovery;

@@ -35,7 +35,7 @@ use self::handover::stage_committing;
 use self::state::{Event, State};
 use self::tail::Tardy;
 use super::document::Arriving;
-use super::{SharedLog, wire};
+use super::{SharedLog, conclude, wire};
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
@@ -151,11 +151,12 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
     };
     tokio::spawn(reaper::reap(created.pid));
     match outcome {
-        Ok(Ran { mut report, fetcher }) => {
+        Ok(Ran { mut report, fetcher, hook }) => {
             fault::reached(Point::DestinationTold);
             if let Err(error) = runtime.start(&id).await {
                 entry.warn(format!("the container runs, but the runtime was not told: {}", chain(&error)));
             }
+            handover::hook_ended(&entry, &answers, hook).await;
             match &report {
                 Some(report) => info!(restore_ms = report.restore_ns / 1_000_000, "container runs here"),
                 None => info!("container runs here"),
@@ -206,11 +207,13 @@ struct Ran {
     report: Option<control::Report>,
     /// What still fetches its last pages.
     fetcher: Option<Fetcher>,
+    /// The site's `after-resume`, which runs.
+    hook: JoinHandle<Result<(), MigrationError>>,
 }
 
 async fn failed(agent: &Agent, entry: &Entry, log: SharedLog, error: MigrationError) {
     tracing::warn!(code = error.code.as_str(), "migration failed, the copy is discarded: {error}");
-    doubt::write_end(agent, log, doubt::failed(&error)).await;
+    conclude(agent, entry, &log, doubt::failed(&error)).await;
     entry.fail(error);
     agent.registry.ended();
 }
@@ -224,7 +227,7 @@ enum Ended {
 
 /// One migration with everything it has open.
 struct Receiver<'a> {
-    agent: &'a Agent,
+    agent: &'a Arc<Agent>,
     entry: Arc<Entry>,
     log: SharedLog,
     /// The journal's write that must have ended before a task is let go.
@@ -249,7 +252,7 @@ struct Receiver<'a> {
 
 impl<'a> Receiver<'a> {
     fn new(
-        agent: &'a Agent,
+        agent: &'a Arc<Agent>,
         entry: Arc<Entry>,
         log: SharedLog,
         incoming: Streaming<SourceMessage>,

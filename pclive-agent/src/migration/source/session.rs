@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use pclive_proto::control::{Progress, Role};
 use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
-use pclive_proto::peer::{DestinationMessage, Failure, SourceMessage};
+use pclive_proto::peer::{self, DestinationMessage, Failure, SourceMessage};
 use tokio::sync::{mpsc, oneshot};
 use tonic::{Status, Streaming};
 
 use super::engine::Answer;
 use super::state::{Event, State};
-use crate::error::{ErrorCode, MigrationError};
+use crate::error::{ErrorCode, MigrationError, printable};
 use crate::migration::wire;
 use crate::registry::Entry;
 
@@ -122,7 +122,15 @@ impl Session {
             tokio::time::sleep(patience).await;
             late_here(patience)
         };
-        self.engine(answer, late).await
+        self.attend(done(answer), late).await
+    }
+
+    /// Waits for work that has a deadline of its own while keeping an ear on the destination, which gives it up.
+    pub(super) async fn beside<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, MigrationError>>,
+    ) -> Result<T, MigrationError> {
+        self.attend(work, std::future::pending()).await
     }
 
     /// Waits for a round of the engine, telling progress; it may take as long as bytes move.
@@ -132,20 +140,20 @@ impl Session {
         expected: &Expectation,
     ) -> Result<T, MigrationError> {
         let entry = Arc::clone(&self.entry);
-        self.engine(answer, progress(&entry, expected)).await
+        self.attend(done(answer), progress(&entry, expected)).await
     }
 
-    /// Waits for the engine until `stalled` says that it takes too long.
-    async fn engine<T>(
+    /// Waits for work here until `stalled` says that it takes too long.
+    async fn attend<T>(
         &mut self,
-        mut answer: Answer<T>,
+        work: impl Future<Output = Result<T, MigrationError>>,
         stalled: impl Future<Output = MigrationError>,
     ) -> Result<T, MigrationError> {
-        tokio::pin!(stalled);
+        tokio::pin!(work, stalled);
         let outcome = loop {
             tokio::select! {
                 biased;
-                outcome = &mut answer => break outcome.unwrap_or_else(|_| Err(thread_gone())),
+                outcome = &mut work => break outcome,
                 message = self.incoming.message() => match understood(message) {
                     Ok(message) if self.early.is_none() => self.early = Some(message),
                     other => break Err(unexpected(other)),
@@ -185,10 +193,17 @@ impl Session {
         }
     }
 
-    /// Waits until the destination is done with the migration as well: it ends the stream.
+    /// Waits until the destination is done with the migration as well: it ends the stream. What it has to say until
+    /// then is told.
     pub(super) async fn farewell(mut self) {
         drop(self.outgoing);
-        let ended = async { while let Ok(Some(_)) = self.incoming.message().await {} };
+        let ended = async {
+            while let Ok(Some(message)) = self.incoming.message().await {
+                if let Some(Answered::Warning(peer::Warning { message })) = message.message {
+                    self.entry.warn(format!("at the destination: {}", printable(message)));
+                }
+            }
+        };
         let _ = tokio::time::timeout(FAREWELL, ended).await;
     }
 }
@@ -222,7 +237,13 @@ pub(super) fn name_of(message: &Answered) -> &'static str {
         Answered::Running(_) => "Running",
         Answered::Failure(_) => "Failure",
         Answered::Settled(_) => "Settled",
+        Answered::Warning(_) => "Warning",
     }
+}
+
+/// The engine's answer.
+async fn done<T>(answer: Answer<T>) -> Result<T, MigrationError> {
+    answer.await.unwrap_or_else(|_| Err(thread_gone()))
 }
 
 fn late(what: &str, patience: Duration) -> MigrationError {
