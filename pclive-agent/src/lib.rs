@@ -8,6 +8,7 @@ mod conversation;
 pub mod daemon;
 pub mod error;
 mod fault;
+pub mod hooks;
 pub mod host;
 pub mod journal;
 pub mod link;

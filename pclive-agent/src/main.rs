@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use clap::Parser;
 use pclive_agent::config::{self, Config};
+use pclive_agent::hooks::supervisor;
 use pclive_agent::tls::Keeper;
 use pclive_agent::{daemon, logging, tail};
 
@@ -49,12 +51,23 @@ enum Work {
     /// Fetches the last pages of a container that runs here already. Told by its standard input what to do.
     #[command(hide = true)]
     FetchPages,
+    /// Runs a hook, and ends it with its agent.
+    #[command(hide = true)]
+    RunHook {
+        /// Program and arguments.
+        #[arg(required = true, last = true)]
+        command: Vec<OsString>,
+    },
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Work::FetchPages) = arguments.work {
-        return ended(tail::run().map_err(anyhow::Error::from));
+    match arguments.work {
+        Some(Work::FetchPages) => return ended(tail::run().map_err(anyhow::Error::from)),
+        Some(Work::RunHook { command }) => {
+            return ended(supervisor::run(&command).map_err(anyhow::Error::from));
+        }
+        None => {}
     }
     let loaded = config::load(arguments.config.as_deref(), &environment());
     let config = match loaded {

@@ -48,6 +48,8 @@ pub struct Config {
     pub network: Network,
     /// Limits and choices of migrations.
     pub migration: Migration,
+    /// Commands that are run at points of a migration.
+    pub hooks: Hooks,
 }
 
 /// This agent.
@@ -207,6 +209,22 @@ pub struct Migration {
     pub shutdown_grace_ms: u64,
 }
 
+/// Commands of the site, program and arguments, that are run at points of a migration; empty: none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hooks {
+    /// Source, when the rounds have ended and the container still runs. Its failure ends the migration.
+    pub before_freeze: Vec<String>,
+    /// Destination, when the copy runs.
+    pub after_resume: Vec<String>,
+    /// Source, when the copy runs and nothing of the original is left.
+    pub after_source_destroyed: Vec<String>,
+    /// Both, when the migration has ended and the container runs on at the source.
+    pub on_rollback: Vec<String>,
+    /// Longest run of one of them.
+    pub timeout_ms: u64,
+}
+
 /// How memory gets to its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(try_from = "String", rename_all = "kebab-case")]
@@ -363,6 +381,25 @@ impl Default for Migration {
             runtime_timeout_ms: 30_000,
             shutdown_grace_ms: 20_000,
         }
+    }
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            before_freeze: Vec::new(),
+            after_resume: Vec::new(),
+            after_source_destroyed: Vec::new(),
+            on_rollback: Vec::new(),
+            timeout_ms: 10_000,
+        }
+    }
+}
+
+impl Hooks {
+    /// [`Self::timeout_ms`].
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
     }
 }
 

@@ -10,8 +10,8 @@ use toml::de::{DeTable, DeValue};
 pub(crate) const ENV_PREFIX: &str = "PCLIVE_";
 
 /// The tables of the configuration.
-const SECTIONS: [&str; 9] =
-    ["agent", "log", "control", "peer", "tls", "peers", "runtimes", "network", "migration"];
+const SECTIONS: [&str; 10] =
+    ["agent", "log", "control", "peer", "tls", "peers", "runtimes", "network", "migration", "hooks"];
 
 /// Key path (`migration.max_rounds`) -> the place that set it last.
 #[derive(Debug, Default)]

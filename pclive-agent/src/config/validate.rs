@@ -48,6 +48,7 @@ pub(crate) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
     checker.runtimes(config);
     checker.migration(&config.migration);
     checker.timeouts(config);
+    checker.hooks(config);
     checker.problems
 }
 
@@ -163,6 +164,31 @@ impl Checker<'_> {
         self.range("migration.shutdown_grace_ms", m.shutdown_grace_ms, 0..=LONGEST_MS);
     }
 
+    fn hooks(&mut self, config: &Config) {
+        let hooks = &config.hooks;
+        for (key, command) in [
+            ("hooks.before_freeze", &hooks.before_freeze),
+            ("hooks.after_resume", &hooks.after_resume),
+            ("hooks.after_source_destroyed", &hooks.after_source_destroyed),
+            ("hooks.on_rollback", &hooks.on_rollback),
+        ] {
+            if let Some(program) = command.first() {
+                self.absolute(key, Path::new(program));
+            }
+            if command.iter().any(|word| word.contains('\0')) {
+                self.complain(key, "a word of a command cannot contain a zero byte".into());
+            }
+        }
+        self.range("hooks.timeout_ms", hooks.timeout_ms, 10..=LONGEST_MS);
+        if hooks.timeout_ms >= config.migration.progress_timeout_ms {
+            let what = format!(
+                "{} is not below migration.progress_timeout_ms, {}: the other agent hears nothing while a hook runs",
+                hooks.timeout_ms, config.migration.progress_timeout_ms
+            );
+            self.complain("hooks.timeout_ms", what);
+        }
+    }
+
     fn range(&mut self, key: &str, value: u64, allowed: RangeInclusive<u64>) {
         if !allowed.contains(&value) {
             let (low, high) = (allowed.start(), allowed.end());
@@ -227,6 +253,16 @@ mod tests {
             c.agent.state_dir = "relative".into();
         });
         assert_eq!(keys, ["agent.state_dir", "peer.listen", "migration.max_rounds", "migration.batch_bytes"]);
+    }
+
+    #[test]
+    fn hooks_are_absolute_and_shorter_than_the_other_agents_patience() {
+        let keys = keys_of(|c| {
+            c.hooks.before_freeze = vec!["route".into()];
+            c.hooks.after_resume = vec!["/usr/bin/route".into(), "a\0b".into()];
+            c.hooks.timeout_ms = c.migration.progress_timeout_ms;
+        });
+        assert_eq!(keys, ["hooks.before_freeze", "hooks.after_resume", "hooks.timeout_ms"]);
     }
 
     #[test]

@@ -65,6 +65,8 @@ pub enum ErrorCode {
     AlreadyCommitted,
     /// COMMIT was sent and no answer came.
     CommitUnknown,
+    /// A command of the site failed, or took too long.
+    HookFailed,
     /// The journal of migrations cannot be written.
     JournalFailed,
     /// The agent was restarted while the migration went on.
@@ -84,7 +86,7 @@ pub enum ErrorCode {
 }
 
 /// Every code, for look-ups and tests.
-const ALL: [ErrorCode; 38] = [
+const ALL: [ErrorCode; 39] = [
     ErrorCode::ContainerNotFound,
     ErrorCode::ContainerNotRunning,
     ErrorCode::ContainerAmbiguous,
@@ -115,6 +117,7 @@ const ALL: [ErrorCode; 38] = [
     ErrorCode::Cancelled,
     ErrorCode::AlreadyCommitted,
     ErrorCode::CommitUnknown,
+    ErrorCode::HookFailed,
     ErrorCode::JournalFailed,
     ErrorCode::AgentRestarted,
     ErrorCode::Discarded,
@@ -159,6 +162,7 @@ impl ErrorCode {
             Self::Cancelled => "cancelled",
             Self::AlreadyCommitted => "already-committed",
             Self::CommitUnknown => "commit-unknown",
+            Self::HookFailed => "hook-failed",
             Self::JournalFailed => "journal-failed",
             Self::AgentRestarted => "agent-restarted",
             Self::Discarded => "discarded",
@@ -210,6 +214,7 @@ impl ErrorCode {
             | Self::NetworkFailed
             | Self::AlreadyCommitted
             | Self::CommitUnknown
+            | Self::HookFailed
             | Self::JournalFailed
             | Self::PagesLost
             | Self::PeerDisagrees
@@ -251,6 +256,9 @@ impl ErrorCode {
             }
             Self::CommitUnknown => {
                 "the peer is asked again until it answers; `pclivectl resolve` decides without it (docs/RECOVERY.md)"
+            }
+            Self::HookFailed => {
+                "the command is in [hooks] of the configuration of the agent that says this; the container was not stopped"
             }
             Self::JournalFailed => {
                 "make room, or make agent.state_dir writable: without its journal no container is stopped"
@@ -310,6 +318,7 @@ impl ErrorCode {
             | Self::RestoreFailed
             | Self::NetworkFailed
             | Self::CommitUnknown
+            | Self::HookFailed
             | Self::JournalFailed
             | Self::PagesLost
             | Self::Internal

@@ -30,7 +30,8 @@ use self::source::Order;
 use crate::agent::{Agent, Located};
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError};
-use crate::journal::{self, JournalError, Log, Record};
+use crate::hooks;
+use crate::journal::{self, Ending, JournalError, Log, Record};
 use crate::link::PeerAddress;
 use crate::recovery::{doubt, process};
 use crate::registry::{Description, Entry};
@@ -177,6 +178,14 @@ async fn written<T: Send + 'static>(
     let done = tokio::task::spawn_blocking(write).await;
     let done = done.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
     done.map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error))
+}
+
+/// Does what follows the end of a migration: the site's hook, then the journal. In this order, so that a successor runs
+/// a hook again that may not have run to its end.
+async fn conclude(agent: &Agent, entry: &Entry, log: &SharedLog, ending: Ending) {
+    let record = journal::guard(log).record().clone();
+    hooks::after(agent, entry, &record, &ending).await;
+    doubt::write_end(agent, Arc::clone(log), ending).await;
 }
 
 /// Least bandwidth that a stream can be limited to, bytes a second: below, one message takes longer than a

@@ -13,6 +13,7 @@ use super::inquiry::{self, Heard};
 use super::{remains, tail};
 use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::hooks;
 use crate::journal::{self, Ending, Log, Reason, Record};
 use crate::registry::Entry;
 
@@ -161,7 +162,10 @@ fn note(entry: &Entry, record: &Record, heard: &Heard, trouble: Option<&Migratio
 }
 
 async fn conclude(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, outcome: Outcome) {
-    write_end(agent, log, ending(&outcome)).await;
+    let ending = ending(&outcome);
+    let record = journal::guard(&log).record().clone();
+    hooks::after(agent, entry, &record, &ending).await;
+    write_end(agent, log, ending).await;
     match outcome {
         Outcome::Done => {
             tracing::info!(id = entry.id(), "no doubt any more: the container runs at the destination");

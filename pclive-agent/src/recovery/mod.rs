@@ -24,6 +24,7 @@ use self::doubt::Outcome;
 use crate::agent::{Agent, container_id};
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::hooks;
 use crate::journal::{self, Ending, JournalError, Phase, Record, Role};
 use crate::migration::throttle;
 use crate::registry::{Description, Entry, Past};
@@ -174,9 +175,10 @@ async fn end(agent: &Arc<Agent>, record: &Record, outcome: Outcome) {
     let ending = doubt::ending(&outcome);
     let past = past(record.role, &ending);
     if let Some(log) = agent.journal.log(&record.id) {
-        doubt::write_end(agent, log, ending).await;
+        doubt::write_end(agent, log, ending.clone()).await;
     }
-    restore(agent, record, doubt::now_ms(), past);
+    let entry = restore(agent, record, doubt::now_ms(), past);
+    hooks::after_recovery(agent, entry, record, ending);
 }
 
 fn restore(agent: &Agent, record: &Record, ended_ms: u64, past: Past) -> Arc<Entry> {

@@ -15,6 +15,7 @@ use super::doubt::Outcome;
 use super::{doubt, finish, process, restore};
 use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::hooks;
 use crate::journal::{self, Ending, Log, Phase, Process, Record};
 use crate::registry::{Entry, Past};
 use crate::tail::marker;
@@ -59,6 +60,7 @@ pub(super) async fn follow(agent: &Arc<Agent>, record: &Record) {
         record.container
     );
     let entry = in_doubt(agent, record, MigrationError::new(ErrorCode::AgentRestarted, message));
+    hooks::after_recovery(agent, Arc::clone(&entry), record, Ending::Done);
     let (agent, record) = (Arc::clone(agent), record.clone());
     tokio::spawn(async move {
         while fetching(&agent, &record) == Fetching::Running {

@@ -8,6 +8,7 @@ mod crowd;
 mod endings;
 mod footprint;
 mod frozen;
+mod hooks;
 mod links;
 mod postcopy;
 mod postgres;

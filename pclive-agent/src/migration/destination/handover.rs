@@ -4,19 +4,23 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use pclive_proto::control::Role;
-use pclive_proto::peer::Running;
 use pclive_proto::peer::destination_message::Message;
+use pclive_proto::peer::{Running, Warning};
+use tokio::task::JoinHandle;
 use tracing::{Instrument, Span};
 
 use super::engine::{Restored, Resumed};
-use super::{Ended, Ran, Receiver, late, refuse, tail};
+use super::{Answers, Ended, LAST_WORD, Ran, Receiver, answer, late, refuse, tail};
+use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
+use crate::hooks::{self, Hook};
 use crate::host::UsageMeter;
 use crate::journal::{self, Process, Record};
 use crate::migration::report::{self, ns};
 use crate::migration::{SharedLog, written};
 use crate::recovery::{self, process};
+use crate::registry::Entry;
 use crate::tail::Fetcher;
 
 /// Writes down in advance what must be in force before a task is let go.
@@ -36,6 +40,28 @@ pub(super) async fn stage_committing(
         log.stage(record)
     })
     .await
+}
+
+/// Starts the site's own part of the resume, beside everything else that has time.
+fn after_resume(agent: &Arc<Agent>, log: &SharedLog) -> JoinHandle<Result<(), MigrationError>> {
+    let agent = Arc::clone(agent);
+    let record = journal::guard(log).record().clone();
+    let hook = async move { hooks::run(&agent, &record, Hook::AfterResume).await };
+    tokio::spawn(hook.instrument(Span::current()))
+}
+
+/// Waits for `after-resume`. What went wrong is a warning at both ends.
+pub(super) async fn hook_ended(
+    entry: &Entry,
+    answers: &Answers,
+    hook: JoinHandle<Result<(), MigrationError>>,
+) {
+    let ended = hook.await.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error));
+    if let Err(MigrationError { message, .. }) = ended.flatten() {
+        entry.warn(&message);
+        // A source that is gone hears of it by its own means.
+        let _ = answers.send_timeout(Ok(answer(Message::Warning(Warning { message }))), LAST_WORD).await;
+    }
 }
 
 impl Receiver<'_> {
@@ -71,8 +97,9 @@ impl Receiver<'_> {
         if runs.await.unwrap_or(false) {
             self.entry.warn(format!("the container runs, but not everything went well: {error}"));
             fetcher.iter_mut().for_each(Fetcher::go);
+            let hook = after_resume(self.agent, &self.log);
             tail::write(&self.log, fetcher.as_ref(), &self.entry).await;
-            return Ok(Ran { report: None, fetcher });
+            return Ok(Ran { report: None, fetcher, hook });
         }
         refuse(&self.answers, &error).await;
         Err(Ended::Discarded(error))
@@ -102,6 +129,7 @@ impl Receiver<'_> {
         if self.say(Message::Running(running)).await.is_err() {
             self.entry.warn("the source could not be told that the container runs here");
         }
+        let hook = after_resume(self.agent, &self.log);
         tail::write(&self.log, self.fetcher.as_ref(), &self.entry).await;
         tokio::spawn(late::take(self.incoming, resumed.injector).instrument(Span::current()));
         let settled = self.engine.settled().await;
@@ -112,6 +140,6 @@ impl Receiver<'_> {
             }
         });
         let report = report::received(self.rounds, &running, self.entry.began().elapsed());
-        Ran { report: Some(report), fetcher: self.fetcher }
+        Ran { report: Some(report), fetcher: self.fetcher, hook }
     }
 }

@@ -40,7 +40,7 @@ use self::memory::MemoryWatch;
 use self::state::{Event, State};
 use self::tail::Tardy;
 use super::document::Arriving;
-use super::{SharedLog, wire};
+use super::{SharedLog, conclude, wire};
 use crate::agent::Agent;
 use crate::conversation::{Ears, Mouth};
 use crate::error::{ErrorCode, MigrationError, chain};
@@ -165,11 +165,12 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Incoming, answers
     };
     tokio::spawn(reaper::reap(created.pid));
     match outcome {
-        Ok(Ran { mut report, fetcher }) => {
+        Ok(Ran { mut report, fetcher, hook }) => {
             fault::reached(Point::DestinationTold);
             if let Err(error) = runtime.start(&id).await {
                 entry.warn(format!("the container runs, but the runtime was not told: {}", chain(&error)));
             }
+            handover::hook_ended(&entry, &answers, hook).await;
             match &report {
                 Some(report) => info!(restore_ms = report.restore_ns / 1_000_000, "container runs here"),
                 None => info!("container runs here"),
@@ -220,11 +221,13 @@ struct Ran {
     report: Option<control::Report>,
     /// What still fetches its last pages.
     fetcher: Option<Fetcher>,
+    /// The site's `after-resume`, which runs.
+    hook: JoinHandle<Result<(), MigrationError>>,
 }
 
 async fn failed(agent: &Agent, entry: &Entry, log: SharedLog, error: MigrationError) {
     tracing::warn!(code = error.code.as_str(), "migration failed, the copy is discarded: {error}");
-    doubt::write_end(agent, log, doubt::failed(&error)).await;
+    conclude(agent, entry, &log, doubt::failed(&error)).await;
     entry.fail(error);
     agent.registry.ended();
 }
@@ -238,7 +241,7 @@ enum Ended {
 
 /// One migration with everything it has open.
 struct Receiver<'a> {
-    agent: &'a Agent,
+    agent: &'a Arc<Agent>,
     entry: Arc<Entry>,
     log: SharedLog,
     /// The journal's write that must have ended before a task is let go.
@@ -267,7 +270,7 @@ struct Receiver<'a> {
 
 impl<'a> Receiver<'a> {
     fn new(
-        agent: &'a Agent,
+        agent: &'a Arc<Agent>,
         entry: Arc<Entry>,
         log: SharedLog,
         incoming: Incoming,

@@ -15,6 +15,7 @@ use super::state::Event;
 use super::{Driver, out_of_turn};
 use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
+use crate::hooks::{self, Hook};
 use crate::journal;
 use crate::migration::convergence::{Pending, Policy, Reason};
 use crate::migration::report::Handover;
@@ -70,6 +71,7 @@ impl Driver<'_> {
         &mut self,
         reason: Reason,
     ) -> Result<(Handover, Running), MigrationError> {
+        self.before_freeze().await?;
         let last = last_pages(reason);
         if last == LastPages::Later {
             self.drop_outdated().await?;
@@ -100,6 +102,12 @@ impl Driver<'_> {
             predicted,
         };
         Ok((handover, running))
+    }
+
+    /// The site's last word before the stop: the container runs meanwhile, and goes on if it fails.
+    async fn before_freeze(&mut self) -> Result<(), MigrationError> {
+        let record = journal::guard(&self.order.log).record().clone();
+        self.session.beside(hooks::run(self.agent, &record, Hook::BeforeFreeze)).await
     }
 
     /// The pages that come later are dropped at the destination before the stop, as far as they are known by then: that

@@ -39,7 +39,7 @@ use self::state::{Event, State};
 use super::check;
 use super::convergence::{Limits, Reason};
 use super::report::{self, Handover};
-use super::{SharedLog, wire};
+use super::{SharedLog, conclude, wire};
 use crate::agent::{Agent, Located};
 use crate::config::{Compression, Strategy};
 use crate::conversation;
@@ -96,7 +96,7 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
                     None => info!("migrated, as the destination says when asked"),
                 }
                 fault::reached(Point::SourceDestroyed);
-                doubt::write_end(&agent, Arc::clone(&order.log), Ending::Done).await;
+                conclude(&agent, &entry, &order.log, Ending::Done).await;
                 entry.finish(report);
             }
             Err(Ended::RolledBack(error)) => {
@@ -104,7 +104,7 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
                     code = error.code.as_str(),
                     "migration failed, the container runs on here: {error}"
                 );
-                doubt::write_end(&agent, Arc::clone(&order.log), doubt::failed(&error)).await;
+                conclude(&agent, &entry, &order.log, doubt::failed(&error)).await;
                 entry.fail(error);
             }
             Err(Ended::Unknown(error)) => {

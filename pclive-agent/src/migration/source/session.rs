@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use pclive_proto::control::{Progress, Role};
 use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
-use pclive_proto::peer::{DestinationMessage, Failure, SourceMessage};
+use pclive_proto::peer::{self, DestinationMessage, Failure, SourceMessage};
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::engine::Answer;
 use super::state::{Event, State};
 use crate::conversation::{Ears, Mouth};
-use crate::error::{ErrorCode, MigrationError};
+use crate::error::{ErrorCode, MigrationError, printable};
 use crate::migration::wire;
 use crate::registry::Entry;
 
@@ -129,7 +129,15 @@ impl Session {
             tokio::time::sleep(patience).await;
             late_here(patience)
         };
-        self.engine(answer, late).await
+        self.attend(done(answer), late).await
+    }
+
+    /// Waits for work that has a deadline of its own while keeping an ear on the destination, which gives it up.
+    pub(super) async fn beside<T>(
+        &mut self,
+        work: impl Future<Output = Result<T, MigrationError>>,
+    ) -> Result<T, MigrationError> {
+        self.attend(work, std::future::pending()).await
     }
 
     /// Waits for a round of the engine, telling progress; it may take as long as bytes move.
@@ -139,21 +147,21 @@ impl Session {
         expected: &Expectation,
     ) -> Result<T, MigrationError> {
         let entry = Arc::clone(&self.entry);
-        self.engine(answer, progress(&entry, expected)).await
+        self.attend(done(answer), progress(&entry, expected)).await
     }
 
-    /// Waits for the engine until `stalled` says that it takes too long.
-    async fn engine<T>(
+    /// Waits for work here until `stalled` says that it takes too long.
+    async fn attend<T>(
         &mut self,
-        mut answer: Answer<T>,
+        work: impl Future<Output = Result<T, MigrationError>>,
         stalled: impl Future<Output = MigrationError>,
     ) -> Result<T, MigrationError> {
-        tokio::pin!(stalled);
+        tokio::pin!(work, stalled);
         let patience = self.link_patience();
         loop {
             tokio::select! {
                 biased;
-                outcome = &mut answer => return outcome.unwrap_or_else(|_| Err(thread_gone())),
+                outcome = &mut work => return outcome,
                 message = self.ears.message(patience) => match understood(message) {
                     Ok(message) if self.early.is_none() => self.early = Some(message),
                     other => return Err(unexpected(other)),
@@ -190,10 +198,17 @@ impl Session {
         self.ears.last_word(wire::source_message(Message::Failure(failure)));
     }
 
-    /// Waits until the destination is done with the migration as well: it ends the stream.
+    /// Waits until the destination is done with the migration as well: it ends the stream. What it has to say until
+    /// then is told.
     pub(super) async fn farewell(mut self) {
         drop(self.mouth);
-        let ended = async { while let Ok(Some(_)) = self.ears.message(Duration::ZERO).await {} };
+        let ended = async {
+            while let Ok(Some(message)) = self.ears.message(Duration::ZERO).await {
+                if let Some(Answered::Warning(peer::Warning { message })) = message.message {
+                    self.entry.warn(format!("at the destination: {}", printable(message)));
+                }
+            }
+        };
         let _ = tokio::time::timeout(FAREWELL, ended).await;
     }
 }
@@ -229,7 +244,13 @@ pub(super) fn name_of(message: &Answered) -> &'static str {
         Answered::Settled(_) => "Settled",
         Answered::Received(_) => "Received",
         Answered::End(_) => "End",
+        Answered::Warning(_) => "Warning",
     }
+}
+
+/// The engine's answer.
+async fn done<T>(answer: Answer<T>) -> Result<T, MigrationError> {
+    answer.await.unwrap_or_else(|_| Err(thread_gone()))
 }
 
 fn late(what: &str, patience: Duration) -> MigrationError {
