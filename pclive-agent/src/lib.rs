@@ -6,6 +6,9 @@ pub mod agent;
 pub mod config;
 pub mod daemon;
 pub mod error;
+#[cfg(feature = "fault-injection")]
+pub mod fault;
+#[cfg(not(feature = "fault-injection"))]
 mod fault;
 pub mod host;
 pub mod journal;

@@ -49,12 +49,22 @@ enum Work {
     /// Fetches the last pages of a container that runs here already. Told by its standard input what to do.
     #[command(hide = true)]
     FetchPages,
+    /// Lists the points at which a test may end it.
+    #[cfg(feature = "fault-injection")]
+    #[command(hide = true)]
+    FaultPoints,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    if let Some(Work::FetchPages) = arguments.work {
-        return ended(tail::run().map_err(anyhow::Error::from));
+    match arguments.work {
+        Some(Work::FetchPages) => return ended(tail::run().map_err(anyhow::Error::from)),
+        #[cfg(feature = "fault-injection")]
+        Some(Work::FaultPoints) => {
+            print!("{}", pclive_agent::fault::list());
+            return ExitCode::SUCCESS;
+        }
+        None => {}
     }
     let loaded = config::load(arguments.config.as_deref(), &environment());
     let config = match loaded {

@@ -194,9 +194,48 @@ impl Host {
         self.launch(&workspace_binary("pclive-agent")?, None, lines)
     }
 
-    /// Starts an agent that ends or stands still at a named point of a migration (`POINT:kill`, `POINT:stop`).
+    /// Starts an agent that ends, stands still or waits at a named point of a migration (`POINT:kill`, `POINT:stop`,
+    /// `POINT:hold`).
     pub fn start_agent_with_fault(&self, fault: &str) -> Result<()> {
-        self.launch(&faulty_agent()?, Some(fault), "")
+        self.start_faulty_agent("")?;
+        self.arm(fault)
+    }
+
+    /// Starts an agent that can be armed, with more lines for `[migration]` of its configuration.
+    pub fn start_faulty_agent(&self, lines: &str) -> Result<()> {
+        self.launch(&faulty_agent()?, Some(&self.fault()), lines)
+    }
+
+    /// What the agent is to do, once, at a point.
+    pub fn arm(&self, fault: &str) -> Result<()> {
+        let _ = std::fs::remove_file(self.held());
+        // Whole at once: the agent may be looking.
+        let new = self.directory.join("fault.new");
+        std::fs::write(&new, fault).context("cannot arm the agent")?;
+        std::fs::rename(new, self.fault()).context("cannot arm the agent")
+    }
+
+    /// Nothing is to happen any more. False: it has.
+    pub fn disarm(&self) -> bool {
+        std::fs::remove_file(self.fault()).is_ok()
+    }
+
+    /// Waits until the agent is at the point at which it was told to wait.
+    pub fn await_hold(&self) -> Result<()> {
+        until("the agent's coming to the point", LIMIT, || Ok(self.held().exists()))
+    }
+
+    /// Lets an agent go on that waits at a point.
+    pub fn end_hold(&self) -> Result<()> {
+        std::fs::remove_file(self.held()).context("the agent does not wait")
+    }
+
+    fn fault(&self) -> PathBuf {
+        self.directory.join("fault")
+    }
+
+    fn held(&self) -> PathBuf {
+        self.directory.join("fault.held")
     }
 
     /// Waits until the agent has ended by itself.
@@ -210,7 +249,7 @@ impl Host {
         ended.with_context(|| self.last_words())
     }
 
-    fn launch(&self, binary: &Path, fault: Option<&str>, lines: &str) -> Result<()> {
+    fn launch(&self, binary: &Path, fault: Option<&Path>, lines: &str) -> Result<()> {
         let config = self.directory.join("agent.toml");
         std::fs::write(&config, self.agent_config() + lines)
             .context("cannot write the agent's configuration")?;

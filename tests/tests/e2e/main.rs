@@ -12,6 +12,7 @@ mod redis;
 mod refusals;
 mod servers;
 mod states;
+mod sweep;
 mod torture;
 
 use std::time::Duration;

@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::placement::{Placement, StagingPlan, restore_error};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
 use crate::migration::compression::Unpacker;
 use crate::migration::report::ns;
 use crate::migration::wire;
@@ -299,6 +300,7 @@ fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
         network::apply(namespace, &plan.container, &plan.interfaces, &plan.network).map_err(network_error)?;
     let announcer = Announcer::prepare(network.namespace(), &plan.interfaces).map_err(network_error)?;
     let injector = injector(plan, network.namespace());
+    fault::reached(Point::DestinationNetworkBuilt);
     let placement = Placement::new(destination, plan.staging)?;
     Ok(Copy {
         network,
@@ -374,8 +376,11 @@ impl Copy {
         let began = Instant::now();
         let mut warnings = Vec::new();
         self.network.open().map_err(network_error)?;
-        warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
+        fault::reached(Point::DestinationOpened);
         let mut destination = self.placement.into_destination();
+        // Before a socket speaks: the end of its task would end the connection.
+        warnings.extend(destination.keep().err().map(|error| chain(&error)));
+        warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
         // The connections live by now, whatever it says; what has waited goes ahead of what peers send next.
         warnings.extend(destination.wake_sockets().err().map(|error| chain(&error)));
         if let Some(injector) = &mut self.injector {

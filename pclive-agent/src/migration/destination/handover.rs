@@ -102,6 +102,7 @@ impl Receiver<'_> {
         if self.say(Message::Running(running)).await.is_err() {
             self.entry.warn("the source could not be told that the container runs here");
         }
+        fault::reached(Point::DestinationSaid);
         tail::write(&self.log, self.fetcher.as_ref(), &self.entry).await;
         tokio::spawn(late::take(self.incoming, resumed.injector).instrument(Span::current()));
         let settled = self.engine.settled().await;

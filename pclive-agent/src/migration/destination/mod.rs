@@ -99,9 +99,19 @@ fn answer(message: Message) -> DestinationMessage {
 }
 
 /// Creates the container, builds the copy in it, and cleans up what must not stay.
-async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceMessage>, answers: Answers) {
+async fn take(
+    agent: Arc<Agent>,
+    admitted: Admitted,
+    mut incoming: Streaming<SourceMessage>,
+    answers: Answers,
+) {
     let Admitted { entry, id, runtime, prepare, interfaces, staging, log } = admitted;
     super::warn_of_plain_text(&agent, &entry);
+    if let Err(error) = turn(&agent, &entry, &mut incoming).await {
+        refuse(&answers, &error).await;
+        failed(&agent, &entry, log, error).await;
+        return;
+    }
     info!(from = prepare.source_agent, memory_bytes = prepare.memory_bytes, "migration begins");
     fault::reached(Point::DestinationBegun);
     let meter = UsageMeter::start();
@@ -156,6 +166,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
             if let Err(error) = runtime.start(&id).await {
                 entry.warn(format!("the container runs, but the runtime was not told: {}", chain(&error)));
             }
+            fault::reached(Point::DestinationStarted);
             match &report {
                 Some(report) => info!(restore_ms = report.restore_ns / 1_000_000, "container runs here"),
                 None => info!("container runs here"),
@@ -168,6 +179,9 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
                     return;
                 }
             }
+            if report.as_ref().is_some_and(|report| report.tail.is_some()) {
+                fault::reached(Point::DestinationFetched);
+            }
             doubt::write_end(&agent, log, Ending::Done).await;
             entry.finish(report);
             agent.registry.ended();
@@ -176,7 +190,30 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Streaming<SourceM
             if let Err(error) = runtime.delete(&id).await {
                 entry.warn(format!("the created container could not be removed: {}", chain(&error)));
             }
+            fault::reached(Point::DestinationDeleted);
             failed(&agent, &entry, log, error).await;
+        }
+    }
+}
+
+/// Waits until it is this migration's turn: shorter than the source waits for an answer.
+async fn turn(
+    agent: &Agent,
+    entry: &Entry,
+    incoming: &mut Streaming<SourceMessage>,
+) -> Result<(), MigrationError> {
+    let patience = agent.config.migration.prepare_timeout() / 2;
+    tokio::select! {
+        biased;
+        () = entry.turn() => Ok(()),
+        why = entry.cancelled() => Err(why),
+        message = incoming.message() => Err(match understood(message) {
+            Ok(message) => out_of_turn(&message),
+            Err(error) => error,
+        }),
+        () = tokio::time::sleep(patience) => {
+            let message = format!("as many migrations as allowed arrive on {}, for longer than {patience:?}", agent.name);
+            Err(MigrationError::new(ErrorCode::TooMany, message))
         }
     }
 }
@@ -190,6 +227,9 @@ async fn start(
     init_pid: i32,
 ) -> Result<Option<Fetcher>, MigrationError> {
     let fetcher = tail::start_fetcher(agent, prepare, init_pid).await?;
+    if fetcher.is_some() {
+        fault::reached(Point::DestinationFetcherStarted);
+    }
     stage_committing(log, init_pid, fetcher.as_ref().map(Fetcher::identity)).await?;
     Ok(fetcher)
 }
@@ -294,7 +334,9 @@ impl<'a> Receiver<'a> {
         tracing::debug!(after = ?self.state.next(Event::Failure), "giving up");
         // The source first: its container may be waiting to go on.
         refuse(&self.answers, &error).await;
+        fault::reached(Point::DestinationGivingUp);
         self.engine.release().await;
+        fault::reached(Point::DestinationGaveUp);
         Ended::Discarded(error)
     }
 
@@ -331,7 +373,9 @@ impl<'a> Receiver<'a> {
         let facts = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
         let accepted = Accepted { host: Some(facts), agent_name: self.agent.name.clone() };
         self.advance(Event::Prepared)?;
-        self.say(Message::Accepted(accepted)).await
+        self.say(Message::Accepted(accepted)).await?;
+        fault::reached(Point::DestinationAccepted);
+        Ok(())
     }
 
     /// The source's next message; also ends with the engine, with a user's wish, and at a deadline.
