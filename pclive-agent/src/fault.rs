@@ -49,7 +49,7 @@ pclive_engine::fault_points! {
     DestinationRestored "destination-restored" => Source, "stop-anyway";
     DestinationOffered "destination-offered" => Source, "stop-anyway";
     DestinationCommitted "destination-committed" => Source, "stop-anyway";
-    DestinationOpened "destination-opened" => Source, "stop-anyway";
+    DestinationOpened "destination-opened" => Destination, "stop-anyway";
     DestinationResumed "destination-resumed" => Destination, "stop-anyway";
     DestinationSaid "destination-said" => Destination, "stop-anyway";
     DestinationTold "destination-told" => Destination, "stop-anyway";

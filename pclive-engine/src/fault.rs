@@ -71,7 +71,7 @@ fault_points! {
     DestinationTasks "destination-tasks" => Source, "stop-anyway";
     DestinationOthersKept "destination-others-kept" => Source, "stop-anyway";
     DestinationKept "destination-kept" => Destination, "stop-anyway";
-    DestinationSocketsAwake "destination-sockets-awake" => Destination, "stop-anyway";
+    DestinationSocketsAwake "destination-sockets-awake" => Source, "stop-anyway";
     DestinationOthersReleased "destination-others-released" => Destination, "stop-anyway";
     DestinationReleased "destination-released" => Destination, "stop-anyway";
 }

@@ -50,7 +50,7 @@ pub use error::RestoreError;
 use mappings::Mappings;
 use restorer::Restorer;
 use skeleton::Skeleton;
-use sockets::{Builder, BuiltSockets};
+use sockets::{Awake, Builder, BuiltSockets};
 
 /// Limits and choices of a destination.
 #[derive(Debug, Clone)]
@@ -82,6 +82,7 @@ pub struct Destination {
     mappings: Mappings,
     layout: Layout,
     sockets: Option<BuiltSockets>,
+    awake: Awake,
     absent: Absent,
     warnings: Vec<String>,
 }
@@ -95,7 +96,8 @@ impl Destination {
         let mappings = Mappings::below(init)?;
         let layout = Layout::default();
         let absent = Absent::default();
-        Ok(Self { init, skeleton, mappings, layout, sockets: None, absent, warnings: Vec::new() })
+        let (sockets, awake, warnings) = (None, Awake::default(), Vec::new());
+        Ok(Self { init, skeleton, mappings, layout, sockets, awake, absent, warnings })
     }
 
     /// Makes the skeleton match `layout`: tasks born and gone, mappings made, moved and dropped.
@@ -165,26 +167,34 @@ impl Destination {
         &self.warnings
     }
 
-    /// From here on the copy outlives the agent: if that dies, the kernel lets every task go, as they are. The network
-    /// must be open by now. There is no way back from here. Init is the last: until then it dies with the agent and
+    /// Takes the sockets out of repair mode. The network must still be locked: if the agent dies before [`Self::keep`],
+    /// the tasks die with it, and nobody may hear that their connections end. There is no way back from here: an error
+    /// is told after every socket that can live does.
+    pub fn wake_sockets(&mut self) -> Result<(), RestoreError> {
+        let Some(sockets) = self.sockets.take() else { return Ok(()) };
+        let (awake, woken) = sockets.wake();
+        self.awake = awake;
+        fault::reached(Point::DestinationSocketsAwake);
+        Ok(woken?)
+    }
+
+    /// From here on the copy outlives the agent: if that dies, the kernel lets every task go. The sockets must be awake:
+    /// a task that uses one in repair mode takes it for broken. Init is the last: until then it dies with the agent and
     /// takes the others with it, so that an init that outlives the agent means a whole container.
     pub fn keep(&mut self) -> Result<(), RestoreError> {
         self.skeleton.keep()
     }
 
-    /// Takes the sockets out of repair mode: from here on they take what arrives, and answer. Only after [`Self::keep`]:
-    /// the end of a task whose socket is awake ends the connection. An error is told after every socket that can live
-    /// does.
-    pub fn wake_sockets(&mut self) -> Result<(), RestoreError> {
-        let woken = self.sockets.take().map_or(Ok(()), BuiltSockets::go).map_err(RestoreError::from);
-        fault::reached(Point::DestinationSocketsAwake);
-        woken
+    /// The network is open: connections say what they have to say, instead of waiting for TCP's timer.
+    pub fn push_sockets(&mut self) {
+        std::mem::take(&mut self.awake).push();
     }
 
-    /// Lets every task go, and the sockets first if they still sleep. There is no way back from here: an error is told
-    /// after everything that can run does. Init is the last to go.
+    /// Lets every task go, and what comes before that first if it was left out. An error is told after everything that
+    /// can run does. Init is the last to go.
     pub fn resume(mut self) -> Result<(), RestoreError> {
-        let mut result = self.keep().and(self.wake_sockets());
+        let mut result = self.wake_sockets().and(self.keep());
+        self.push_sockets();
         let mut restorers = self.skeleton.release();
         let mut init = restorers.drain(..1.min(restorers.len())).collect::<Vec<_>>();
         restorers.reverse();

@@ -1,8 +1,10 @@
 //! Migrations end to end: two agents on two hosts, real containers, real workloads, clients that watch.
 
+mod cancel;
 mod clients;
 mod compression;
 mod convergence;
+mod crowd;
 mod endings;
 mod frozen;
 mod postcopy;
@@ -11,7 +13,9 @@ mod recovery;
 mod redis;
 mod refusals;
 mod servers;
+mod soak;
 mod states;
+mod surroundings;
 mod sweep;
 mod torture;
 

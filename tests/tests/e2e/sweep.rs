@@ -21,12 +21,12 @@ const LEAST_POINTS: usize = 80;
 
 /// A point as the agent describes it.
 #[derive(Debug)]
-struct Point {
-    name: String,
+pub(crate) struct Point {
+    pub(crate) name: String,
     /// Where the container runs afterwards: "source", "destination", or "decided": where the destination says.
     survivor: String,
     /// The policy of a migration that comes to it.
-    policy: String,
+    pub(crate) policy: String,
 }
 
 impl Point {
@@ -36,28 +36,33 @@ impl Point {
         Ok(Self { name: name.into(), survivor: survivor.into(), policy: policy.into() })
     }
 
-    fn options(&self) -> [&str; 6] {
-        let rounds = if self.policy == "cancel" { "1" } else { "3" };
+    pub(crate) fn options(&self) -> [&str; 6] {
+        let rounds = match self.policy.as_str() {
+            "cancel" => "1",
+            // Steps are taken when rounds no longer shrink, and no more at their limit.
+            "throttle" => "15",
+            _ => "3",
+        };
         let downtime = if self.policy == "stop-anyway" { "300ms" } else { "1ms" };
         ["--policy", &self.policy, "--max-downtime", downtime, "--max-rounds", rounds]
     }
 }
 
 /// Every point of the agent.
-fn points() -> Result<Vec<Point>> {
+pub(crate) fn points() -> Result<Vec<Point>> {
     let listed = output(Command::new(faulty_agent()?).arg("fault-points"))?;
     listed.lines().map(Point::parse).collect()
 }
 
 /// A lab with a small Redis that moves, and what watches it.
-struct Sweep {
-    container: Container,
-    clients: Clients,
-    lab: Lab,
+pub(crate) struct Sweep {
+    pub(crate) container: Container,
+    pub(crate) clients: Clients,
+    pub(crate) lab: Lab,
 }
 
 impl Sweep {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let lab = Lab::without_agents(TEN_GIGABIT)?;
         lab.certify()?;
         lab.a.start_faulty_agent("")?;
@@ -70,7 +75,7 @@ impl Sweep {
     }
 
     /// Where it runs, and the other host.
-    fn hosts(&self) -> Result<(&Host, &Host)> {
+    pub(crate) fn hosts(&self) -> Result<(&Host, &Host)> {
         let running =
             |host| Ok::<_, anyhow::Error>(self.container.status(host)?.as_deref() == Some("running"));
         match (running(&self.lab.a)?, running(&self.lab.b)?) {
@@ -109,7 +114,7 @@ impl Sweep {
         self.clients.wait_for_answers(20).map(drop)
     }
 
-    fn last_words(&self) -> String {
+    pub(crate) fn last_words(&self) -> String {
         self.lab.a.last_words() + &self.lab.b.last_words()
     }
 }
