@@ -184,14 +184,6 @@ impl Host {
         output(self.runc().args(words)).with_context(|| format!("on {}", self.name()))
     }
 
-    /// Starts the agent behind a command that limits what it may have: `prlimit --nofile=100:100`.
-    pub fn start_agent_behind(&self, limiter: &[&str]) -> Result<()> {
-        let (program, arguments) = limiter.split_first().context("no command")?;
-        let mut command = self.node.command(program);
-        command.args(arguments).arg(workspace_binary("pclive-agent")?);
-        self.launch_by(command, "")
-    }
-
     /// The pid of the agent, as the harness sees it.
     pub fn agent_pid(&self) -> Result<i32> {
         let agent = self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -271,10 +263,6 @@ impl Host {
     fn launch(&self, binary: &Path, fault: Option<&Path>, lines: &str) -> Result<()> {
         let mut command = self.node.command(&binary.display().to_string());
         command.envs(fault.map(|fault| ("FAULT_INJECTION", fault)));
-        self.launch_by(command, lines)
-    }
-
-    fn launch_by(&self, mut command: Command, lines: &str) -> Result<()> {
         let config = self.directory.join("agent.toml");
         std::fs::write(&config, self.agent_config() + lines)
             .context("cannot write the agent's configuration")?;

@@ -15,6 +15,7 @@ mod reaper;
 mod rounds;
 mod state;
 mod tail;
+mod turn;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -107,7 +108,7 @@ async fn take(
 ) {
     let Admitted { entry, id, runtime, prepare, interfaces, staging, log } = admitted;
     super::warn_of_plain_text(&agent, &entry);
-    if let Err(error) = turn(&agent, &entry, &mut incoming).await {
+    if let Err(error) = turn::wait(&agent, &entry, &mut incoming).await {
         refuse(&answers, &error).await;
         failed(&agent, &entry, log, error).await;
         return;
@@ -192,28 +193,6 @@ async fn take(
             }
             fault::reached(Point::DestinationDeleted);
             failed(&agent, &entry, log, error).await;
-        }
-    }
-}
-
-/// Waits until it is this migration's turn: shorter than the source waits for an answer.
-async fn turn(
-    agent: &Agent,
-    entry: &Entry,
-    incoming: &mut Streaming<SourceMessage>,
-) -> Result<(), MigrationError> {
-    let patience = agent.config.migration.prepare_timeout() / 2;
-    tokio::select! {
-        biased;
-        () = entry.turn() => Ok(()),
-        why = entry.cancelled() => Err(why),
-        message = incoming.message() => Err(match understood(message) {
-            Ok(message) => out_of_turn(&message),
-            Err(error) => error,
-        }),
-        () = tokio::time::sleep(patience) => {
-            let message = format!("as many migrations as allowed arrive on {}, for longer than {patience:?}", agent.name);
-            Err(MigrationError::new(ErrorCode::TooMany, message))
         }
     }
 }
