@@ -1,6 +1,7 @@
 # make demo   a Redis with 1 GiB and eight clients, moved between two hosts, by both strategies
 # make test   every test, among them migrations of real containers (root)
 # make bench  the figures that PCLive aims at, as ratios of one run (root)
+# make soak   containers move to and fro while agents are killed and links cut (root); SOAK_SECONDS=N, SOAK_SEED=S
 # make lint   formatting, clippy and documentation, without a warning
 # make install [DESTDIR=... PREFIX=/usr/local]
 # make deps   the Debian packages that demo, test and bench use
@@ -9,7 +10,7 @@ CARGO   ?= cargo
 PREFIX  ?= /usr/local
 DESTDIR ?=
 
-.PHONY: faulty-agent build demo test bench lint install deps
+.PHONY: faulty-agent build demo test bench soak lint install deps
 
 build:
 	$(CARGO) build --release --workspace --bins
@@ -23,6 +24,9 @@ demo: deps build
 
 bench: deps build
 	target/release/bench
+
+soak: deps build
+	target/release/soak
 
 # The tests of whole migrations run one after the other: each has two hosts, agents and a gigabyte or more.
 test: deps build faulty-agent

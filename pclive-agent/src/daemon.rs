@@ -148,12 +148,12 @@ fn raise_descriptor_limit() {
 /// Waits for the running migrations; first patiently, then after telling them to roll back.
 async fn wind_down(agent: &Arc<Agent>, signals: &mut Signals) {
     let migration = &agent.config.migration;
-    agent.registry.close();
+    let why = MigrationError::new(ErrorCode::ShuttingDown, format!("agent {} is going down", agent.name));
+    agent.registry.close(&why);
     tokio::select! {
         done = agent.registry.idle(migration.shutdown_grace()) => if done { return },
         signal = signals.next() => tracing::info!(signal, "no more patience"),
     }
-    let why = MigrationError::new(ErrorCode::ShuttingDown, format!("agent {} is going down", agent.name));
     agent.registry.cancel_all(&why);
     if !agent.registry.idle(migration.handover_timeout()).await {
         tracing::error!("migrations did not end; the kernel lets their containers go");

@@ -1,71 +1,113 @@
-//! Points at which a test ends or stops the agent. Without the feature `fault-injection` nothing of it is built in.
-//!
-//! With it, the environment variable `FAULT_INJECTION` holds `POINT:ACTION`; the actions are `kill` (SIGKILL) and
-//! `stop` (SIGSTOP), both of the whole agent, so that it ends or stands still right there.
+//! The agent's own points at which a test ends, stops or holds it; see [`pclive_engine::fault`].
 
-/// A point of a migration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Point {
-    SourceBegun,
-    SourceRound,
-    SourceFrozen,
-    SourceDumped,
-    SourceOffered,
-    SourceHeld,
-    SourceCommitSent,
-    SourceAnswered,
-    SourceDestroyed,
-    DestinationBegun,
-    DestinationCreated,
-    DestinationRound,
-    DestinationRestored,
-    DestinationOffered,
-    DestinationCommitted,
-    DestinationResumed,
-    DestinationTold,
+use crate::journal::{Phase, Record, Role};
+
+pclive_engine::fault_points! {
+    SourceBegun "source-begun" => Source, "stop-anyway";
+    SourceOpened "source-opened" => Source, "stop-anyway";
+    SourceConnected "source-connected" => Source, "stop-anyway";
+    SourcePrepareSent "source-prepare-sent" => Source, "stop-anyway";
+    SourceNegotiated "source-negotiated" => Source, "stop-anyway";
+    SourceRoundSent "source-round-sent" => Source, "stop-anyway";
+    SourceRound "source-round" => Source, "stop-anyway";
+    SourceCounted "source-counted" => Source, "stop-anyway";
+    SourceSlowingWritten "source-slowing-written" => Source, "throttle";
+    SourceSlowed "source-slowed" => Source, "throttle";
+    SourceOutdatedDropped "source-outdated-dropped" => Source, "post-copy";
+    SourceLockPrepared "source-lock-prepared" => Source, "stop-anyway";
+    SourceLocked "source-locked" => Source, "stop-anyway";
+    SourceFrozen "source-frozen" => Source, "stop-anyway";
+    SourceStateSent "source-state-sent" => Source, "stop-anyway";
+    SourceDumped "source-dumped" => Source, "stop-anyway";
+    SourceOffered "source-offered" => Source, "stop-anyway";
+    SourceLockOutlives "source-lock-outlives" => Source, "stop-anyway";
+    SourceHeld "source-held" => Source, "stop-anyway";
+    SourceCommitSent "source-commit-sent" => Decided, "stop-anyway";
+    SourceTailBegun "source-tail-begun" => Destination, "post-copy";
+    SourceAnswered "source-answered" => Destination, "stop-anyway";
+    SourceRuntimeForgot "source-runtime-forgot" => Destination, "stop-anyway";
+    SourceRelayed "source-relayed" => Destination, "stop-anyway";
+    SourceRetired "source-retired" => Destination, "stop-anyway";
+    SourceDestroyed "source-destroyed" => Destination, "stop-anyway";
+    SourceGivingUp "source-giving-up" => Source, "cancel";
+    SourceGaveUp "source-gave-up" => Source, "cancel";
+    SourceBeginStaged "source-begin-staged" => Source, "stop-anyway";
+    SourceBeginRenamed "source-begin-renamed" => Source, "stop-anyway";
+    SourceCommittingStaged "source-committing-staged" => Source, "stop-anyway";
+    SourceCommittingRenamed "source-committing-renamed" => Source, "stop-anyway";
+    SourceEndStaged "source-end-staged" => Destination, "stop-anyway";
+    SourceEndRenamed "source-end-renamed" => Destination, "stop-anyway";
+    DestinationAdmitted "destination-admitted" => Source, "stop-anyway";
+    DestinationBegun "destination-begun" => Source, "stop-anyway";
+    DestinationCreated "destination-created" => Source, "stop-anyway";
+    DestinationFetcherStarted "destination-fetcher-started" => Source, "post-copy";
+    DestinationNetworkBuilt "destination-network-built" => Source, "stop-anyway";
+    DestinationAccepted "destination-accepted" => Source, "stop-anyway";
+    DestinationRound "destination-round" => Source, "stop-anyway";
+    DestinationFinalBegun "destination-final-begun" => Source, "stop-anyway";
+    DestinationLacksHanded "destination-lacks-handed" => Source, "post-copy";
+    DestinationRestored "destination-restored" => Source, "stop-anyway";
+    DestinationOffered "destination-offered" => Source, "stop-anyway";
+    DestinationCommitted "destination-committed" => Source, "stop-anyway";
+    DestinationOpened "destination-opened" => Destination, "stop-anyway";
+    DestinationResumed "destination-resumed" => Destination, "stop-anyway";
+    DestinationSaid "destination-said" => Destination, "stop-anyway";
+    DestinationTold "destination-told" => Destination, "stop-anyway";
+    DestinationStarted "destination-started" => Destination, "stop-anyway";
+    DestinationFetched "destination-fetched" => Destination, "post-copy";
+    DestinationGivingUp "destination-giving-up" => Source, "cancel";
+    DestinationGaveUp "destination-gave-up" => Source, "cancel";
+    DestinationDeleted "destination-deleted" => Source, "cancel";
+    DestinationBeginStaged "destination-begin-staged" => Source, "stop-anyway";
+    DestinationBeginRenamed "destination-begin-renamed" => Source, "stop-anyway";
+    DestinationCommittingStaged "destination-committing-staged" => Source, "stop-anyway";
+    DestinationCommittingRenamed "destination-committing-renamed" => Source, "stop-anyway";
+    DestinationTailStaged "destination-tail-staged" => Destination, "post-copy";
+    DestinationTailRenamed "destination-tail-renamed" => Destination, "post-copy";
+    DestinationEndStaged "destination-end-staged" => Destination, "stop-anyway";
+    DestinationEndRenamed "destination-end-renamed" => Destination, "stop-anyway";
 }
 
-/// The migration has come this far.
-#[cfg(not(feature = "fault-injection"))]
-#[inline(always)]
-pub(crate) fn reached(_: Point) {}
-
-/// The migration has come this far: does what the environment asks for.
-#[cfg(feature = "fault-injection")]
-pub(crate) fn reached(point: Point) {
-    use nix::sys::signal::{Signal, raise};
-    let Ok(wanted) = std::env::var("FAULT_INJECTION") else { return };
-    let Some((name, action)) = wanted.split_once(':') else { return };
-    if name != point.name() {
-        return;
-    }
-    tracing::warn!(point = name, action, "fault injected");
-    let signal = if action == "stop" { Signal::SIGSTOP } else { Signal::SIGKILL };
-    // A signal that cannot be raised shows in the test: the agent goes on.
-    let _ = raise(signal);
+/// A record of the journal is about to take the place of the one before.
+pub(crate) fn staged(record: &Record) {
+    let point = match (record.role, &record.phase) {
+        (Role::Source, Phase::Begun) => Point::SourceBeginStaged,
+        (Role::Source, Phase::Committing) => Point::SourceCommittingStaged,
+        (Role::Source, Phase::Ended(_)) => Point::SourceEndStaged,
+        (Role::Destination, Phase::Begun) => Point::DestinationBeginStaged,
+        (Role::Destination, Phase::Committing) => Point::DestinationCommittingStaged,
+        (Role::Destination, Phase::Tail) => Point::DestinationTailStaged,
+        (Role::Destination, Phase::Ended(_)) => Point::DestinationEndStaged,
+        (_, Phase::Discarded | Phase::Torn | Phase::Tail) => return,
+    };
+    reached(point);
 }
 
+/// A record of the journal has taken the place of the one before, and that is not durable yet.
+pub(crate) fn renamed(record: &Record) {
+    let point = match (record.role, &record.phase) {
+        (Role::Source, Phase::Begun) => Point::SourceBeginRenamed,
+        (Role::Source, Phase::Committing) => Point::SourceCommittingRenamed,
+        (Role::Source, Phase::Ended(_)) => Point::SourceEndRenamed,
+        (Role::Destination, Phase::Begun) => Point::DestinationBeginRenamed,
+        (Role::Destination, Phase::Committing) => Point::DestinationCommittingRenamed,
+        (Role::Destination, Phase::Tail) => Point::DestinationTailRenamed,
+        (Role::Destination, Phase::Ended(_)) => Point::DestinationEndRenamed,
+        (_, Phase::Discarded | Phase::Torn | Phase::Tail) => return,
+    };
+    reached(point);
+}
+
+/// Every point of agent and engine, one a line: its name, where the container runs after the agent was killed there, and
+/// the policy of a migration that comes to it.
 #[cfg(feature = "fault-injection")]
-impl Point {
-    fn name(self) -> &'static str {
-        match self {
-            Self::SourceBegun => "source-begun",
-            Self::SourceRound => "source-round",
-            Self::SourceFrozen => "source-frozen",
-            Self::SourceDumped => "source-dumped",
-            Self::SourceOffered => "source-offered",
-            Self::SourceHeld => "source-held",
-            Self::SourceCommitSent => "source-commit-sent",
-            Self::SourceAnswered => "source-answered",
-            Self::SourceDestroyed => "source-destroyed",
-            Self::DestinationBegun => "destination-begun",
-            Self::DestinationCreated => "destination-created",
-            Self::DestinationRound => "destination-round",
-            Self::DestinationRestored => "destination-restored",
-            Self::DestinationOffered => "destination-offered",
-            Self::DestinationCommitted => "destination-committed",
-            Self::DestinationResumed => "destination-resumed",
-            Self::DestinationTold => "destination-told",
-        }
-    }
+pub fn list() -> String {
+    use pclive_engine::fault::Survivor;
+    let survivor = |survivor| match survivor {
+        Survivor::Source => "source",
+        Survivor::Destination => "destination",
+        Survivor::Decided => "decided",
+    };
+    let points = POINTS.iter().chain(pclive_engine::fault::POINTS);
+    points.map(|(name, place, policy)| format!("{name} {} {policy}\n", survivor(*place))).collect()
 }

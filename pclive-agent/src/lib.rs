@@ -7,6 +7,9 @@ pub mod config;
 mod conversation;
 pub mod daemon;
 pub mod error;
+#[cfg(feature = "fault-injection")]
+pub mod fault;
+#[cfg(not(feature = "fault-injection"))]
 mod fault;
 pub mod hooks;
 pub mod host;

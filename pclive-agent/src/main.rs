@@ -58,6 +58,10 @@ enum Work {
         #[arg(required = true, last = true)]
         command: Vec<OsString>,
     },
+    /// Lists the points at which a test may end it.
+    #[cfg(feature = "fault-injection")]
+    #[command(hide = true)]
+    FaultPoints,
 }
 
 fn main() -> ExitCode {
@@ -66,6 +70,11 @@ fn main() -> ExitCode {
         Some(Work::FetchPages) => return ended(tail::run().map_err(anyhow::Error::from)),
         Some(Work::RunHook { command }) => {
             return ended(supervisor::run(&command).map_err(anyhow::Error::from));
+        }
+        #[cfg(feature = "fault-injection")]
+        Some(Work::FaultPoints) => {
+            print!("{}", pclive_agent::fault::list());
+            return ExitCode::SUCCESS;
         }
         None => {}
     }

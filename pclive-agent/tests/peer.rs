@@ -3,6 +3,7 @@
 
 mod support;
 
+use pclive_agent::error::{ErrorCode, MigrationError};
 use pclive_agent::host;
 use pclive_proto::PROTOCOL_VERSION;
 use pclive_proto::peer::destination_message::Message as Answer;
@@ -141,7 +142,7 @@ async fn a_refused_migration_leaves_no_entry() {
 #[tokio::test]
 async fn an_agent_that_goes_down_takes_no_migration() {
     let served = Served::start().await;
-    served.agent.registry.close();
+    served.agent.registry.close(&MigrationError::new(ErrorCode::ShuttingDown, "going down"));
     let bundle = served.path("bundle");
     std::fs::create_dir_all(&bundle).unwrap();
     let namespaces = ["pid", "network", "mount"].map(|kind| serde_json::json!({ "type": kind }));

@@ -14,6 +14,7 @@
 #![deny(unsafe_code)]
 
 pub mod capture;
+pub mod fault;
 pub mod kernel;
 pub mod memory;
 pub mod model;

@@ -157,6 +157,11 @@ impl Following {
         }
     }
 
+    /// The migration's id, once a line has told it.
+    pub fn id(&self) -> Option<String> {
+        self.said.iter().find_map(|line| Some(line["migration_id"].as_str()?.to_owned()))
+    }
+
     /// Every line, until the last.
     pub fn everything(mut self) -> Result<Vec<Value>> {
         while self.line()?.is_some() {}

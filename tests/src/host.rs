@@ -184,6 +184,17 @@ impl Host {
         output(self.runc().args(words)).with_context(|| format!("on {}", self.name()))
     }
 
+    /// The pid of the agent, as the harness sees it.
+    pub fn agent_pid(&self) -> Result<i32> {
+        let agent = self.agent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Ok(only_child(agent.as_ref().context("no agent runs")?)?.as_raw())
+    }
+
+    /// The directory of its agent's journal.
+    pub fn journal(&self) -> PathBuf {
+        self.directory.join("state/migrations")
+    }
+
     /// Starts the agent and waits until its control socket answers connections.
     pub fn start_agent(&self) -> Result<()> {
         self.start_agent_with("")
@@ -194,9 +205,48 @@ impl Host {
         self.launch(&workspace_binary("pclive-agent")?, None, lines)
     }
 
-    /// Starts an agent that ends or stands still at a named point of a migration (`POINT:kill`, `POINT:stop`).
+    /// Starts an agent that ends, stands still or waits at a named point of a migration (`POINT:kill`, `POINT:stop`,
+    /// `POINT:hold`).
     pub fn start_agent_with_fault(&self, fault: &str) -> Result<()> {
-        self.launch(&faulty_agent()?, Some(fault), "")
+        self.start_faulty_agent("")?;
+        self.arm(fault)
+    }
+
+    /// Starts an agent that can be armed, with more lines for `[migration]` of its configuration.
+    pub fn start_faulty_agent(&self, lines: &str) -> Result<()> {
+        self.launch(&faulty_agent()?, Some(&self.fault()), lines)
+    }
+
+    /// What the agent is to do, once, at a point.
+    pub fn arm(&self, fault: &str) -> Result<()> {
+        let _ = std::fs::remove_file(self.held());
+        // Whole at once: the agent may be looking.
+        let new = self.directory.join("fault.new");
+        std::fs::write(&new, fault).context("cannot arm the agent")?;
+        std::fs::rename(new, self.fault()).context("cannot arm the agent")
+    }
+
+    /// Nothing is to happen any more. False: it has.
+    pub fn disarm(&self) -> bool {
+        std::fs::remove_file(self.fault()).is_ok()
+    }
+
+    /// Waits until the agent is at the point at which it was told to wait.
+    pub fn await_hold(&self) -> Result<()> {
+        until("the agent's coming to the point", LIMIT, || Ok(self.held().exists()))
+    }
+
+    /// Lets an agent go on that waits at a point.
+    pub fn end_hold(&self) -> Result<()> {
+        std::fs::remove_file(self.held()).context("the agent does not wait")
+    }
+
+    fn fault(&self) -> PathBuf {
+        self.directory.join("fault")
+    }
+
+    fn held(&self) -> PathBuf {
+        self.directory.join("fault.held")
     }
 
     /// Waits until the agent has ended by itself.
@@ -210,13 +260,15 @@ impl Host {
         ended.with_context(|| self.last_words())
     }
 
-    fn launch(&self, binary: &Path, fault: Option<&str>, lines: &str) -> Result<()> {
-        let config = self.directory.join("agent.toml");
-        std::fs::write(&config, self.agent_config() + lines)
-            .context("cannot write the agent's configuration")?;
-        let log = File::options().create(true).append(true).open(self.directory.join("agent.log"))?;
+    fn launch(&self, binary: &Path, fault: Option<&Path>, lines: &str) -> Result<()> {
         let mut command = self.node.command(&binary.display().to_string());
         command.envs(fault.map(|fault| ("FAULT_INJECTION", fault)));
+        let config = self.directory.join("agent.toml");
+        // Most tests that end an agent are not interested in the patience with a link that may come back.
+        let patience = if lines.contains("reconnect_timeout_ms") { "" } else { "reconnect_timeout_ms = 3000\n" };
+        std::fs::write(&config, self.agent_config() + patience + lines)
+            .context("cannot write the agent's configuration")?;
+        let log = File::options().create(true).append(true).open(self.directory.join("agent.log"))?;
         command.arg("--config").arg(&config).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut agent = command.spawn().context("cannot run nsenter")?;
         let socket = self.directory.join(CONTROL.trim_start_matches('/'));

@@ -179,7 +179,7 @@ pub struct Migration {
     /// Page contents on their way, beside the link's own windows: what a source and a destination with this value
     /// hold together.
     pub in_flight_bytes: u64,
-    /// Most migrations at once, both roles together.
+    /// Most migrations at once of each role; the others wait for their turn.
     pub max_concurrent: u32,
     /// Most memory that waits at the destination before it is put in place; 0: half of what is available.
     pub staging_limit_bytes: u64,

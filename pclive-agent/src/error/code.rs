@@ -243,7 +243,7 @@ impl ErrorCode {
             Self::Blocked => "each blocker has its own hint; `pclivectl check` lists them again",
             Self::NotNow => "try again: each of them ends by itself, as soon as the program gets to it",
             Self::Busy => "`pclivectl list` shows its migration; wait for it or cancel it",
-            Self::TooMany => "wait for one to end, or raise migration.max_concurrent",
+            Self::TooMany => "try again when some of them have ended, or raise migration.max_concurrent",
             Self::PeerUnreachable => {
                 "check the address, that pclive-agent runs there, and that its peer port is reachable from here"
             }

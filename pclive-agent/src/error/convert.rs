@@ -120,11 +120,12 @@ pub(crate) fn phase_name(phase: Phase) -> &'static str {
         Phase::Done => "done",
         Phase::Failed => "failed",
         Phase::Unknown => "unknown",
+        Phase::Queued => "queued",
     }
 }
 
 fn phase_of(name: &str) -> Phase {
-    (0..=8)
+    (0..=9)
         .filter_map(|value| Phase::try_from(value).ok())
         .find(|phase| phase_name(*phase) == name)
         .unwrap_or(Phase::Unspecified)
@@ -149,11 +150,11 @@ mod tests {
 
     #[test]
     fn every_phase_and_role_survives_the_way_to_the_peer() {
-        for value in 0..=8 {
+        for value in 0..=9 {
             let phase = Phase::try_from(value).unwrap();
             assert_eq!(phase_of(phase_name(phase)), phase);
         }
-        assert!(Phase::try_from(9).is_err());
+        assert!(Phase::try_from(10).is_err());
         for role in [Role::Unspecified, Role::Source, Role::Destination] {
             assert_eq!(role_of(role_name(role)), role);
         }

@@ -17,6 +17,10 @@ pub use code::ErrorCode;
 pub use convert::blocker_message;
 pub(crate) use convert::{phase_name, printable, printable_name};
 
+/// What helps an agent that may not open more files, whatever it wanted to do.
+const DESCRIPTORS: &str =
+    "raise the limit of open files of the agent that says this (LimitNOFILE= of its unit), then try again";
+
 /// Why something that was asked for is not done, or a migration ended.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -53,7 +57,8 @@ impl MigrationError {
 
     /// An error that says the whole chain of causes of `source`.
     pub fn caused(code: ErrorCode, source: &(dyn StdError + 'static)) -> Self {
-        Self::new(code, chain(source))
+        let error = Self::new(code, chain(source));
+        if is_out_of_descriptors(source) { error.hint(DESCRIPTORS) } else { error }
     }
 
     /// With another hint.
@@ -116,6 +121,13 @@ pub fn chain(error: &(dyn StdError + 'static)) -> String {
     text
 }
 
+fn is_out_of_descriptors(error: &(dyn StdError + 'static)) -> bool {
+    let of_io = |error: &std::io::Error| error.raw_os_error() == Some(nix::libc::EMFILE);
+    std::iter::successors(Some(error), |error| (*error).source()).any(|error| {
+        error.downcast_ref().is_some_and(of_io) || error.downcast_ref() == Some(&nix::errno::Errno::EMFILE)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -136,6 +148,15 @@ mod tests {
         #[error("cannot open: {0}")]
         struct Repeats(#[source] std::io::Error);
         assert_eq!(chain(&Repeats(std::io::Error::other("no key"))), "cannot open: no key");
+    }
+
+    #[test]
+    fn want_of_descriptors_is_recognised_wherever_it_is_in_the_chain() {
+        let error = |errno| Outer(std::io::Error::from_raw_os_error(errno));
+        let hint = |errno| MigrationError::caused(ErrorCode::CaptureFailed, &error(errno)).hint;
+        assert!(hint(nix::libc::EMFILE).contains("LimitNOFILE"));
+        assert!(!hint(nix::libc::ENFILE).contains("LimitNOFILE"));
+        assert!(is_out_of_descriptors(&nix::errno::Errno::EMFILE));
     }
 
     #[test]

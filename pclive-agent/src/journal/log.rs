@@ -16,6 +16,7 @@ use std::sync::Arc;
 use super::page;
 use super::record::{Phase, Record};
 use super::{Directory, JournalError};
+use crate::fault;
 
 /// What a source that asks is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,8 +96,10 @@ impl Log {
     pub fn enact(&mut self) -> Result<bool, JournalError> {
         let Some(staged) = self.staged.take() else { return Ok(false) };
         let (from, to) = (self.path("next"), self.path("record"));
+        fault::staged(&staged);
         std::fs::rename(&from, &to).map_err(|source| JournalError::Write { path: to, source })?;
         self.spare = false;
+        fault::renamed(&staged);
         self.directory.flush()?;
         self.record = staged;
         Ok(true)

@@ -103,6 +103,9 @@ async fn destination(agent: &Arc<Agent>, record: &Record) {
     tracing::info!(
         id = record.id, container = record.container, phase = ?record.phase, lives, ?fetching, ?step, "recovering"
     );
+    if matches!(step, DestinationStep::Finish | DestinationStep::Follow) {
+        open_network(record).await;
+    }
     let outcome = match step {
         DestinationStep::Nothing => return,
         DestinationStep::Follow => return tail::follow(agent, record).await,
@@ -111,6 +114,17 @@ async fn destination(agent: &Arc<Agent>, record: &Record) {
         DestinationStep::Discard => discard(agent, record).await,
     };
     end(agent, record, outcome).await;
+}
+
+/// The copy runs: its agent may have died before it could open its network.
+async fn open_network(record: &Record) {
+    let opened = doubt::blocking(record, |record| {
+        remains::open_network(record)
+            .map_err(|error| MigrationError::caused(ErrorCode::NetworkFailed, &error))
+    });
+    if let Err(error) = opened.await {
+        tracing::error!(id = record.id, "the container runs, and its network may be locked: {error}");
+    }
 }
 
 /// The copy runs: the runtime is told, and the neighbours.

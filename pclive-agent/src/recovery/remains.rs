@@ -65,6 +65,12 @@ pub(super) fn destroy(record: &Record, timeout: Duration) -> Result<(), Migratio
     network::retire(&namespace, &record.container, &interfaces).map_err(|error| network_error(&error))
 }
 
+/// Opens the network of a copy that runs: its agent may have died before it could.
+pub(super) fn open_network(record: &Record) -> Result<(), network::Error> {
+    let Some(init) = init(record) else { return Ok(()) };
+    network::remove_stale_lock(&Namespace::of(init.pid)?, &record.container)
+}
+
 /// Tells the neighbours once more where the container is: its agent may have died before it could.
 pub(super) fn announce(record: &Record) -> Result<(), network::Error> {
     let Some(init) = init(record) else { return Ok(()) };

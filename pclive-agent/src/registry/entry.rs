@@ -1,6 +1,6 @@
 //! One migration as others see it: its phase, its rounds, how it ended, and every event on the way.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use pclive_proto::control::{self, Event, Phase, Role, event};
@@ -53,6 +53,10 @@ pub struct Entry {
     version: watch::Sender<u64>,
     /// Set once someone wants the end.
     cancel: watch::Sender<Option<MigrationError>>,
+    /// True once it is its turn.
+    turn: watch::Sender<bool>,
+    /// When its turn came.
+    turn_at: OnceLock<Instant>,
     /// Held by whoever decides about a migration in doubt.
     pub(crate) deciding: tokio::sync::Mutex<()>,
 }
@@ -86,16 +90,37 @@ pub(super) struct News {
 
 impl Entry {
     pub(super) fn new(description: Description) -> Self {
-        let entry = Self::at(description, SystemTime::now());
-        entry.phase(Phase::Negotiating);
-        entry
+        Self::at(description, SystemTime::now())
+    }
+
+    /// It is its turn: from here on it counts as running.
+    pub(super) fn admit(&self) {
+        self.turn_at.get_or_init(Instant::now);
+        self.phase(Phase::Negotiating);
+        self.turn.send_replace(true);
+    }
+
+    /// It has to wait for its turn.
+    pub(super) fn queue(&self) {
+        self.phase(Phase::Queued);
+    }
+
+    /// Whether its turn has come.
+    pub(super) fn is_admitted(&self) -> bool {
+        *self.turn.borrow()
+    }
+
+    /// Waits until it is its turn.
+    pub async fn turn(&self) {
+        // The sender is this entry's own: waiting ends by a turn only.
+        let _ = self.turn.subscribe().wait_for(|turn| *turn).await;
     }
 
     /// A migration of an earlier agent, with its times (Unix, milliseconds).
     pub(super) fn past(description: Description, started_ms: u64, ended_ms: u64, past: Past) -> Self {
         let time = |ms| SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(ms);
         let entry = Self::at(description, time(started_ms));
-        entry.phase(Phase::Negotiating);
+        entry.admit();
         match past {
             Past::Done => entry.finish(None),
             Past::Failed(error) => entry.end_with(Phase::Failed, error),
@@ -126,6 +151,8 @@ impl Entry {
             }),
             version: watch::Sender::new(0),
             cancel: watch::Sender::new(None),
+            turn: watch::Sender::new(false),
+            turn_at: OnceLock::new(),
             deciding: tokio::sync::Mutex::new(()),
         }
     }
@@ -150,9 +177,9 @@ impl Entry {
         self.description.role
     }
 
-    /// When it began.
+    /// When it began: the time in the queue does not count.
     pub fn began(&self) -> Instant {
-        self.began
+        self.turn_at.get().copied().unwrap_or(self.began)
     }
 
     /// The phase it is in.
@@ -379,7 +406,7 @@ fn unix_ms(time: SystemTime) -> u64 {
 /// A migration as it begins.
 #[cfg(test)]
 pub(super) fn example() -> Arc<Entry> {
-    Arc::new(Entry::new(Description {
+    let entry = Arc::new(Entry::new(Description {
         id: "1".into(),
         container: "web".into(),
         runtime: "runc".into(),
@@ -387,7 +414,9 @@ pub(super) fn example() -> Arc<Entry> {
         peer: "host-b".into(),
         strategy: control::Strategy::Global,
         request_id: String::new(),
-    }))
+    }));
+    entry.admit();
+    entry
 }
 
 #[cfg(test)]

@@ -1,7 +1,11 @@
 //! The migrations that this agent knows: running ones, and a bounded number of ended ones.
 //!
-//! Invariants: one live migration a container, in whichever role; never more live ones than allowed; none begins
-//! once the agent is going down. A migration whose commit is unknown stays live: its container is still stopped.
+//! Invariants: one live migration a container, in whichever role; never more running ones of a role than allowed, the
+//! others wait in the order in which they came; none begins once the agent is going down. A migration whose commit is
+//! unknown stays live: its container is still stopped.
+//!
+//! The roles are counted each for itself: two agents that send containers to each other would otherwise wait for each
+//! other's turn.
 //!
 //! Watching replays every event and then follows; an event is never lost or repeated (progress may be skipped).
 
@@ -26,9 +30,12 @@ pub struct Registry {
     inner: Mutex<Inner>,
     /// Count of live migrations, for whoever waits for the last one to end.
     live: watch::Sender<u32>,
-    max_live: u32,
+    max_running: usize,
     history: usize,
 }
+
+/// Most migrations that may wait for their turn.
+const MOST_QUEUED: usize = 1000;
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -38,18 +45,18 @@ struct Inner {
 }
 
 impl Registry {
-    /// An empty registry for at most `max_live` migrations at once that remembers `history` ended ones.
-    pub fn new(max_live: u32, history: u32) -> Self {
+    /// An empty registry for at most `max_running` migrations of each role at once that remembers `history` ended ones.
+    pub fn new(max_running: u32, history: u32) -> Self {
         Self {
             inner: Mutex::default(),
             live: watch::Sender::new(0),
-            max_live,
+            max_running: usize::try_from(max_running).unwrap_or(usize::MAX),
             history: usize::try_from(history).unwrap_or(usize::MAX),
         }
     }
 
-    /// Registers a migration, or says why it may not begin. It is live until [`Entry::finish`] or
-    /// [`Entry::fail`].
+    /// Registers a migration, or says why it may not begin. It may run once [`Entry::turn`] says so, and is live until
+    /// [`Entry::finish`] or [`Entry::fail`].
     pub fn begin(&self, description: Description) -> Result<Arc<Entry>, MigrationError> {
         let mut inner = self.lock();
         if inner.closed {
@@ -57,13 +64,18 @@ impl Registry {
             return Err(MigrationError::new(ErrorCode::ShuttingDown, message));
         }
         self.refuse_second(&inner, &description)?;
-        let live = inner.entries.iter().filter(|entry| entry.is_live()).count();
-        if live >= self.max_live as usize {
-            let message = format!("cannot begin a migration: {live} are running, which is the limit here");
+        let queued = inner.entries.iter().filter(|entry| waits(entry)).count();
+        if queued >= MOST_QUEUED {
+            let message =
+                format!("cannot begin a migration: {queued} wait for their turn, which is the limit");
             return Err(MigrationError::new(ErrorCode::TooMany, message));
         }
         let entry = Arc::new(Entry::new(description));
         inner.entries.push_back(Arc::clone(&entry));
+        self.promote(&inner);
+        if !entry.is_admitted() {
+            entry.queue();
+        }
         Self::forget_oldest(&mut inner, self.history);
         self.publish(&inner);
         Ok(entry)
@@ -97,16 +109,24 @@ impl Registry {
             return Err(MigrationError::new(ErrorCode::Busy, message)
                 .hint("source and destination must be two agents"));
         }
-        match inner.entries.iter().find(|entry| entry.is_live() && entry.container() == new.container) {
+        Self::refuse_moving_in(inner, &new.container)
+    }
+
+    /// Says which migration moves a container, if one does: what is left of it here goes when that has ended.
+    pub fn refuse_moving(&self, container: &str) -> Result<(), MigrationError> {
+        Self::refuse_moving_in(&self.lock(), container)
+    }
+
+    fn refuse_moving_in(inner: &Inner, container: &str) -> Result<(), MigrationError> {
+        match inner.entries.iter().find(|entry| entry.is_live() && entry.container() == container) {
             None => Ok(()),
-            Some(other) => Err(MigrationError::new(
-                ErrorCode::Busy,
-                format!(
-                    "cannot migrate container {}: it is already being moved by migration {}",
-                    new.container,
-                    other.id()
-                ),
-            )),
+            Some(other) => {
+                let id = other.id();
+                let message = format!(
+                    "cannot migrate container {container}: it is already being moved by migration {id}"
+                );
+                Err(MigrationError::new(ErrorCode::Busy, message))
+            }
         }
     }
 
@@ -143,16 +163,35 @@ impl Registry {
         self.count(&self.lock())
     }
 
-    /// To be called when a migration has ended: counts again and forgets what is too old.
+    /// To be called when a migration has ended: counts again, lets those that wait have their turn, and forgets what is
+    /// too old.
     pub fn ended(&self) {
         let mut inner = self.lock();
+        self.promote(&inner);
         Self::forget_oldest(&mut inner, self.history);
         self.publish(&inner);
     }
 
-    /// From now on nothing begins.
-    pub fn close(&self) {
-        self.lock().closed = true;
+    /// From now on nothing begins, and what waits for its turn is given up.
+    pub fn close(&self, why: &MigrationError) {
+        let mut inner = self.lock();
+        inner.closed = true;
+        for entry in inner.entries.iter().filter(|entry| waits(entry)) {
+            entry.cancel(why.clone());
+        }
+    }
+
+    /// Lets those run whose turn it is, the oldest first.
+    fn promote(&self, inner: &Inner) {
+        if inner.closed {
+            return;
+        }
+        for role in [control::Role::Source, control::Role::Destination] {
+            let of_role = || inner.entries.iter().filter(|entry| entry.role() == role && entry.is_running());
+            let running = of_role().filter(|entry| entry.is_admitted()).count();
+            let room = self.max_running.saturating_sub(running);
+            of_role().filter(|entry| !entry.is_admitted()).take(room).for_each(|entry| entry.admit());
+        }
     }
 
     /// Asks every live migration to end.
@@ -182,6 +221,11 @@ impl Registry {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether it waits for its turn.
+fn waits(entry: &Entry) -> bool {
+    entry.is_running() && !entry.is_admitted()
 }
 
 #[cfg(test)]
@@ -224,17 +268,69 @@ mod tests {
         assert_eq!(registry.begin(description("1", "other")).unwrap_err().code, ErrorCode::Busy);
     }
 
+    fn phases(registry: &Registry, ids: &[&str]) -> Vec<Phase> {
+        ids.iter().map(|id| registry.get(id).unwrap().current_phase()).collect()
+    }
+
     #[test]
-    fn no_more_migrations_than_allowed() {
+    fn no_more_run_than_allowed_and_the_others_have_their_turn_in_order() {
+        use Phase::{Negotiating, Queued};
+        let registry = Registry::new(1, 10);
+        let [first, second, _] = ["1", "2", "3"].map(|id| registry.begin(description(id, id)).unwrap());
+        assert_eq!(phases(&registry, &["1", "2", "3"]), [Negotiating, Queued, Queued]);
+        first.fail(failure());
+        registry.ended();
+        assert_eq!(phases(&registry, &["2", "3"]), [Negotiating, Queued]);
+        assert!(second.cancel(failure()));
+        second.fail(failure());
+        registry.ended();
+        assert_eq!(phases(&registry, &["3"]), [Negotiating]);
+    }
+
+    #[test]
+    fn one_that_ends_in_the_queue_takes_no_turn() {
+        let registry = Registry::new(1, 10);
+        let [first, second, _] = ["1", "2", "3"].map(|id| registry.begin(description(id, id)).unwrap());
+        second.fail(failure());
+        registry.ended();
+        assert_eq!(phases(&registry, &["3"]), [Phase::Queued]);
+        first.fail(failure());
+        registry.ended();
+        assert_eq!(phases(&registry, &["3"]), [Phase::Negotiating]);
+    }
+
+    #[test]
+    fn the_roles_do_not_wait_for_each_other() {
         let registry = Registry::new(1, 10);
         registry.begin(description("1", "a")).unwrap();
-        assert_eq!(registry.begin(description("2", "b")).unwrap_err().code, ErrorCode::TooMany);
+        let incoming = Description { role: Role::Destination, ..description("2", "b") };
+        assert_eq!(registry.begin(incoming).unwrap().current_phase(), Phase::Negotiating);
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let registry = Registry::new(1, 10);
+        for number in 0..=MOST_QUEUED {
+            registry.begin(description(&number.to_string(), &number.to_string())).unwrap();
+        }
+        assert_eq!(registry.begin(description("x", "x")).unwrap_err().code, ErrorCode::TooMany);
+    }
+
+    #[tokio::test]
+    async fn what_waits_is_given_up_when_the_agent_goes_down() {
+        let registry = Registry::new(1, 10);
+        let [first, second] = ["1", "2"].map(|id| registry.begin(description(id, id)).unwrap());
+        registry.close(&MigrationError::new(ErrorCode::ShuttingDown, "going down"));
+        assert_eq!(second.cancelled().await.code, ErrorCode::ShuttingDown);
+        first.fail(failure());
+        registry.ended();
+        assert!(!second.is_admitted());
     }
 
     #[test]
     fn nothing_begins_once_closed() {
         let registry = Registry::new(1, 10);
-        registry.close();
+        registry.close(&failure());
         assert_eq!(registry.begin(description("1", "a")).unwrap_err().code, ErrorCode::ShuttingDown);
     }
 

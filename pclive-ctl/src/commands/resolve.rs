@@ -17,6 +17,7 @@ pub(super) async fn run(mut client: Client, wish: &Resolve, output: &mut Output)
             Phase::Done => "removed here; it belongs to the destination",
             Phase::Failed => "let go here, as far as it was there",
             Phase::Unspecified
+            | Phase::Queued
             | Phase::Negotiating
             | Phase::PreCopy
             | Phase::Frozen

@@ -22,6 +22,7 @@ fn exit(phase: Phase) -> Exit {
         Phase::Failed => Exit::Failed,
         Phase::Unknown => Exit::Unknown,
         Phase::Unspecified
+        | Phase::Queued
         | Phase::Negotiating
         | Phase::PreCopy
         | Phase::Frozen

@@ -57,6 +57,7 @@ fn failure(error: &Error, phase: Phase) -> Word {
     }
     match phase {
         Phase::Unspecified
+        | Phase::Queued
         | Phase::Negotiating
         | Phase::PreCopy
         | Phase::Frozen
@@ -78,6 +79,7 @@ pub(crate) fn verdict(migration: &Migration, told: Option<Box<Error>>) -> Option
         Phase::Failed => Some(Outcome::Failed(error)),
         Phase::Unknown => Some(Outcome::Unknown(error)),
         Phase::Unspecified
+        | Phase::Queued
         | Phase::Negotiating
         | Phase::PreCopy
         | Phase::Frozen

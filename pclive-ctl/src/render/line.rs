@@ -23,6 +23,7 @@ pub(crate) fn line(event: &Event) -> Option<String> {
 pub(crate) fn phase(phase: Phase) -> &'static str {
     match phase {
         Phase::Unspecified => "a phase that this pclivectl does not know",
+        Phase::Queued => "queued: as many migrations as allowed are running",
         Phase::Negotiating => "negotiating: checks at both ends",
         Phase::PreCopy => "pre-copy: the container runs on while its memory is copied",
         Phase::Frozen => "frozen: the container is stopped",

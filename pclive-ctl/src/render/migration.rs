@@ -108,6 +108,7 @@ fn took(migration: &Migration, now_ms: u64) -> String {
     let end = match migration.phase() {
         Phase::Done | Phase::Failed => migration.ended_ms,
         Phase::Unspecified
+        | Phase::Queued
         | Phase::Negotiating
         | Phase::PreCopy
         | Phase::Frozen

@@ -14,6 +14,7 @@ pub(crate) fn phase(phase: Phase) -> &'static str {
         Phase::Done => "done",
         Phase::Failed => "failed",
         Phase::Unknown => "unknown",
+        Phase::Queued => "queued",
     }
 }
 
@@ -28,7 +29,8 @@ pub(crate) fn phase_json(phase: Phase) -> Option<&'static str> {
         | Phase::Committed
         | Phase::Done
         | Phase::Failed
-        | Phase::Unknown => Some(self::phase(phase)),
+        | Phase::Unknown
+        | Phase::Queued => Some(self::phase(phase)),
     }
 }
 

@@ -17,6 +17,7 @@ use super::terminals;
 use super::thread::Frame;
 use super::tracked::Tracked;
 use super::tree::TreeProcess;
+use crate::fault::{self, Point};
 use crate::memory::ranges::RangeSet;
 use crate::model::{Blocker, FinalState, Pid, ProcessState, Vpid};
 use crate::remote::RemoteTask;
@@ -62,10 +63,14 @@ impl<'a> Frozen<'a> {
     ) -> Result<(RoundStats, Dumped), CaptureError> {
         let shape = self.shape()?;
         sink.layout(&shape.layout)?;
+        fault::reached(Point::SourceLastLayoutSent);
         let stats = self.pages(&shape, sink, last)?;
+        fault::reached(Point::SourceLastPagesSent);
         let state = self.state()?;
+        fault::reached(Point::SourceSocketsMute);
         // If the agent dies now the tasks run on, and so must their connections.
         self.connections.rest().map_err(CaptureError::Silence)?;
+        fault::reached(Point::SourceSocketsRested);
         Ok((stats, state))
     }
 
@@ -78,7 +83,10 @@ impl<'a> Frozen<'a> {
             None => Freezer::find(init, &tree)?,
         };
         self.freezer.insert(freezer).engage(init, &tree)?;
-        self.connections.silence().map_err(CaptureError::Silence)
+        fault::reached(Point::SourceFreezerEngaged);
+        self.connections.silence().map_err(CaptureError::Silence)?;
+        fault::reached(Point::SourceSilenced);
+        Ok(())
     }
 
     /// Leaves the container frozen, whatever becomes of the agent: COMMIT was sent and nobody knows what came of it.
@@ -97,9 +105,11 @@ impl<'a> Frozen<'a> {
         let pids: Vec<Pid> = self.pids().collect();
         pids.iter().copied().for_each(end::kill);
         std::mem::take(&mut self.connections).leave();
+        fault::reached(Point::SourceKilled);
         if let Some(freezer) = self.freezer.take() {
             freezer.thaw()?;
         }
+        fault::reached(Point::SourceThawedToEnd);
         end::await_ends(&pids, self.source.options.stop_timeout)?;
         self.processes.clear();
         self.source.tracked.clear();

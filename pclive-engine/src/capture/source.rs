@@ -14,6 +14,7 @@ use super::sink::{CountedSink, RoundStats, Sink};
 use super::tracked::Tracked;
 use super::tree::{self, TreeProcess};
 use super::{CaptureError, check, stop};
+use crate::fault::{self, Point};
 use crate::memory::Objects;
 use crate::model::{Blocker, Deadline, Pid};
 
@@ -101,7 +102,9 @@ impl Source {
         self.hold_descriptors(tree.iter())?;
         round::hold(self, &in_memory, &tree, &mut shape)?;
         shape.finish(&mut self.objects);
+        fault::reached(Point::SourceTracked);
         sink.layout(&shape.layout)?;
+        fault::reached(Point::SourceLayoutSent);
         let mut stats = shape.stats();
         for (pid, vmas) in shape.vmas() {
             stats.descriptors = stats.descriptors.saturating_add(descriptors(pid));
@@ -122,6 +125,7 @@ impl Source {
                 Err(error) => return Err(error.into()),
             }
         }
+        fault::reached(Point::SourcePagesSent);
         stats.add(&round::objects(self, sink)?);
         // Looked for while the container runs, so that the stop need not.
         self.freezer = Freezer::find(self.init, &tree).ok();
@@ -150,6 +154,7 @@ impl Source {
         loop {
             let (mut processes, began) = stop::stop_tree(self.init, self.options.stop_timeout)?;
             self.calls.settle(&mut processes);
+            fault::reached(Point::SourceTasksStopped);
             let Some(shared) = check::shared_memory(processes.iter().map(|process| &process.tree)) else {
                 return Ok(Frozen::new(self, processes, began));
             };

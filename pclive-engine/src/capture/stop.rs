@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::calls::InterruptedCalls;
 use super::tree::{self, Known, TreeError, TreeProcess, TreeThread};
 use super::{CaptureError, rseq, thread};
+use crate::fault::{self, Point};
 use crate::model::{Deadline, Pid, Vpid};
 use crate::remote::{Captive, ProcessMemory, RemoteError, release};
 use crate::sys::ptrace;
@@ -78,6 +79,7 @@ pub(super) fn with_process_stopped<T>(
         let captive = stopped.first_mut().and_then(|process| process.threads.last_mut());
         let captive = captive.ok_or(TraceError::Gone { pid: process.pid })?;
         let outcome = action(captive);
+        fault::reached(Point::SourceProcessStopped);
         let again = match outcome {
             Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) => {
                 captive.owe(signal);

@@ -39,6 +39,7 @@ mod xstate;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use crate::fault::{self, Point};
 use crate::model::{Batch, Descriptor, FinalState, Layout, Pid, ProcessState, Vpid};
 use crate::proc::root::ContainerRoot;
 use crate::remote::{RemoteTask, release};
@@ -52,7 +53,7 @@ use mappings::Mappings;
 use restorer::Restorer;
 use same_cpu::SameCpu;
 use skeleton::Skeleton;
-use sockets::{Builder, BuiltSockets};
+use sockets::{Awake, Builder, BuiltSockets};
 use thread::RegisterSet;
 
 /// Limits and choices of a destination.
@@ -85,6 +86,7 @@ pub struct Destination {
     mappings: Mappings,
     layout: Layout,
     sockets: Option<BuiltSockets>,
+    awake: Awake,
     absent: Absent,
     warnings: Vec<String>,
 }
@@ -94,15 +96,18 @@ impl Destination {
     /// again.
     pub fn adopt(init: Pid, options: DestinationOptions) -> Result<Self, RestoreError> {
         let skeleton = Skeleton::adopt(init, options.stop_timeout)?;
+        fault::reached(Point::DestinationSeized);
         let mappings = Mappings::below(init)?;
         let layout = Layout::default();
         let absent = Absent::default();
-        Ok(Self { init, skeleton, mappings, layout, sockets: None, absent, warnings: Vec::new() })
+        let (sockets, awake, warnings) = (None, Awake::default(), Vec::new());
+        Ok(Self { init, skeleton, mappings, layout, sockets, awake, absent, warnings })
     }
 
     /// Makes the skeleton match `layout`: tasks born and gone, mappings made, moved and dropped.
     pub fn apply_layout(&mut self, layout: &Layout) -> Result<(), RestoreError> {
         self.skeleton.follow(layout, &mut self.mappings)?;
+        fault::reached(Point::DestinationSkeleton);
         self.layout = layout.clone();
         self.absent = Absent::default();
         Ok(())
@@ -110,7 +115,9 @@ impl Destination {
 
     /// Writes pages into the skeleton.
     pub fn fill(&mut self, batch: &Batch) -> Result<(), RestoreError> {
-        self.mappings.fill(batch, &mut self.skeleton)
+        self.mappings.fill(batch, &mut self.skeleton)?;
+        fault::reached(Point::DestinationFilled);
+        Ok(())
     }
 
     /// The source says that these pages of the newest layout are of no use any more: they are dropped, so that
@@ -144,15 +151,18 @@ impl Destination {
             process::early(&mut restorer.leader, process)?;
             self.absent.prepare(restorer)?;
         }
+        fault::reached(Point::DestinationEarlyState);
         let files_begun = Instant::now();
         self.skeleton.set_foregrounds(&state.files)?;
         self.restore_files(state)?;
         self.mappings.finish(&self.layout)?;
         let files = files_begun.elapsed();
+        fault::reached(Point::DestinationFiles);
         for process in &state.processes {
             let restorer = self.skeleton.restorer_mut(process.vpid)?;
             self.warnings.extend(restore_tasks(restorer, process, &mut self.absent)?);
         }
+        fault::reached(Point::DestinationTasks);
         Ok(RestoreLedger { files, tasks: begun.elapsed() - files })
     }
 
@@ -161,21 +171,43 @@ impl Destination {
         &self.warnings
     }
 
-    /// Takes the sockets out of repair mode: from here on they take what arrives, and answer. The network must be open
-    /// by now. There is no way back from here: an error is told after every socket that can live does.
+    /// Takes the sockets out of repair mode. The network must still be locked: if the agent dies before [`Self::keep`],
+    /// the tasks die with it, and nobody may hear that their connections end. There is no way back from here: an error
+    /// is told after every socket that can live does.
     pub fn wake_sockets(&mut self) -> Result<(), RestoreError> {
-        self.sockets.take().map_or(Ok(()), BuiltSockets::go).map_err(RestoreError::from)
+        let Some(sockets) = self.sockets.take() else { return Ok(()) };
+        let (awake, woken) = sockets.wake();
+        self.awake = awake;
+        fault::reached(Point::DestinationSocketsAwake);
+        Ok(woken?)
     }
 
-    /// Lets every task go, and the sockets first if they still sleep. There is no way back from here: an error is told
-    /// after everything that can run does. Init is the last to go: until then it dies with the agent and takes the
-    /// others with it, so that an init that outlives the agent means a whole container.
+    /// From here on the copy outlives the agent: if that dies, the kernel lets every task go. The sockets must be awake:
+    /// a task that uses one in repair mode takes it for broken. Init is the last: until then it dies with the agent and
+    /// takes the others with it, so that an init that outlives the agent means a whole container.
+    pub fn keep(&mut self) -> Result<(), RestoreError> {
+        self.skeleton.keep()
+    }
+
+    /// The network is open: connections say what they have to say, instead of waiting for TCP's timer.
+    pub fn push_sockets(&mut self) {
+        std::mem::take(&mut self.awake).push();
+    }
+
+    /// Lets every task go, and what comes before that first if it was left out. An error is told after everything that
+    /// can run does. Init is the last to go.
     pub fn resume(mut self) -> Result<(), RestoreError> {
-        let mut result = self.wake_sockets();
-        for restorer in self.skeleton.release().into_iter().rev() {
-            let threads = restorer.threads.into_iter().map(|(_, captive)| captive);
-            result = result.and(release(restorer.leader, threads).map_err(RestoreError::from));
+        let mut result = self.wake_sockets().and(self.keep());
+        self.push_sockets();
+        let mut restorers = self.skeleton.release();
+        let mut init = restorers.drain(..1.min(restorers.len())).collect::<Vec<_>>();
+        restorers.reverse();
+        for restorer in restorers {
+            result = result.and(let_go(restorer));
         }
+        fault::reached(Point::DestinationOthersReleased);
+        result = result.and(init.pop().map_or(Ok(()), let_go));
+        fault::reached(Point::DestinationReleased);
         result
     }
 
@@ -199,6 +231,11 @@ impl Destination {
         self.sockets = Some(restored.sockets);
         Ok(())
     }
+}
+
+fn let_go(restorer: Restorer) -> Result<(), RestoreError> {
+    let threads = restorer.threads.into_iter().map(|(_, captive)| captive);
+    release(restorer.leader, threads).map_err(RestoreError::from)
 }
 
 /// The small state of all threads of a process, in the order that their privileges allow; then the engine's own

@@ -234,6 +234,14 @@ impl Restorer {
         Ok(self.leader.unsettle(vdso)?)
     }
 
+    /// From here on its threads run on when the agent dies, the leader at last. On `Err` all do that can.
+    pub(super) fn keep(&self) -> Result<(), RestoreError> {
+        let others = self.threads.iter().map(|(_, captive)| captive);
+        let kept =
+            others.chain([&self.leader]).map(|captive| captive.set_options(OPTIONS & !ptrace::EXIT_KILL));
+        Ok(kept.fold(Ok(()), Result::and)?)
+    }
+
     /// Every thread, the leader first.
     pub(super) fn captives(&mut self) -> impl Iterator<Item = &mut Captive> {
         std::iter::once(&mut self.leader).chain(self.threads.iter_mut().map(|(_, captive)| captive))

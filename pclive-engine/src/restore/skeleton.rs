@@ -16,6 +16,7 @@ use super::mappings::Mappings;
 use super::restorer::Restorer;
 use super::terminals::Terminals;
 use super::validate;
+use crate::fault::{self, Point};
 use crate::model::layout::Layout;
 use crate::model::{Pid, ProcessLayout, ThreadLayout, Vpid};
 use crate::remote::{Call, Processes, RemoteError, RemoteTask};
@@ -32,14 +33,16 @@ pub(super) struct Skeleton {
     chooser: Option<PidChooser>,
     pub(super) terminals: Terminals,
     timeout: Duration,
+    /// Its tasks outlive the agent.
+    kept: bool,
 }
 
 impl Skeleton {
     /// A tree of one: the created container's init.
     pub(super) fn adopt(init: Pid, timeout: Duration) -> Result<Self, RestoreError> {
         let restorer = Restorer::adopt(init, Vpid(1), timeout)?;
-        let mut skeleton =
-            Self { restorers: vec![restorer], chooser: None, terminals: Terminals::default(), timeout };
+        let terminals = Terminals::default();
+        let mut skeleton = Self { restorers: vec![restorer], chooser: None, terminals, timeout, kept: false };
         skeleton.chooser = Some(start_chooser(init)?);
         Ok(skeleton)
     }
@@ -104,6 +107,22 @@ impl Skeleton {
     pub(super) fn restorer_mut(&mut self, vpid: Vpid) -> Result<&mut Restorer, RestoreError> {
         let at = self.index(vpid)?;
         Ok(&mut self.restorers[at])
+    }
+
+    /// From here on the tasks outlive the agent; init is the last. On `Err` all do that can. Doing it twice is doing it
+    /// once.
+    pub(super) fn keep(&mut self) -> Result<(), RestoreError> {
+        let mut result = Ok(());
+        if !self.kept
+            && let Some((init, others)) = self.restorers.split_first()
+        {
+            result = others.iter().map(Restorer::keep).fold(Ok(()), Result::and);
+            fault::reached(Point::DestinationOthersKept);
+            result = result.and(init.keep());
+            fault::reached(Point::DestinationKept);
+        }
+        self.kept = true;
+        result
     }
 
     /// Gives the processes away; the tree no longer kills them.

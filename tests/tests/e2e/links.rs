@@ -52,7 +52,7 @@ fn survives(verdict: Verdict, breaks: &[Duration], options: &[&str]) -> Result<(
     if !ready(&["redis-server"]) {
         return Ok(());
     }
-    let (lab, container, clients) = served("")?;
+    let (lab, container, clients) = served("reconnect_timeout_ms = 15000\n")?;
     let following = on_its_way(&lab, &container, options)?;
     for length in breaks {
         let cut = Cut::new(lab.b.node(), verdict)?;

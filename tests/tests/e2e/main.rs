@@ -1,5 +1,6 @@
 //! Migrations end to end: two agents on two hosts, real containers, real workloads, clients that watch.
 
+mod cancel;
 mod clients;
 mod compression;
 mod connections;
@@ -10,13 +11,17 @@ mod footprint;
 mod frozen;
 mod hooks;
 mod links;
+mod many;
 mod postcopy;
 mod postgres;
 mod recovery;
 mod redis;
 mod refusals;
 mod servers;
+mod soak;
 mod states;
+mod surroundings;
+mod sweep;
 mod torture;
 
 use std::time::Duration;

@@ -12,6 +12,7 @@ use super::placement::StagingPlan;
 use crate::agent::{Agent, container_id};
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError};
+use crate::fault::{self, Point};
 use crate::host;
 use crate::host::compatibility::{self, Demand};
 use crate::journal::{self, Record};
@@ -63,6 +64,7 @@ pub(super) async fn admit(
     host_fits(&prepare)?;
     end_abandoned(agent, &id, &prepare.source_agent).await;
     let staging = staging(agent, &prepare, strategy)?;
+    agent.registry.refuse_moving(id.as_str())?;
     if runtime.knows(&id) {
         let message =
             format!("cannot take container {id}: {} on {} has one of this name", runtime.name(), agent.name);
@@ -84,6 +86,7 @@ pub(super) async fn admit(
         entry.fail(error.clone());
         agent.registry.ended();
     })?;
+    fault::reached(Point::DestinationAdmitted);
     Ok(Admitted { log, entry, id, runtime, prepare, interfaces, staging })
 }
 

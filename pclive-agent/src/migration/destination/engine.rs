@@ -20,6 +20,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 
 use super::placement::{Placement, StagingPlan, restore_error};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
 use crate::migration::compression::Unpacker;
 use crate::migration::report::ns;
 use crate::migration::wire;
@@ -299,6 +300,7 @@ fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
         network::apply(namespace, &plan.container, &plan.interfaces, &plan.network).map_err(network_error)?;
     let announcer = Announcer::prepare(network.namespace(), &plan.interfaces).map_err(network_error)?;
     let injector = injector(plan, network.namespace());
+    fault::reached(Point::DestinationNetworkBuilt);
     let placement = Placement::new(destination, plan.staging)?;
     Ok(Copy {
         network,
@@ -364,8 +366,8 @@ impl Copy {
         Ok(Restored { ledger, staging_peak_bytes, lacks: self.placement.take_lacks() })
     }
 
-    /// The network first: sockets that leave repair mode may speak at once. The answer comes as soon as the tasks run;
-    /// what the source need not wait for comes after it.
+    /// First what the death of the agent may not undo halfway, then the network, then the tasks. The answer comes as
+    /// soon as these run; what the source need not wait for comes after it.
     fn resume(
         mut self,
         waiting: &Waiting,
@@ -373,11 +375,17 @@ impl Copy {
     ) -> Result<Vec<String>, MigrationError> {
         let began = Instant::now();
         let mut warnings = Vec::new();
-        self.network.open().map_err(network_error)?;
-        warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
         let mut destination = self.placement.into_destination();
-        // The connections live by now, whatever it says; what has waited goes ahead of what peers send next.
+        // The connections live by now, whatever it says; what they say is dropped, and said again.
         warnings.extend(destination.wake_sockets().err().map(|error| chain(&error)));
+        // ==> From here on the copy runs also when the agent dies.
+        warnings.extend(destination.keep().err().map(|error| chain(&error)));
+        let opened = self.network.open();
+        fault::reached(Point::DestinationOpened);
+        warnings.extend(opened.err().map(|error| chain(&error)));
+        warnings.extend(self.announcer.announce().err().map(|error| chain(&error)));
+        destination.push_sockets();
+        // What has waited goes ahead of what peers send next.
         if let Some(injector) = &mut self.injector {
             waiting.iter().for_each(|arrival| injector.inject(arrival));
         }

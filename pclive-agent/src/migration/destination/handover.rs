@@ -60,7 +60,7 @@ pub(super) async fn hook_ended(
     if let Err(MigrationError { message, .. }) = ended.flatten() {
         entry.warn(&message);
         // A source that is gone hears of it by its own means.
-        let _ = answers.send_timeout(Ok(answer(Message::Warning(Warning { message }))), LAST_WORD).await;
+        let _ = answers.send_timeout(answer(Message::Warning(Warning { message })), LAST_WORD).await;
     }
 }
 
@@ -129,6 +129,7 @@ impl Receiver<'_> {
         if self.say(Message::Running(running)).await.is_err() {
             self.entry.warn("the source could not be told that the container runs here");
         }
+        fault::reached(Point::DestinationSaid);
         let hook = after_resume(self.agent, &self.log);
         tail::write(&self.log, self.fetcher.as_ref(), &self.entry).await;
         tokio::spawn(late::take(self.incoming, resumed.injector).instrument(Span::current()));

@@ -17,6 +17,7 @@ mod reaper;
 mod rounds;
 mod state;
 mod tail;
+mod turn;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -113,9 +114,14 @@ fn answer(message: Message) -> DestinationMessage {
 }
 
 /// Creates the container, builds the copy in it, and cleans up what must not stay.
-async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Incoming, answers: Answers) {
+async fn take(agent: Arc<Agent>, admitted: Admitted, mut incoming: Incoming, answers: Answers) {
     let Admitted { entry, id, runtime, prepare, interfaces, staging, log } = admitted;
     super::warn_of_plain_text(&agent, &entry);
+    if let Err(error) = turn::wait(&agent, &entry, &mut incoming).await {
+        refuse(&answers, &error).await;
+        failed(&agent, &entry, log, error).await;
+        return;
+    }
     info!(from = prepare.source_agent, memory_bytes = prepare.memory_bytes, "migration begins");
     fault::reached(Point::DestinationBegun);
     let meter = UsageMeter::start();
@@ -170,6 +176,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Incoming, answers
             if let Err(error) = runtime.start(&id).await {
                 entry.warn(format!("the container runs, but the runtime was not told: {}", chain(&error)));
             }
+            fault::reached(Point::DestinationStarted);
             handover::hook_ended(&entry, &answers, hook).await;
             match &report {
                 Some(report) => info!(restore_ms = report.restore_ns / 1_000_000, "container runs here"),
@@ -183,6 +190,9 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Incoming, answers
                     return;
                 }
             }
+            if report.as_ref().is_some_and(|report| report.tail.is_some()) {
+                fault::reached(Point::DestinationFetched);
+            }
             doubt::write_end(&agent, log, Ending::Done).await;
             entry.finish(report);
             agent.registry.ended();
@@ -191,6 +201,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, incoming: Incoming, answers
             if let Err(error) = runtime.delete(&id).await {
                 entry.warn(format!("the created container could not be removed: {}", chain(&error)));
             }
+            fault::reached(Point::DestinationDeleted);
             failed(&agent, &entry, log, error).await;
         }
     }
@@ -205,6 +216,9 @@ async fn start(
     init_pid: i32,
 ) -> Result<Option<Fetcher>, MigrationError> {
     let fetcher = tail::start_fetcher(agent, prepare, init_pid).await?;
+    if fetcher.is_some() {
+        fault::reached(Point::DestinationFetcherStarted);
+    }
     stage_committing(log, init_pid, fetcher.as_ref().map(Fetcher::identity)).await?;
     Ok(fetcher)
 }
@@ -317,7 +331,9 @@ impl<'a> Receiver<'a> {
         tracing::debug!(after = ?self.state.next(Event::Failure), "giving up");
         // The source first: its container may be waiting to go on.
         refuse(&self.answers, &error).await;
+        fault::reached(Point::DestinationGivingUp);
         self.engine.release().await;
+        fault::reached(Point::DestinationGaveUp);
         Ended::Discarded(error)
     }
 
@@ -362,7 +378,9 @@ impl<'a> Receiver<'a> {
         let facts = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
         let accepted = Accepted { host: Some(facts), agent_name: self.agent.name.clone() };
         self.advance(Event::Prepared)?;
-        self.say(Message::Accepted(accepted)).await
+        self.say(Message::Accepted(accepted)).await?;
+        fault::reached(Point::DestinationAccepted);
+        Ok(())
     }
 
     /// The source's next message; also ends with the engine, with a user's wish, and at a deadline.

@@ -53,6 +53,7 @@ impl Receiver<'_> {
         self.advance(event)?;
         if begin.r#final {
             self.write_committing();
+            fault::reached(Point::DestinationFinalBegun);
         }
         self.round = control::Round { number: begin.round, r#final: begin.r#final, ..Default::default() };
         let layout = self.document.finish(begin.layout)?;

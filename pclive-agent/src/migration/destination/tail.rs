@@ -11,6 +11,7 @@ use pclive_proto::peer::Prepare;
 use super::Receiver;
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError};
+use crate::fault::{self, Point};
 use crate::journal::{self, Phase, Record};
 use crate::link::PeerAddress;
 use crate::migration::{SharedLog, wire, written};
@@ -97,6 +98,7 @@ impl Receiver<'_> {
         let handed = tokio::task::spawn_blocking(move || fetcher.hand(lacks).map(|()| fetcher)).await;
         let handed = handed.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
         self.fetcher = Some(handed?);
+        fault::reached(Point::DestinationLacksHanded);
         Ok(())
     }
 }

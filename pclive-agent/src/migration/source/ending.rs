@@ -10,6 +10,7 @@ use super::state::State;
 use super::{Driver, Ended};
 use crate::agent::Located;
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
 use crate::journal;
 use crate::recovery::decision::Answer;
 use crate::recovery::inquiry;
@@ -28,7 +29,9 @@ impl Driver<'_> {
                 format!("the container runs at the destination, but is still listed here: {}", chain(&error));
             self.session.entry.warn(message);
         }
+        fault::reached(Point::SourceRuntimeForgot);
         self.remove(self.engine.retire()).await;
+        fault::reached(Point::SourceRetired);
     }
 
     async fn remove(&self, removed: engine::Answer<()>) {

@@ -120,6 +120,7 @@ impl Driver<'_> {
                 Answered::Settled(_) => {}
                 other => return Err(out_of_turn(&other)),
             }
+            fault::reached(Point::SourceOutdatedDropped);
             if pages < FEW_PAGES {
                 break;
             }

@@ -47,11 +47,11 @@ use crate::error::{ErrorCode, MigrationError, printable_name};
 use crate::fault::{self, Point};
 use crate::host::compatibility::{self, Demand};
 use crate::host::{self, UsageMeter};
-use crate::journal::Ending;
+use crate::journal::{self, Ending};
 use crate::link::PeerAddress;
 use crate::migration::compression::Packer;
 use crate::network;
-use crate::recovery::doubt;
+use crate::recovery::{doubt, process};
 use crate::registry::Entry;
 
 /// What is asked for.
@@ -84,10 +84,15 @@ enum Ended {
 pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
     let span = info_span!("migration", id = entry.id(), container = entry.container(), role = "source");
     async {
+        let waited = turn(&entry, &order).await;
         info!(to = %order.destination, "migration begins");
         fault::reached(Point::SourceBegun);
         let meter = UsageMeter::start();
-        match drive(&agent, &entry, &order, &meter).await {
+        let driven = match waited {
+            Ok(()) => drive(&agent, &entry, &order, &meter).await,
+            Err(error) => Err(Ended::RolledBack(error)),
+        };
+        match driven {
             Ok(report) => {
                 match &report {
                     Some(report) => {
@@ -121,6 +126,21 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
     }
     .instrument(span)
     .await;
+}
+
+/// Waits until it is this migration's turn. The container may have ended meanwhile.
+async fn turn(entry: &Entry, order: &Order) -> Result<(), MigrationError> {
+    tokio::select! {
+        biased;
+        why = entry.cancelled() => return Err(why),
+        () = entry.turn() => {}
+    }
+    let init = journal::guard(&order.log).record().init;
+    if init.is_some_and(process::is_there) {
+        return Ok(());
+    }
+    let message = format!("cannot migrate container {}: its init has ended", order.located.id);
+    Err(MigrationError::new(ErrorCode::ContainerNotRunning, message))
 }
 
 /// One migration with everything it has open.
@@ -161,15 +181,18 @@ async fn drive(
     let began = Engine::start(plan);
     let (engine, opened) =
         began.map_err(|error| Ended::RolledBack(MigrationError::caused(ErrorCode::Internal, &error)))?;
-    let opened = tokio::select! {
-        opened = open(agent, order, opened) => opened,
-        why = entry.cancelled() => Err(why),
-    };
     let token = Uuid::new_v4().to_string();
     let lines = Lines::new(agent, &order.destination, entry.id(), &token, ears.carrier());
-    let connected = match opened {
-        Ok(opened) => connect(agent, order, &lines).await.map(|round_trip| (opened, round_trip)),
-        Err(error) => Err(error),
+    let begin = async {
+        let opened = open(agent, order, opened).await?;
+        fault::reached(Point::SourceOpened);
+        let round_trip = connect(agent, order, &lines).await?;
+        fault::reached(Point::SourceConnected);
+        Ok((opened, round_trip))
+    };
+    let connected = tokio::select! {
+        connected = begin => connected,
+        why = entry.cancelled() => Err(why),
     };
     let (opened, round_trip) = match connected {
         Ok(connected) => connected,
@@ -213,11 +236,13 @@ impl Driver<'_> {
             Err(error) => {
                 // The destination first, then the network and the tasks here.
                 self.session.give_up(&error);
+                fault::reached(Point::SourceGivingUp);
                 abort.cancel();
                 let (patience, session) = (self.agent.config.migration.stop_timeout(), self.session);
                 if tokio::time::timeout(patience, self.engine.release()).await.is_err() {
                     tracing::error!("the engine does not let go of the container");
                 }
+                fault::reached(Point::SourceGaveUp);
                 session.farewell().await;
                 Err(Ended::RolledBack(error))
             }
@@ -260,6 +285,7 @@ impl Driver<'_> {
         };
         let patience = self.agent.config.migration.prepare_timeout();
         self.session.send(Message::Prepare(prepare), patience).await?;
+        fault::reached(Point::SourcePrepareSent);
         match self.session.answer("accept the container", patience).await? {
             Answered::Accepted(accepted) => self.accepted(&facts, &accepted, opened.memory_bytes),
             other => Err(out_of_turn(&other)),
@@ -280,7 +306,9 @@ impl Driver<'_> {
         }
         info!(agent = printable_name(&accepted.agent_name), memory_bytes, "accepted");
         self.lines.widen(self.order.streams);
-        self.session.advance(Event::Accepted)
+        self.session.advance(Event::Accepted)?;
+        fault::reached(Point::SourceNegotiated);
+        Ok(())
     }
 }
 

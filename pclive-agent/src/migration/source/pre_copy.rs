@@ -73,6 +73,7 @@ impl Driver<'_> {
     ) -> Result<Estimate, MigrationError> {
         let patience = self.agent.config.migration.progress_timeout();
         let counted = self.session.step(self.engine.pending(), patience).await?;
+        fault::reached(Point::SourceCounted);
         let pending = counted.map(|pages| Pending { pages, age: moved.began.elapsed() });
         Ok(self.record(number, false, moved, Done { duration, backlog, pending }))
     }

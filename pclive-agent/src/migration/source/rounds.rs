@@ -12,6 +12,7 @@ use pclive_proto::peer::RoundApplied;
 use super::engine::Moved;
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
 use crate::journal;
 use crate::migration::convergence::{
     self, Action, Estimate, Experience, History, Limits, Measured, Obstacle, Pending, Policy, Reason, Sample,
@@ -160,7 +161,12 @@ impl Rounds {
         let Some(mut throttle) = self.throttle.take() else { return };
         let log = Arc::clone(log);
         let limited = tokio::task::spawn_blocking(move || {
-            let limited = throttle.limit(step, |slowed| journal::guard(&log).keep_slowed(slowed));
+            let limited = throttle.limit(step, |slowed| {
+                let kept = journal::guard(&log).keep_slowed(slowed);
+                fault::reached(Point::SourceSlowingWritten);
+                kept
+            });
+            fault::reached(Point::SourceSlowed);
             (throttle, limited)
         });
         let Ok((throttle, limited)) = limited.await else { return };

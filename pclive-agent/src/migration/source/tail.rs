@@ -10,6 +10,7 @@ use tracing::info;
 
 use super::Driver;
 use crate::error::{ErrorCode, MigrationError};
+use crate::fault::{self, Point};
 use crate::journal;
 use crate::recovery::decision::Answer;
 use crate::recovery::inquiry;
@@ -22,6 +23,7 @@ impl Driver<'_> {
     /// Waits until the destination has every page.
     pub(super) async fn tail_fetched(&self, pages: u64) -> Result<control::Tail, MigrationError> {
         info!(pages, "container runs at the destination, its last pages follow");
+        fault::reached(Point::SourceTailBegun);
         let tail = self.agent.tails.of(self.session.entry.id());
         let grace = self.agent.config.migration.commit_grace();
         let mut heard = Instant::now();

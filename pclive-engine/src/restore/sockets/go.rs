@@ -12,7 +12,7 @@ use super::{options, tcp};
 use crate::model::FileId;
 use crate::model::socket::{Buffers, SocketOption};
 use crate::model::socket_options::Moment;
-use crate::sys::socket::set_int;
+use crate::sys::socket::{get_int, set_int};
 use crate::sys::tcp::{Repair, set_repair};
 
 /// Every socket of the container. Dropping it before [`Self::go`] undoes it: connections end without a packet (once
@@ -26,24 +26,52 @@ pub struct BuiltSockets {
 }
 
 impl BuiltSockets {
-    /// Ends the repair mode of every connection and sends what was not sent. The network must be open; the tasks
-    /// do not run yet. A connection that fails does not keep the others from living: the first error is returned
-    /// when all are done.
+    /// [`Self::wake`] with a network that is open.
     pub fn go(self) -> Result<(), SocketsError> {
-        let mut first = Ok(());
+        self.wake().1
+    }
+
+    /// Ends the repair mode of every connection and hands the kernel what was not sent. The tasks do not run yet. A
+    /// connection that fails does not keep the others from living: the first error is returned when all are done.
+    /// What a network that is still locked has dropped goes out by [`Awake::push`].
+    pub fn wake(self) -> (Awake, Result<(), SocketsError>) {
+        let (mut awake, mut first) = (Awake::default(), Ok(()));
         for connection in self.connections {
-            if let Err(error) = connection.go() {
-                tracing::error!(error = &error as &dyn std::error::Error, "a TCP connection is lost");
-                first = first.and(Err(error));
+            match connection.go() {
+                Ok(speaking) => awake.speaking.extend(speaking),
+                Err(error) => {
+                    tracing::error!(error = &error as &dyn std::error::Error, "a TCP connection is lost");
+                    first = first.and(Err(error));
+                }
             }
         }
         self.files.into_iter().for_each(BoundFile::keep);
-        first
+        (awake, first)
     }
 
     /// How many connections [`Self::go`] will bring to life.
     pub fn connections(&self) -> usize {
         self.connections.len()
+    }
+}
+
+/// Connections that live and have something to say.
+#[derive(Debug, Default)]
+pub struct Awake {
+    speaking: Vec<OwnedFd>,
+}
+
+impl Awake {
+    /// The network is open: says at once what was dropped before. Without it, that waits for TCP's timer.
+    pub fn push(self) {
+        for fd in self.speaking {
+            // Setting it sends what waits. A connection that is over has nothing to say.
+            let Ok(before) = get_int(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY) else { continue };
+            let pushed = set_int(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+            if pushed.is_ok() && before == 0 {
+                let _ = set_int(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 0);
+            }
+        }
     }
 }
 
@@ -65,7 +93,8 @@ pub(super) struct Live {
 }
 
 impl Live {
-    fn go(self) -> Result<(), SocketsError> {
+    /// The connection again, if it has something to say.
+    fn go(self) -> Result<Option<OwnedFd>, SocketsError> {
         set_repair(self.fd.as_fd(), Repair::Off).of(self.file, "switch off the repair mode")?;
         tcp::write_all(&self.fd, &self.to_send).of(self.file, "send the rest of the send queue")?;
         if self.finish {
@@ -77,7 +106,8 @@ impl Live {
         if let Some(buffers) = self.buffers {
             self.settle(buffers).of(self.file, "settle the state")?;
         }
-        options::apply(self.file, &self.fd, &self.options, Moment::AfterData)
+        options::apply(self.file, &self.fd, &self.options, Moment::AfterData)?;
+        Ok((self.finish || !self.to_send.is_empty()).then_some(self.fd))
     }
 
     /// ENOTCONN: the peer has answered with RST meanwhile, and the connection is over.

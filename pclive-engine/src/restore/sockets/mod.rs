@@ -2,7 +2,7 @@
 //! are stopped and the network is dropped.
 //!
 //! TCP connections stay in repair mode: they send nothing and, if they are closed, end without a packet.
-//! [`BuiltSockets::go`] brings them to life; the network must be open by then, the tasks not yet running.
+//! [`BuiltSockets::wake`] brings them to life before the tasks run; what they say goes out once the network is open.
 //!
 //! Sockets are bound before any listens, and connections are built last, so that those which share a port do not
 //! shut each other out; `SO_REUSEADDR` is set on all of them meanwhile.
@@ -28,7 +28,7 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{SockaddrStorage, bind};
 
 pub use error::SocketsError;
-pub use go::BuiltSockets;
+pub use go::{Awake, BuiltSockets};
 
 use crate::model::socket::{Socket, SocketKind};
 use crate::model::socket_options::Moment;

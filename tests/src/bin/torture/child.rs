@@ -8,8 +8,8 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::memory::{self, Address, Backing, Protection};
 use super::page::WORDS;
-use super::random::Random;
 use super::region::{Kind, Mismatch, Region};
+use pclive_tests::random::Random;
 
 /// Words of the shared page before its data: the count when a write begins, and when it has ended.
 const BEGUN: usize = 0;

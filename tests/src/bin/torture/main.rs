@@ -8,7 +8,6 @@
 mod child;
 mod memory;
 mod page;
-mod random;
 mod region;
 mod worker;
 

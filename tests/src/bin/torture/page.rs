@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use super::random::Random;
+use pclive_tests::random::Random;
 
 /// Words of a page.
 pub(crate) const WORDS: usize = 512;

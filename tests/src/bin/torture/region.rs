@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::memory::{self, Address, Backing, Protection};
 use super::page::{BYTES, Base, Content, FILE_PAGES, WORDS};
-use super::random::Random;
+use pclive_tests::random::Random;
 
 /// What a region's pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

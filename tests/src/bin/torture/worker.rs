@@ -10,8 +10,8 @@ use clap::ValueEnum;
 use super::Options;
 use super::child::Child;
 use super::memory::Protection;
-use super::random::Random;
 use super::region::{Kind, Mismatch, Region};
+use pclive_tests::random::Random;
 
 /// Pages of a new region, at most.
 const LARGEST: usize = 600;

@@ -22,6 +22,7 @@ use tokio::sync::oneshot;
 use self::stop::Reached;
 use super::sink::{Outlet, RoundSink};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
 use crate::migration::source::sink::later_messages;
 use crate::migration::throttle::Throttle;
 use crate::migration::wire;
@@ -276,6 +277,7 @@ fn round(plan: &Plan, source: &mut Source, number: u32) -> Result<Moved, Migrati
     let mut sink = RoundSink::new(&plan.outlet, number, plan.bandwidth);
     let stats = source.round(&mut sink).map_err(capture_error(plan))?;
     let bytes = sink.bytes + end_round(plan, number, &stats)?;
+    fault::reached(Point::SourceRoundSent);
     Ok(Moved { stats, bytes, saved: sink.saved, elapsed: began.elapsed(), began })
 }
 

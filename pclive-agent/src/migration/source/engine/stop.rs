@@ -12,6 +12,7 @@ use super::{
     stream_error, tell,
 };
 use crate::error::MigrationError;
+use crate::fault::{self, Point};
 use crate::migration::document;
 use crate::migration::source::relay::Relay;
 use crate::migration::source::sink::RoundSink;
@@ -34,6 +35,7 @@ pub(super) fn freeze(
         Err(error) => return refused(reply, error),
     };
     let mut relay = Relay::prepare(namespace, interfaces, plan.capture_bytes);
+    fault::reached(Point::SourceLockPrepared);
     drop(throttle);
     if let Err(error) = source.await_moment() {
         return refused(reply, capture_error(plan)(error));
@@ -45,6 +47,7 @@ pub(super) fn freeze(
     let began = frozen.began();
     relay.listen();
     let engaged = lock.engage().map_err(network_error);
+    fault::reached(Point::SourceLocked);
     tell(reply, engaged.map(|()| Stopped { began, elapsed: began.elapsed() }))?;
     let reached = stopped(plan, steps, &mut frozen, &mut lock, &mut relay);
     match reached {
@@ -136,6 +139,7 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32, last: LastPages) -> R
             let bytes = ahead + send(plan, Message::FinalState(message))?;
             // It waits until the pages before it are on their way, as each of them did.
             stats.read += sending.elapsed();
+            fault::reached(Point::SourceStateSent);
             (bytes, Vec::new())
         }
         Dumped::NotNow(obstacles) => (0, obstacles),
@@ -147,7 +151,9 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32, last: LastPages) -> R
 
 fn hold(plan: &Plan, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), MigrationError> {
     frozen.hold().map_err(capture_error(plan))?;
-    lock.outlive_agent().map_err(network_error)
+    lock.outlive_agent().map_err(network_error)?;
+    fault::reached(Point::SourceLockOutlives);
+    Ok(())
 }
 
 /// After the commit: destroyed, let go on the destination's word, or kept stopped.
@@ -207,6 +213,7 @@ fn retire(
     let destroyed = Instant::now();
     let step = next(plan, steps, &mut relay);
     relay.linger(&plan.outlet, destroyed);
+    fault::reached(Point::SourceRelayed);
     let retired = network::retire(namespace, &plan.container, interfaces).map_err(network_error);
     if let Some(Step::Retire(reply)) = step {
         let _ = tell(reply, retired);

@@ -1,0 +1,157 @@
+//! Agents that are killed at every point of a migration that the agent knows: after their restart exactly one copy runs,
+//! where the point says, with its data and its connections, nothing is left of the other, and a second migration works.
+//!
+//! `FAULT_POINTS=WORD` leaves only points whose name contains the word.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use pclive_tests::command::{faulty_agent, output};
+use pclive_tests::ctl::Following;
+use pclive_tests::link::TEN_GIGABIT;
+use pclive_tests::workload::clients::Clients;
+use pclive_tests::workload::redis::{Redis, bundle};
+use pclive_tests::{Container, Host, Lab};
+
+use crate::{migrate, ready};
+
+/// Least number of points: one that vanished would not be missed otherwise.
+const LEAST_POINTS: usize = 80;
+
+/// A point as the agent describes it.
+#[derive(Debug)]
+pub(crate) struct Point {
+    pub(crate) name: String,
+    /// Where the container runs afterwards: "source", "destination", or "decided": where the destination says.
+    survivor: String,
+    /// The policy of a migration that comes to it.
+    pub(crate) policy: String,
+}
+
+impl Point {
+    fn parse(line: &str) -> Result<Self> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let [name, survivor, policy] = words[..] else { bail!("not a point: {line}") };
+        Ok(Self { name: name.into(), survivor: survivor.into(), policy: policy.into() })
+    }
+
+    pub(crate) fn options(&self) -> [&str; 6] {
+        let rounds = match self.policy.as_str() {
+            "cancel" => "1",
+            // Steps are taken when rounds no longer shrink, and no more at their limit.
+            "throttle" => "15",
+            _ => "3",
+        };
+        let downtime = if self.policy == "stop-anyway" { "300ms" } else { "1ms" };
+        ["--policy", &self.policy, "--max-downtime", downtime, "--max-rounds", rounds]
+    }
+}
+
+/// Every point of the agent.
+pub(crate) fn points() -> Result<Vec<Point>> {
+    let listed = output(Command::new(faulty_agent()?).arg("fault-points"))?;
+    listed.lines().map(Point::parse).collect()
+}
+
+/// A lab with a small Redis that moves, and what watches it.
+pub(crate) struct Sweep {
+    pub(crate) container: Container,
+    pub(crate) clients: Clients,
+    pub(crate) lab: Lab,
+}
+
+impl Sweep {
+    pub(crate) fn new() -> Result<Self> {
+        let lab = Lab::without_agents(TEN_GIGABIT)?;
+        lab.certify()?;
+        lab.a.start_faulty_agent("")?;
+        lab.b.start_faulty_agent("")?;
+        let container = lab.start(&bundle("redis-1"))?;
+        let redis = Redis::new(&lab.client, container.v4);
+        redis.populate(8 << 20)?;
+        let clients = redis.clients(2, Duration::from_millis(1))?;
+        Ok(Self { container, clients, lab })
+    }
+
+    /// Where it runs, and the other host.
+    pub(crate) fn hosts(&self) -> Result<(&Host, &Host)> {
+        let running =
+            |host| Ok::<_, anyhow::Error>(self.container.status(host)?.as_deref() == Some("running"));
+        match (running(&self.lab.a)?, running(&self.lab.b)?) {
+            (true, false) => Ok((&self.lab.a, &self.lab.b)),
+            (false, true) => Ok((&self.lab.b, &self.lab.a)),
+            (true, true) => bail!("two copies run"),
+            (false, false) => bail!("no copy runs"),
+        }
+    }
+
+    /// Kills the agent at the point and looks at what comes of it.
+    fn survive(&self, point: &Point) -> Result<()> {
+        let (source, destination) = self.hosts()?;
+        let victim = if point.name.starts_with("source") { source } else { destination };
+        victim.arm(&format!("{}:kill", point.name))?;
+        let following = Following::start(source, &self.container.name, destination.name(), &point.options())?;
+        victim.await_agent_end().context("the point was not reached")?;
+        victim.start_faulty_agent("")?;
+        drop(following);
+        source.await_ends()?;
+        destination.await_ends()?;
+        let (here, gone) = self.hosts()?;
+        let survivor = if here.name() == source.name() { "source" } else { "destination" };
+        let expected = match point.survivor.as_str() {
+            "decided" if destination.migrations()?.first().is_some_and(|last| last["phase"] == "done") => {
+                "destination"
+            }
+            "decided" => "source",
+            known => known,
+        };
+        ensure!(survivor == expected, "it runs at the {survivor}, not at the {expected}");
+        here.await_clean(&[&self.container])?;
+        gone.await_clean(&[])?;
+        self.clients.wait_for_answers(20)?;
+        migrate(&self.container, here, gone, &[])?;
+        self.clients.wait_for_answers(20).map(drop)
+    }
+
+    pub(crate) fn last_words(&self) -> String {
+        self.lab.a.last_words() + &self.lab.b.last_words()
+    }
+}
+
+/// Every point of a role, one after the other in one lab. A lab in which one was not survived is replaced.
+fn survives_every_point_of(role: &str) -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let all = points()?;
+    ensure!(all.len() >= LEAST_POINTS, "{} points", all.len());
+    let wanted = std::env::var("FAULT_POINTS").unwrap_or_default();
+    let of_role = all.iter().filter(|point| point.name.starts_with(role) && point.name.contains(&wanted));
+    let (mut sweep, mut failures, mut survived) = (Sweep::new()?, Vec::new(), 0);
+    for point in of_role {
+        let begun = Instant::now();
+        match sweep.survive(point) {
+            Ok(()) => survived += 1,
+            Err(error) => {
+                eprintln!("{}: {error:#}\n{}", point.name, sweep.last_words());
+                failures.push(format!("{}: {error:#}", point.name));
+                sweep = Sweep::new()?;
+            }
+        }
+        eprintln!("{} by {}: {:?}", point.name, point.policy, begun.elapsed());
+    }
+    ensure!(failures.is_empty(), "{survived} points survived, and not: {failures:#?}");
+    eprintln!("{survived} points survived");
+    sweep.clients.stop()?.nothing_lost()
+}
+
+#[test]
+fn source_killed_at_any_point_leaves_one_copy_where_the_point_says() -> Result<()> {
+    survives_every_point_of("source")
+}
+
+#[test]
+fn destination_killed_at_any_point_leaves_one_copy_where_the_point_says() -> Result<()> {
+    survives_every_point_of("destination")
+}
