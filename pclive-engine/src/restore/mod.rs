@@ -18,7 +18,6 @@ mod objects;
 pub mod process;
 pub mod restart;
 mod restorer;
-mod same_cpu;
 mod scheduling;
 mod seccomp;
 mod segments;
@@ -51,7 +50,6 @@ pub use error::RestoreError;
 pub use validate::layout as check_layout;
 use mappings::Mappings;
 use restorer::Restorer;
-use same_cpu::SameCpu;
 use skeleton::Skeleton;
 use sockets::{Awake, Builder, BuiltSockets};
 use thread::RegisterSet;
@@ -246,16 +244,9 @@ fn restore_tasks(
     absent: &mut Absent,
 ) -> Result<Vec<String>, RestoreError> {
     let mut warnings = Vec::new();
-    let leader = restorer.leader.pid();
-    let here = RegisterSet::of(leader)?;
-    // Threads that have CPUs of their own choice get them first of all.
-    let same_cpu = SameCpu::engage(leader, process.threads.len());
+    let here = RegisterSet::of(restorer.leader.pid())?;
     for (captive, state) in restorer.captives().zip(&process.threads) {
-        let pid = captive.pid();
-        let brought = same_cpu.as_ref().filter(|_| state.scheduling.affinity.is_empty());
-        brought.inspect(|same_cpu| same_cpu.bring(pid));
         warnings.extend(thread::restore(captive, process, state, &here)?);
-        brought.map_or(Ok(()), |same_cpu| same_cpu.give_back(pid))?;
     }
     process::late(&mut restorer.leader, process)?;
     for (captive, state) in restorer.captives().zip(&process.threads) {

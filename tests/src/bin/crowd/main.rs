@@ -39,7 +39,8 @@ fn main() -> Result<()> {
         "PING" => "PONG".into(),
         "CHECK" => {
             let everything = threads.check().and_then(|()| mappings.check()).and_then(|()| files.check());
-            everything.map_or_else(|error| format!("FAIL {error:#}"), |()| "PASS everything is its own".into())
+            everything
+                .map_or_else(|error| format!("FAIL {error:#}"), |()| "PASS everything is its own".into())
         }
         other => format!("FAIL unknown question {other}"),
     })

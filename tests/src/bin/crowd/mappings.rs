@@ -44,7 +44,7 @@ impl Mappings {
             self.protect(page, libc::PROT_READ | libc::PROT_WRITE)?;
             // SAFETY: the page is this object's and has just been made writable.
             unsafe { (self.at(page) as *mut u64).write_volatile(self.word(page)) };
-            if page % 2 == 1 {
+            if !page.is_multiple_of(2) {
                 self.protect(page, libc::PROT_READ)?;
             }
         }
@@ -66,7 +66,7 @@ impl Mappings {
             let (start, end) = words.next()?.split_once('-')?;
             let start = usize::from_str_radix(start, 16).ok()?;
             let page = start.checked_sub(self.address)? / BYTES;
-            let protection = if page % 2 == 0 { "rw-p" } else { "r--p" };
+            let protection = if page.is_multiple_of(2) { "rw-p" } else { "r--p" };
             let one_page = usize::from_str_radix(end, 16).ok()? == start + BYTES;
             Some(page < self.pages && one_page && words.next()? == protection)
         };
