@@ -15,7 +15,8 @@ use support::Served;
 
 /// What the destination answers to these messages, which must be a refusal.
 async fn refusal(served: &Served, messages: Vec<Message>) -> Failure {
-    let stream = messages.into_iter().zip(1..).map(|(message, place)| SourceMessage { message: Some(message), place });
+    let stream =
+        messages.into_iter().zip(1..).map(|(message, place)| SourceMessage { message: Some(message), place });
     let stream = tokio_stream::iter(stream.collect::<Vec<_>>());
     let mut answers = served.peer().await.migrate(stream).await.unwrap().into_inner();
     let answer = answers.message().await.unwrap().expect("an answer");

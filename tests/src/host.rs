@@ -265,7 +265,8 @@ impl Host {
         command.envs(fault.map(|fault| ("FAULT_INJECTION", fault)));
         let config = self.directory.join("agent.toml");
         // Most tests that end an agent are not interested in the patience with a link that may come back.
-        let patience = if lines.contains("reconnect_timeout_ms") { "" } else { "reconnect_timeout_ms = 3000\n" };
+        let patience =
+            if lines.contains("reconnect_timeout_ms") { "" } else { "reconnect_timeout_ms = 3000\n" };
         std::fs::write(&config, self.agent_config() + patience + lines)
             .context("cannot write the agent's configuration")?;
         let log = File::options().create(true).append(true).open(self.directory.join("agent.log"))?;

@@ -1,6 +1,8 @@
 //! What two agents say to each other, as messages of a conversation.
 
-use pclive_proto::peer::{DestinationMessage, End, Received, SourceMessage, destination_message, source_message};
+use pclive_proto::peer::{
+    DestinationMessage, End, Received, SourceMessage, destination_message, source_message,
+};
 use prost::Message;
 
 use super::Spoken;
@@ -19,7 +21,9 @@ impl Spoken for SourceMessage {
 
     fn weight(&self) -> usize {
         match &self.message {
-            Some(source_message::Message::PageBatch(batch)) => batch.payload.len() + batch.extents.len() * RUN,
+            Some(source_message::Message::PageBatch(batch)) => {
+                batch.payload.len() + batch.extents.len() * RUN
+            }
             _ => self.encoded_len(),
         }
     }

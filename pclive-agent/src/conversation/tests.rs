@@ -88,7 +88,8 @@ fn carried(from: &Arc<End>, line: LineId, most: usize, held_back: usize) -> Word
 /// A line between two ends; it breaks for both at once.
 async fn connect(a: Arc<End>, b: Arc<End>, slot: u32, (most, held_back): (usize, usize)) {
     let (at_a, at_b) = (a.line(slot), b.line(slot));
-    let (from_a, from_b) = (carried(&a, at_a.id(), most, held_back), carried(&b, at_b.id(), most * 3, held_back));
+    let (from_a, from_b) =
+        (carried(&a, at_a.id(), most, held_back), carried(&b, at_b.id(), most * 3, held_back));
     tokio::select! {
         _ = a.listen(at_a, from_b) => {}
         _ = b.listen(at_b, from_a) => {}

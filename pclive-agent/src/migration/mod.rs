@@ -97,8 +97,17 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
             return Err(error);
         }
     };
-    let order =
-        Order { located, destination, strategy, limits, bandwidth, allow_clock_step_back, tail_token, streams, log };
+    let order = Order {
+        located,
+        destination,
+        strategy,
+        limits,
+        bandwidth,
+        allow_clock_step_back,
+        tail_token,
+        streams,
+        log,
+    };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
     Ok(entry)
 }
@@ -254,7 +263,9 @@ impl Wishes {
 fn streams(agent: &Agent, asked: u32) -> Result<u32, MigrationError> {
     if asked > MOST_STREAMS {
         let message = format!("cannot use {asked} streams");
-        return Err(MigrationError::new(ErrorCode::InvalidRequest, message).hint(format!("at most {MOST_STREAMS}")));
+        return Err(
+            MigrationError::new(ErrorCode::InvalidRequest, message).hint(format!("at most {MOST_STREAMS}"))
+        );
     }
     let configured = agent.config.migration.streams;
     Ok(match (asked, configured) {

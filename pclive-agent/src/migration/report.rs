@@ -99,7 +99,8 @@ fn source_ledger(handover: &Handover, there: &DestinationLedger) -> Ledger {
         freeze_ns: ns(handover.freeze),
         final_scan_ns: ns(stats.scan),
         capture_ns: ns(handover.dump.saturating_sub(stats.scan).saturating_sub(stats.read)),
-        transfer_ns: ns(stats.read.saturating_add(handover.until_ready)).saturating_sub(there.fill_ns.saturating_add(restore)),
+        transfer_ns: ns(stats.read.saturating_add(handover.until_ready))
+            .saturating_sub(there.fill_ns.saturating_add(restore)),
         fill_ns: there.fill_ns,
         restore_ns: restore,
         commit_ns: ns(handover.commit).saturating_sub(there.resume_ns),

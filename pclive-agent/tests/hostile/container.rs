@@ -101,9 +101,8 @@ impl Container {
         for (source, target, options) in
             [(Path::new("/usr"), "/usr", ["bind", "ro"]), (&data, "/data", ["bind", "rw"])]
         {
-            mounts.push(
-                json!({ "destination": target, "type": "bind", "source": source, "options": options }),
-            );
+            mounts
+                .push(json!({ "destination": target, "type": "bind", "source": source, "options": options }));
         }
         std::fs::write(&path, config.to_string()).unwrap();
     }

@@ -26,7 +26,12 @@ fn long_and_evil() -> String {
 fn answering(mut change: impl FnMut(Message) -> Option<Vec<Message>> + Send + 'static) -> Attack {
     let change = move |answer: DestinationMessage| {
         let instead = change(answer.message?)?;
-        Some(instead.into_iter().map(|message| DestinationMessage { message: Some(message), place: 0 }).collect())
+        Some(
+            instead
+                .into_iter()
+                .map(|message| DestinationMessage { message: Some(message), place: 0 })
+                .collect(),
+        )
     };
     Attack { destination: Some(Box::new(change)), ..Attack::default() }
 }
@@ -86,7 +91,9 @@ const SWAPS: [Swap; 14] = [
     ("another round", &["RoundApplied out of turn"], is_applied, || {
         vec![Message::RoundApplied(RoundApplied { round: 7, ..Default::default() })]
     }),
-    ("ready without the state", &["Ready out of turn"], is_applied, || vec![Message::Ready(Ready::default())]),
+    ("ready without the state", &["Ready out of turn"], is_applied, || {
+        vec![Message::Ready(Ready::default())]
+    }),
     ("running without a commit", &["Running out of turn"], is_ready, || {
         vec![Message::Running(Running { init_pid: -1, ..Default::default() })]
     }),
@@ -124,7 +131,8 @@ async fn streams_that_end(pair: &mut Pair) {
     }
     let mut first = true;
     let empty = move |message: DestinationMessage| {
-        let instead = if std::mem::take(&mut first) { DestinationMessage { message: None, place: 0 } } else { message };
+        let instead =
+            if std::mem::take(&mut first) { DestinationMessage { message: None, place: 0 } } else { message };
         Some(vec![instead])
     };
     let attack = Attack { destination: Some(Box::new(empty)), ..Attack::default() };

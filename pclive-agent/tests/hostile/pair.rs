@@ -99,9 +99,8 @@ impl Pair {
         attack: Attack,
     ) {
         self.proxy.prepare(attack);
-        let ended = self.migrate(strategy, |migration| {
-            matches!(migration.phase(), Phase::Failed | Phase::Done)
-        });
+        let ended =
+            self.migrate(strategy, |migration| matches!(migration.phase(), Phase::Failed | Phase::Done));
         let ended = ended.await;
         self.proxy.prepare(Attack::default());
         let error = ended.error.clone().unwrap_or_default();
@@ -154,9 +153,8 @@ impl Pair {
     pub(crate) async fn finish(self, attack: Attack) -> Migration {
         assert!(self.faults.is_empty(), "{:#?}", self.faults);
         self.proxy.prepare(attack);
-        let ended = self.migrate(Strategy::Global, |migration| {
-            matches!(migration.phase(), Phase::Failed | Phase::Done)
-        });
+        let ended = self
+            .migrate(Strategy::Global, |migration| matches!(migration.phase(), Phase::Failed | Phase::Done));
         let ended = ended.await;
         assert_eq!(ended.phase(), Phase::Done, "{ended:?}");
         self.container.await_beat();

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::peer_client::PeerClient;
 use pclive_proto::peer::peer_server::{Peer, PeerServer};
-use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{
     DestinationMessage, FetchReply, FetchRequest, HelloRequest, HelloResponse, InquireRequest,
@@ -171,10 +171,7 @@ impl Peer for Proxy {
         }
     }
 
-    async fn probe(
-        &self,
-        _: Request<Streaming<ProbeChunk>>,
-    ) -> Result<Response<ProbeResponse>, Status> {
+    async fn probe(&self, _: Request<Streaming<ProbeChunk>>) -> Result<Response<ProbeResponse>, Status> {
         Err(Status::unimplemented("not of interest here"))
     }
 

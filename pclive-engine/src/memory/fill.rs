@@ -117,7 +117,8 @@ impl Filler {
         let mut data = Vec::with_capacity(batch.extents.len());
         let (mut zeros, mut guards) = (MOST_ZEROS, MOST_GUARDS * PAGE_SIZE);
         let spend = |left: &mut u64, start, bytes, what| {
-            *left = left.checked_sub(bytes).ok_or(FillError::Malformed { target: batch.target, start, what })?;
+            *left =
+                left.checked_sub(bytes).ok_or(FillError::Malformed { target: batch.target, start, what })?;
             Ok(())
         };
         for extent in &batch.extents {

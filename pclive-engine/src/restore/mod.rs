@@ -47,12 +47,12 @@ use crate::tail::{Lack, Later};
 use absent::Absent;
 pub use absent::can_go_without_pages;
 pub use error::RestoreError;
-pub use validate::layout as check_layout;
 use mappings::Mappings;
 use restorer::Restorer;
 use skeleton::Skeleton;
 use sockets::{Awake, Builder, BuiltSockets};
 use thread::RegisterSet;
+pub use validate::layout as check_layout;
 
 /// Limits and choices of a destination.
 #[derive(Debug, Clone)]

@@ -191,7 +191,9 @@ fn scan(options: &Options) -> Result<()> {
         middle(reports.iter().filter_map(|report| Some(part(report.ledger.as_ref()?) as f64 / 1e6)).collect())
     };
     let (scan, capture) = (part(|ledger| ledger.final_scan_ns), part(|ledger| ledger.capture_ns));
-    println!("{WRITER_MIB} MiB of which {WRITTEN_PERCENT} % is always written: find the last written pages {scan:.1} ms,");
+    println!(
+        "{WRITER_MIB} MiB of which {WRITTEN_PERCENT} % is always written: find the last written pages {scan:.1} ms,"
+    );
     println!("read the kernel's state {capture:.1} ms, transfer {:.1} ms", part(|ledger| ledger.transfer_ns));
     println!("  find and read                 {:>8.1} ms   (aim: below 10 ms)", scan + capture);
     Ok(())

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
-use pclive_proto::peer::source_message::Message;
 use super::Incoming;
 use crate::network::{Arrival, Injector};
+use pclive_proto::peer::source_message::Message;
 
 /// How long a source that has committed may take to end the stream.
 const FAREWELL: Duration = Duration::from_secs(5);

@@ -63,12 +63,7 @@ type Incoming = Ears<DestinationMessage, SourceMessage>;
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// Takes one migration, to whatever end, and records that end.
-pub(super) async fn run(
-    agent: Arc<Agent>,
-    caller: Caller,
-    mut incoming: Incoming,
-    answers: Answers,
-) {
+pub(super) async fn run(agent: Arc<Agent>, caller: Caller, mut incoming: Incoming, answers: Answers) {
     let admitted = match first(&agent, &caller, &mut incoming).await {
         Ok(admitted) => admitted,
         Err(error) => {

@@ -113,7 +113,8 @@ impl Lines {
     async fn join(&self, slot: u32) -> Result<Open, MigrationError> {
         let config = &self.agent.config;
         let client =
-            link::connect(&self.destination, &config.peer, &config.migration, self.agent.keeper.as_ref()).await?;
+            link::connect(&self.destination, &config.peer, &config.migration, self.agent.keeper.as_ref())
+                .await?;
         let line = self.carrier.line(slot);
         let join = Join {
             protocol_version: PROTOCOL_VERSION,
@@ -136,7 +137,9 @@ impl Lines {
         match tokio::time::timeout(patience, client.migrate(words)).await {
             Ok(Ok(response)) => Ok((line, response.into_inner())),
             Ok(Err(status)) => Err(wire::status_error(&status)),
-            Err(_) => Err(MigrationError::new(ErrorCode::Timeout, "the other agent does not take the migration")),
+            Err(_) => {
+                Err(MigrationError::new(ErrorCode::Timeout, "the other agent does not take the migration"))
+            }
         }
     }
 }

@@ -44,10 +44,9 @@ fn tree(layout: &mut Layout, point: &str, nodes: &[(&str, NodeKind)]) {
     };
     let root = [("", NodeKind::Directory)];
     layout.trees.retain(|tree| tree.point != point.as_bytes());
-    layout.trees.push(MemoryTree {
-        point: point.into(),
-        nodes: root.iter().chain(nodes).map(node).collect(),
-    });
+    layout
+        .trees
+        .push(MemoryTree { point: point.into(), nodes: root.iter().chain(nodes).map(node).collect() });
 }
 
 const MAPPINGS: [(&str, &[&str], Edit); 13] = [

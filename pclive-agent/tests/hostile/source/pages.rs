@@ -33,7 +33,9 @@ const ATTACKS: [(&str, &[&str], Edit); 18] = [
     }),
     ("a run that wraps around", &["a run of"], |batch| batch.extents[0].pages = u64::MAX),
     ("a run that begins within a page", &["a run of"], |batch| batch.extents[0].start += 1),
-    ("runs that go back", &["a run of"], |batch| only(batch, vec![run(8192, 1, Kind::Zero), run(0, 1, Kind::Zero)])),
+    ("runs that go back", &["a run of"], |batch| {
+        only(batch, vec![run(8192, 1, Kind::Zero), run(0, 1, Kind::Zero)])
+    }),
     ("memory of the kernel", &["beyond the end", "a run of"], |batch| {
         only(batch, vec![run(0xffff_8000_0000_0000, 1, Kind::Zero)]);
     }),

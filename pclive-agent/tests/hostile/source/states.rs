@@ -31,7 +31,14 @@ fn path(path: &str, file_type: u32, offset: i64) -> FileKind {
 
 fn socket(kind: SocketKind) -> FileKind {
     let buffers = Buffers::default();
-    FileKind::Socket(Box::new(Socket { uid: 0, gid: 0, reuse_address: false, buffers, options: Vec::new(), kind }))
+    FileKind::Socket(Box::new(Socket {
+        uid: 0,
+        gid: 0,
+        reuse_address: false,
+        buffers,
+        options: Vec::new(),
+        kind,
+    }))
 }
 
 fn timer(id: i32) -> PosixTimer {
@@ -67,17 +74,25 @@ const PRIVILEGES: [(&str, &[&str], Edit); 8] = [
 ];
 
 const FILES: [(&str, &[&str], Edit); 20] = [
-    ("the machine's memory", &["another device"], |state| open(state, path("/data/mem", CHARACTER_DEVICE, 0))),
-    ("the machine's memory as a file", &["character device"], |state| open(state, path("/data/mem", REGULAR, 0))),
+    ("the machine's memory", &["another device"], |state| {
+        open(state, path("/data/mem", CHARACTER_DEVICE, 0))
+    }),
+    ("the machine's memory as a file", &["character device"], |state| {
+        open(state, path("/data/mem", REGULAR, 0))
+    }),
     ("a link that leads out", &["symbolic link"], |state| open(state, path("/data/escape", REGULAR, 0))),
     ("a directory that leads out", &["cannot find"], |state| {
         open(state, path("/data/top/etc/passwd", REGULAR, 0));
     }),
-    ("a file above the root", &["cannot find"], |state| open(state, path("/../../../../etc/passwd", REGULAR, 0))),
+    ("a file above the root", &["cannot find"], |state| {
+        open(state, path("/../../../../etc/passwd", REGULAR, 0))
+    }),
     ("another process's root", &["cannot find"], |state| open(state, path("/proc/1/root/etc", REGULAR, 0))),
     ("a relative path", &["not absolute"], |state| open(state, path("etc", REGULAR, 0))),
     ("a negative offset", &["negative offset"], |state| open(state, path("/data/beat", REGULAR, -1))),
-    ("an offset beyond all", &["cannot set the offset"], |state| open(state, path("/data/beat", REGULAR, i64::MAX))),
+    ("an offset beyond all", &["cannot set the offset"], |state| {
+        open(state, path("/data/beat", REGULAR, i64::MAX))
+    }),
     ("a full pipe of gigabytes", &["pipe of"], |state| {
         let contents = Vec::new();
         open(state, FileKind::Pipe { pipe: 9, path: None, capacity: u32::MAX, owner: (0, 0), contents });
@@ -86,7 +101,9 @@ const FILES: [(&str, &[&str], Edit); 20] = [
         let contents = vec![0; 5000];
         open(state, FileKind::Pipe { pipe: 9, path: None, capacity: 4096, owner: (0, 0), contents });
     }),
-    ("a full counter", &["counter"], |state| open(state, FileKind::Event { count: u64::MAX, semaphore: false })),
+    ("a full counter", &["counter"], |state| {
+        open(state, FileKind::Event { count: u64::MAX, semaphore: false })
+    }),
     ("a timer of no clock", &["clock 99"], |state| {
         let (clock, left_ns) = (99, 1);
         open(state, FileKind::Timer { clock, settime_flags: 0, left_ns, interval_ns: 0, ticks: 0 });
@@ -98,7 +115,9 @@ const FILES: [(&str, &[&str], Edit); 20] = [
         let descriptor = state.processes[0].descriptors[0];
         state.processes[0].descriptors.push(descriptor);
     }),
-    ("a descriptor of nothing", &["no open file"], |state| state.processes[0].descriptors[0].file = FileId(4242)),
+    ("a descriptor of nothing", &["no open file"], |state| {
+        state.processes[0].descriptors[0].file = FileId(4242)
+    }),
     ("a watch on what is not there", &["lacks"], |state| {
         let watch = EpollWatch { process: Vpid(1), fd: 4000, file: FileId(1), events: 1, data: 0 };
         open(state, FileKind::Epoll { watches: vec![watch] });
@@ -109,7 +128,9 @@ const FILES: [(&str, &[&str], Edit); 20] = [
     ("a slave without a master", &["slave"], |state| {
         open(state, FileKind::Slave { terminal: 3, path: b"/dev/pts/3".to_vec(), exclusive: false });
     }),
-    ("a standard stream of another number", &["standard stream 200"], |state| open(state, FileKind::Stdio(200))),
+    ("a standard stream of another number", &["standard stream 200"], |state| {
+        open(state, FileKind::Stdio(200))
+    }),
 ];
 
 const SOCKETS: [(&str, &[&str], Edit); 5] = [
@@ -148,7 +169,9 @@ const REST: [(&str, &[&str], Edit); 17] = [
     ("a pending signal that is none", &["signal"], |state| {
         state.processes[0].pending.push(PendingSignal { siginfo: vec![0xff; 5] });
     }),
-    ("timers in no order", &["ascending"], |state| state.processes[0].posix_timers = vec![timer(5), timer(5)]),
+    ("timers in no order", &["ascending"], |state| {
+        state.processes[0].posix_timers = vec![timer(5), timer(5)]
+    }),
     ("a timer below zero", &["ascending"], |state| state.processes[0].posix_timers = vec![timer(-5)]),
     ("registers that are none", &["register"], |state| state.processes[0].threads[0].registers.truncate(5)),
     ("extended registers that are none", &["register", "xstate", "XSAVE"], |state| {
