@@ -230,13 +230,7 @@ impl Seized {
                 self.gone.insert(pid);
                 Ok(true)
             }
-            // A task on its way out cannot be seized either (EPERM); a debugger's task stays there.
-            Err(error @ TraceError::Request { .. }) if is_alive(pid) => Err(error),
-            Err(TraceError::Request { .. }) => {
-                self.gone.insert(pid);
-                Ok(true)
-            }
-            Err(error @ TraceError::Deadline { .. }) => Err(error),
+            Err(error) => Err(error),
         }
     }
 
@@ -353,11 +347,6 @@ fn told(result: Result<(), RemoteError>) {
     if let Err(error) = result {
         tracing::debug!(%error, "a thread could not be let go");
     }
-}
-
-fn is_alive(pid: Pid) -> bool {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    crate::proc::task_ids::parse_stat(&stat).is_some_and(|stat| !matches!(stat.state, b'Z' | b'X'))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use std::io;
 use std::time::Duration;
 
 use crate::model::{Deadline, Pid};
+use crate::proc::task_ids::parse_stat;
 use crate::sys::{ptrace, wait};
 
 pub use libc::user_regs_struct as Registers;
@@ -52,6 +53,11 @@ fn check<T>(operation: &'static str, pid: Pid, result: io::Result<T>) -> Result<
     })
 }
 
+fn is_alive(pid: Pid) -> bool {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    parse_stat(&stat).is_some_and(|stat| !matches!(stat.state, b'Z' | b'X'))
+}
+
 /// Why a task stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -84,10 +90,14 @@ pub struct Running {
 }
 
 impl Running {
-    /// Seizes a task; it keeps running. EPERM: a debugger has it.
+    /// Seizes a task; it keeps running. EPERM: a debugger has it, or this process has no right to it; a task on its
+    /// way out is refused the same way (`ptrace_attach` in kernel/ptrace.c), and is [`TraceError::Gone`] here.
     pub fn seize(pid: Pid, options: u64) -> Result<Self, TraceError> {
-        check("seize", pid, ptrace::seize(pid, options))?;
-        Ok(Self { pid })
+        match check("seize", pid, ptrace::seize(pid, options)) {
+            Ok(()) => Ok(Self { pid }),
+            Err(TraceError::Request { .. }) if !is_alive(pid) => Err(TraceError::Gone { pid }),
+            Err(error) => Err(error),
+        }
     }
 
     /// A task that the kernel seized at its birth (`TRACE_BIRTHS`), which is on its way to its first stop.

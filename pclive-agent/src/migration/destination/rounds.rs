@@ -143,7 +143,7 @@ impl Receiver<'_> {
         }
         if self.later.pages != state.later_pages {
             let (came, told) = (self.later.pages, state.later_pages);
-            return Err(wire::bad(format!("{came} pages that come later and counted {told}")));
+            return Err(wire::bad(format!("{came} pages were said to come later and {told} were announced")));
         }
         let state = self.document.finish(state.state)?;
         let mut restored = self.engine.restore(state, at).await?;
@@ -159,7 +159,8 @@ impl Receiver<'_> {
             return Ok(());
         }
         let came = self.round.data_pages;
-        Err(wire::bad(format!("{came} pages in round {} and counted {data_pages}", self.round.number)))
+        let round = self.round.number;
+        Err(wire::bad(format!("{came} pages came in round {round} and {data_pages} were announced")))
     }
 
     fn finish_round(&mut self) {

@@ -84,6 +84,9 @@ impl Lines {
                     LineEnd::Over => return,
                     LineEnd::Broken(status) => {
                         tracing::warn!(slot, "a connection of the migration broke: {}", chain(&status));
+                        if self.agent.config.migration.reconnect_timeout().is_zero() {
+                            return;
+                        }
                     }
                 }
             }

@@ -76,7 +76,7 @@ async fn instead_of(pair: &mut Pair) {
         instead(ends, |_| vec![Message::RoundEnd(RoundEnd { round: 9, data_pages: 0 })])
     })
     .await;
-    pair.refuses("pages that nobody counted", &["counted"], {
+    pair.refuses("pages that nobody announced", &["announced"], {
         instead(ends, |message| match message {
             Message::RoundEnd(end) => vec![Message::RoundEnd(RoundEnd { data_pages: u64::MAX, ..end })],
             other => vec![other],

@@ -42,10 +42,10 @@ const ATTACKS: [(&str, &[&str], Edit); 18] = [
     ("memory above the user's", &["beyond the end"], |batch| {
         batch.extents = vec![run(1 << 47, batch.payload.len() as u64 / 4096, Kind::Data)];
     }),
-    ("memory that is not mapped", &["outside the private mappings"], |batch| {
+    ("memory that is not mapped", &["outside the private mappings", "announced"], |batch| {
         only(batch, vec![run(0x3000_0000_0000, 1 << 20, Kind::Zero)]);
     }),
-    ("all memory at once", &["outside the private mappings"], |batch| {
+    ("all memory at once", &["outside the private mappings", "announced"], |batch| {
         only(batch, vec![run(0x10000, (1 << 35) - 32, Kind::Hole)]);
     }),
     ("too many runs", &["more than the limits"], |batch| only(batch, vec![run(0, 1, Kind::Zero); 5000])),
