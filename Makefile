@@ -17,7 +17,7 @@ build:
 
 # For tests only: an agent that can be made to end at named points of a migration.
 faulty-agent:
-	$(CARGO) build --release -p pclive-agent --features fault-injection --target-dir target/fault
+	$(CARGO) build --release --workspace --features pclive-agent/fault-injection --bin pclive-agent-faulty
 
 demo: deps build
 	target/release/demo

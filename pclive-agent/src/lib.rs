@@ -1,8 +1,9 @@
-//! The PCLive daemon as a library: everything but the command line, so that tests can drive it.
+//! The PCLive daemon as a library: its two programs differ in their features, and tests drive it.
 
 #![forbid(unsafe_code)]
 
 pub mod agent;
+pub mod command_line;
 pub mod config;
 mod conversation;
 pub mod daemon;

@@ -47,21 +47,13 @@ pub fn workspace_binary(name: &str) -> Result<PathBuf> {
         .with_context(|| format!("cannot find {name} beside {}: run `make build` first", own.display()))
 }
 
-/// The agent with its feature `fault-injection`, which has a build directory of its own: the feature must not get into
-/// the agent that is delivered.
+/// The agent with its feature `fault-injection`, a program of its own: the feature must not get into the agent that is
+/// delivered.
 ///
 /// # Errors
 /// When it is not built: `make faulty-agent` does.
 pub fn faulty_agent() -> Result<PathBuf> {
-    let agent = workspace_binary("pclive-agent")?;
-    let path = agent
-        .ancestors()
-        .nth(2)
-        .map(|target| target.join("fault/release/pclive-agent"))
-        .filter(|path| path.is_file());
-    path.context(
-        "cannot find fault/release/pclive-agent in the build directory: run `make faulty-agent` first",
-    )
+    workspace_binary("pclive-agent-faulty").context("run `make faulty-agent` first")
 }
 
 /// Where Debian keeps programs, beyond what PATH of an unprivileged login shows.

@@ -30,11 +30,11 @@ struct Arrived<M> {
     next: u64,
     waiting: BTreeMap<u64, M>,
     waiting_bytes: usize,
-    /// Outside of the order; the first such word is the last.
+    /// Outside of the order; the first such word is the last: what waits for its turn is of no use any more.
     urgent: Option<M>,
     /// The other end has said its last message; it may not be its turn yet.
     ended: bool,
-    /// It was its turn.
+    /// It was its turn, or an urgent word was the last.
     complete: bool,
     /// What was taken and is not confirmed.
     unconfirmed: u64,
@@ -118,11 +118,12 @@ impl<M: Spoken> Arrived<M> {
     }
 
     fn next(&mut self) -> Next<M> {
-        if let Some(urgent) = self.urgent.take() {
-            return Next::Message(urgent, None);
-        }
         if self.complete {
             return Next::End(None);
+        }
+        if let Some(urgent) = self.urgent.take() {
+            self.complete = true;
+            return Next::Message(urgent, None);
         }
         let Some(message) = self.waiting.remove(&self.next) else { return Next::Nothing };
         let weight = message.weight();

@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -36,6 +38,19 @@ while True:
 pub(crate) const MOST_TASKS: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Takes note of a child's end. Its stops belong to the thread of this process that traces it (the source's): waiting for
+/// it would take them, so it is looked at only.
+fn reap(init: Pid) {
+    let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG;
+    while let Ok(status) = waitid(Id::Pid(init), look | WaitPidFlag::WNOWAIT) {
+        if matches!(status, WaitStatus::Exited(..) | WaitStatus::Signaled(..)) {
+            let _ = waitid(Id::Pid(init), look);
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 /// A bundle on both hosts and the container that was made of it on one.
 pub(crate) struct Container {
     pub(crate) name: String,
@@ -62,7 +77,7 @@ impl Container {
         container.runc(0, &words);
         let init = std::fs::read_to_string(&pid_file).unwrap().parse().unwrap();
         // Its init is a child of this process, which takes in orphans.
-        std::thread::spawn(move || nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(init), None));
+        std::thread::spawn(move || reap(Pid::from_raw(init)));
         container.await_beat();
         container
     }

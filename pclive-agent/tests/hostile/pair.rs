@@ -17,10 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Both hosts.
 pub(crate) struct Pair {
+    /// Goes first, also after a failure: what the runtime knows of it is in the hosts' directories.
+    pub(crate) container: Container,
     pub(crate) a: Served,
     pub(crate) b: Served,
     pub(crate) proxy: Proxy,
-    pub(crate) container: Container,
     /// What did not go as it should, with the name of the attack.
     faults: Vec<String>,
     /// How far the last migration came.
@@ -48,7 +49,7 @@ impl Pair {
         let roots = [&a, &b].map(|host| host.path("runc"));
         let container = Container::start(name, roots);
         let proxy = Proxy::start(b.peer_address(), container.bundles[1].to_str().unwrap()).await;
-        Self { a, b, proxy, container, faults: Vec::new(), last: Phase::Unspecified }
+        Self { container, a, b, proxy, faults: Vec::new(), last: Phase::Unspecified }
     }
 
     /// Migrates from a to b, until `over`.

@@ -88,6 +88,9 @@ fn place(
             tokio::spawn(run(Arc::clone(agent), caller, ears, mouth));
             Ok((carrier, 0, true))
         }
+        Some(Message::Failure(_)) => {
+            Err(MigrationError::new(ErrorCode::Cancelled, "the source gave up before it had begun"))
+        }
         Some(other) => Err(out_of_turn(other)),
         None => Err(wire::bad("an empty message")),
     }
