@@ -29,7 +29,12 @@ impl Host {
     /// The audit record has one line of every migration that the agent lists, which all have ended, and says the same of
     /// its end; the order came from root at the source, and from the other agent's certificate at the destination.
     pub fn audit_agrees(&self) -> Result<()> {
-        let migrations = self.migrations()?;
+        let mut migrations = Vec::new();
+        // Its phase says done as soon as the container runs there, its line is written when all is cleaned up.
+        until(&format!("the last word on every migration of {}", self.name()), LIMIT, || {
+            migrations = self.migrations()?;
+            Ok(migrations.iter().all(|migration| !migration["ended_unix_ms"].is_null()))
+        })?;
         if migrations.is_empty() {
             return Ok(());
         }

@@ -29,8 +29,7 @@ fn breaks_no_connection(point: &str, meanwhile: Meanwhile) -> Result<()> {
     let (source, destination) = sweep.hosts()?;
     let options = points()?.into_iter().find(|known| known.name == point).context("no such point")?;
     source.arm(&format!("{point}:kill"))?;
-    let following =
-        Following::start(source, &sweep.container.name, destination.name(), &options.options())?;
+    let following = Following::start(source, &sweep.container.name, destination.name(), &options.options())?;
     source.await_agent_end().context("the point was not reached")?;
     std::thread::sleep(AWAY);
     if meanwhile == Meanwhile::Answers {

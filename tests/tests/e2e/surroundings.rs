@@ -221,7 +221,8 @@ fn audit_record_that_cannot_be_written_is_a_warning_and_stops_no_migration() -> 
     std::fs::create_dir(lab.a.audit())?;
     let mut following = Following::start(&lab.a, &container.name, lab.b.name(), &[])?;
     following.wait_for("the warning", |line| {
-        line["event"] == "warning" && line["message"].as_str().is_some_and(|text| text.contains("audit record"))
+        line["event"] == "warning"
+            && line["message"].as_str().is_some_and(|text| text.contains("audit record"))
     })?;
     following.finish()?.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))?;
     lab.b.audit_agrees()?;
