@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pclive_proto::control;
 
+use crate::audit::Audit;
 use crate::config::{Config, Strategy};
 use crate::conversation;
 use crate::error::{ErrorCode, MigrationError, chain};
@@ -38,6 +39,8 @@ pub struct Agent {
     pub(crate) conversations: conversation::Register,
     /// What outlives this agent.
     pub journal: Journal,
+    /// What an administrator can look up later.
+    pub audit: Arc<Audit>,
     /// Containers that stand still here while their last pages are fetched.
     pub(crate) tails: Tails,
 }
@@ -64,6 +67,7 @@ impl Agent {
             experience: Mutex::default(),
             conversations: conversation::Register::default(),
             journal: Journal::new(&config.agent.state_dir, config.migration.history),
+            audit: Arc::new(Audit::new(&config.agent.state_dir, config.agent.audit_max_bytes)),
             tails: Tails::default(),
             config,
         })

@@ -60,6 +60,9 @@ enum Work {
 
 /// What the command line asks for, to its end.
 pub fn main() -> ExitCode {
+    if let Err(error) = forbid_core_dumps() {
+        return ended(Err(error));
+    }
     let arguments = Arguments::parse();
     match arguments.work {
         Some(Work::FetchPages) => return ended(tail::run().map_err(anyhow::Error::from)),
@@ -101,6 +104,13 @@ pub fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     ended(run(config, keeper))
+}
+
+/// Whatever this program is started for, it may come to hold the memory of containers: no crash may write it to a disk, not
+/// even by way of a program in `core_pattern`, which a core limit of 0 does not keep away. Without it, only who may trace
+/// every process may look into this one. Programs that it starts are as they would be: execve(2) puts it back.
+fn forbid_core_dumps() -> anyhow::Result<()> {
+    nix::sys::prctl::set_dumpable(false).context("cannot forbid core dumps of this process")
 }
 
 fn ended(done: anyhow::Result<()>) -> ExitCode {

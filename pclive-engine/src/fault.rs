@@ -57,8 +57,11 @@ fault_points! {
     SourceTasksStopped "source-tasks-stopped" => Source, "stop-anyway";
     SourceLastLayoutSent "source-last-layout-sent" => Source, "stop-anyway";
     SourceLastPagesSent "source-last-pages-sent" => Source, "stop-anyway";
-    SourceSocketsMute "source-sockets-mute" => Source, "stop-anyway";
-    SourceSocketsRested "source-sockets-rested" => Source, "stop-anyway";
+    SourceFreezerHolds "source-freezer-holds" => Source, "stop-anyway";
+    SourceConnectionMute "source-connection-mute" => Source, "stop-anyway";
+    SourceDescriptorsRead "source-descriptors-read" => Source, "stop-anyway";
+    SourceConnectionsRead "source-connections-read" => Source, "stop-anyway";
+    SourceSmallStateRead "source-small-state-read" => Source, "stop-anyway";
     SourceFreezerEngaged "source-freezer-engaged" => Source, "stop-anyway";
     SourceSilenced "source-silenced" => Source, "stop-anyway";
     SourceKilled "source-killed" => Destination, "stop-anyway";

@@ -195,6 +195,11 @@ impl Host {
         self.directory.join("state/migrations")
     }
 
+    /// Its agent's audit record.
+    pub fn audit(&self) -> PathBuf {
+        self.directory.join("state/audit.jsonl")
+    }
+
     /// Starts the agent and waits until its control socket answers connections.
     pub fn start_agent(&self) -> Result<()> {
         self.start_agent_with("")

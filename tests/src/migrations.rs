@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::command::finish;
@@ -24,6 +24,39 @@ impl Host {
     pub fn migrations(&self) -> Result<Vec<Value>> {
         let listed = self.ask(&["list"])?;
         Ok(listed["migrations"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// The audit record has one line of every migration that the agent lists, which all have ended, and says the same of
+    /// its end; the order came from root at the source, and from the other agent's certificate at the destination.
+    pub fn audit_agrees(&self) -> Result<()> {
+        let mut migrations = Vec::new();
+        // Its phase says done as soon as the container runs there, its line is written when all is cleaned up.
+        until(&format!("the last word on every migration of {}", self.name()), LIMIT, || {
+            migrations = self.migrations()?;
+            Ok(migrations.iter().all(|migration| !migration["ended_unix_ms"].is_null()))
+        })?;
+        if migrations.is_empty() {
+            return Ok(());
+        }
+        let path = self.audit();
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        for migration in migrations {
+            let of_it = lines.iter().filter(|line| line["id"] == migration["migration_id"]);
+            let of_it: Vec<&Value> = of_it.collect();
+            ensure!(of_it.len() == 1, "{} lines of {migration}: {of_it:?}", of_it.len());
+            let (line, failed) = (of_it[0], migration["phase"] == "failed");
+            let outcome = if failed { &migration["error"]["code"] } else { &migration["phase"] };
+            let asker = &line["asked_by"];
+            let asked = match line["role"].as_str() {
+                Some("source") => asker["kind"] == "local" && asker["uid"] == 0,
+                _ => asker["kind"] == "agent" && asker["names"][0] == line["from"],
+            };
+            let same = ["role", "container"].iter().all(|key| line[key] == migration[key]);
+            ensure!(line["outcome"] == *outcome && asked && same, "{line} is not {migration}");
+        }
+        Ok(())
     }
 
     /// Waits until every migration that it lists has an end.

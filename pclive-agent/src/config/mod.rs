@@ -6,6 +6,7 @@
 //! Units are part of the key's name (`_ms`, `_bytes`). A variable names a key by its path with two underscores
 //! between the parts: `PCLIVE_MIGRATION__MAX_ROUNDS=5` is `max_rounds` in `[migration]`.
 
+mod defaults;
 mod load;
 mod place;
 mod validate;
@@ -60,6 +61,8 @@ pub struct Agent {
     pub name: String,
     /// What must outlive the agent.
     pub state_dir: PathBuf,
+    /// Size at which the audit record is rotated, bytes; one older file is kept.
+    pub audit_max_bytes: u64,
 }
 
 /// What is logged, and how.
@@ -288,110 +291,6 @@ impl TryFrom<String> for Strategy {
             "pipelined" => Ok(Self::Pipelined),
             "one-shot" => Ok(Self::OneShot),
             other => Err(format!("{other:?} is none of \"global\", \"pipelined\" and \"one-shot\"")),
-        }
-    }
-}
-
-impl Default for Agent {
-    fn default() -> Self {
-        Self { name: String::new(), state_dir: "/var/lib/pclive".into() }
-    }
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { format: LogFormat::Text, filter: "info".into() }
-    }
-}
-
-impl Default for Control {
-    fn default() -> Self {
-        Self {
-            socket: "/run/pclive/agent.sock".into(),
-            tcp: String::new(),
-            insecure: false,
-            insecure_outside_loopback: false,
-        }
-    }
-}
-
-impl Default for Peer {
-    fn default() -> Self {
-        Self {
-            listen: "0.0.0.0:7413".into(),
-            insecure: false,
-            insecure_outside_loopback: false,
-            accept_unlisted: false,
-            congestion: "cubic".into(),
-            keepalive_interval_ms: 2_000,
-            keepalive_timeout_ms: 5_000,
-        }
-    }
-}
-
-impl Default for Tls {
-    fn default() -> Self {
-        Self { ca: "/etc/pclive/tls/ca.pem".into(), certificate: PathBuf::new(), key: PathBuf::new() }
-    }
-}
-
-impl Default for Runtimes {
-    fn default() -> Self {
-        Self(BTreeMap::from([("runc".into(), Runtime::default())]))
-    }
-}
-
-impl Default for Runtime {
-    fn default() -> Self {
-        Self { binary: "runc".into(), root: "/run/runc".into() }
-    }
-}
-
-impl Default for Network {
-    fn default() -> Self {
-        Self { bridge: String::new(), capture_bytes: 16 << 20 }
-    }
-}
-
-impl Default for Migration {
-    fn default() -> Self {
-        Self {
-            strategy: Strategy::Global,
-            restore_after: 0,
-            max_downtime_ms: 300,
-            max_rounds: 15,
-            max_time_ms: 0,
-            policy: Policy::StopAnyway,
-            bandwidth_bytes_per_second: 0,
-            compression: Compression::Off,
-            batch_bytes: 1 << 20,
-            in_flight_bytes: 64 << 20,
-            max_concurrent: 4,
-            staging_limit_bytes: 0,
-            history: 100,
-            stdio_dir: "/var/log/pclive".into(),
-            connect_timeout_ms: 5_000,
-            streams: 0,
-            reconnect_timeout_ms: 15_000,
-            prepare_timeout_ms: 30_000,
-            progress_timeout_ms: 60_000,
-            stop_timeout_ms: 5_000,
-            handover_timeout_ms: 20_000,
-            commit_grace_ms: 10_000,
-            runtime_timeout_ms: 30_000,
-            shutdown_grace_ms: 20_000,
-        }
-    }
-}
-
-impl Default for Hooks {
-    fn default() -> Self {
-        Self {
-            before_freeze: Vec::new(),
-            after_resume: Vec::new(),
-            after_source_destroyed: Vec::new(),
-            on_rollback: Vec::new(),
-            timeout_ms: 10_000,
         }
     }
 }

@@ -9,6 +9,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::place::Places;
 use super::{Config, Migration};
+use crate::audit::{LEAST_BYTES, MOST_BYTES};
 use crate::migration::{LEAST_BANDWIDTH, MOST_STREAMS};
 
 /// One key that cannot be used as it is.
@@ -55,6 +56,7 @@ pub(crate) fn problems(config: &Config, places: &Places) -> Vec<Problem> {
 impl Checker<'_> {
     fn agent(&mut self, config: &Config) {
         self.absolute("agent.state_dir", &config.agent.state_dir);
+        self.range("agent.audit_max_bytes", config.agent.audit_max_bytes, LEAST_BYTES..=MOST_BYTES);
         self.absolute("control.socket", &config.control.socket);
         self.absolute("migration.stdio_dir", &config.migration.stdio_dir);
         if config.agent.name.len() > 253 || config.agent.name.chars().any(char::is_control) {

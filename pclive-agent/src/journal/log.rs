@@ -41,6 +41,8 @@ pub struct Log {
     staged: Option<Record>,
     /// Whether room for a spare is there.
     spare: bool,
+    /// An earlier agent began it.
+    inherited: bool,
     /// Destination: the commit has come and was taken; from here on nothing is discarded on demand.
     let_go: bool,
 }
@@ -48,7 +50,14 @@ pub struct Log {
 impl Log {
     /// A log of a record that is not on disk yet.
     pub(super) fn create(directory: Arc<Directory>, record: Record) -> Result<Self, JournalError> {
-        let mut log = Self { directory, record: record.clone(), staged: None, spare: false, let_go: false };
+        let mut log = Self {
+            directory,
+            record: record.clone(),
+            staged: None,
+            spare: false,
+            inherited: false,
+            let_go: false,
+        };
         match log.put(record) {
             Ok(()) => Ok(log),
             Err(error) => {
@@ -60,12 +69,17 @@ impl Log {
 
     /// The log of a record that was read.
     pub(super) fn found(directory: Arc<Directory>, record: Record) -> Self {
-        Self { directory, record, staged: None, spare: false, let_go: false }
+        Self { directory, record, staged: None, spare: false, inherited: true, let_go: false }
     }
 
     /// What is in force.
     pub fn record(&self) -> &Record {
         &self.record
+    }
+
+    /// Whether an earlier agent began the migration.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.inherited
     }
 
     /// Writes down what [`Self::enact`] will put in force. Two flushes the first time, one afterwards.

@@ -10,6 +10,7 @@
 //!
 //! Kernel: rename(2) within a directory is atomic, fsync(2) of the directory makes it durable. Everything blocks.
 
+mod asker;
 mod log;
 mod page;
 mod record;
@@ -22,6 +23,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+pub use asker::Asker;
 pub use log::{Log, Standing};
 pub use page::PageError;
 pub use record::{Ending, Peer, Phase, Process, Reason, Record, Role};
@@ -199,4 +201,4 @@ fn read(path: &Path) -> Result<Record, String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

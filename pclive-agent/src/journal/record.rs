@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Asker;
 use crate::config::Strategy;
 use crate::error::ErrorCode;
 
@@ -112,6 +113,9 @@ pub struct Record {
     /// Source: who has it may fetch the last pages; empty if they never come later.
     #[serde(default)]
     pub tail_token: String,
+    /// Who asked for it.
+    #[serde(default)]
+    pub asked_by: Asker,
     /// How far it is.
     pub phase: Phase,
 }

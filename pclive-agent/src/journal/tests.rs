@@ -4,7 +4,7 @@ use super::*;
 use crate::config::Strategy;
 use crate::error::ErrorCode;
 
-pub(super) fn record() -> Record {
+pub(crate) fn record() -> Record {
     Record {
         id: "7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a69".into(),
         request_id: String::new(),
@@ -20,6 +20,7 @@ pub(super) fn record() -> Record {
         init: Some(Process { pid: 7, start_time: 9 }),
         tail: None,
         tail_token: String::new(),
+        asked_by: Asker::Unknown,
         phase: Phase::Begun,
     }
 }

@@ -31,10 +31,11 @@ use crate::agent::{Agent, Located};
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError};
 use crate::hooks;
-use crate::journal::{self, Ending, JournalError, Log, Record};
+use crate::journal::{self, Asker, Ending, JournalError, Log, Record};
 use crate::link::PeerAddress;
 use crate::recovery::{doubt, process};
 use crate::registry::{Description, Entry};
+use crate::tls::Caller;
 
 pub(crate) use check::version_matches;
 pub use check::{Checked, check};
@@ -50,7 +51,11 @@ type SharedLog = Arc<Mutex<Log>>;
 
 /// Starts to migrate a container away and returns at once. What can be refused without asking another host is.
 /// The same request id again returns the same migration.
-pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result<Arc<Entry>, MigrationError> {
+pub(crate) async fn start(
+    agent: &Arc<Agent>,
+    caller: &Caller,
+    request: StartMigrationRequest,
+) -> Result<Arc<Entry>, MigrationError> {
     if let Some(known) = known(agent, &request)? {
         return Ok(known);
     }
@@ -87,7 +92,12 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         Policy::PostCopy => Uuid::new_v4().to_string(),
         Policy::StopAnyway | Policy::Throttle | Policy::Cancel => String::new(),
     };
-    let begun = Begun { request_id: request.request_id, strategy, tail_token: tail_token.clone() };
+    let begun = Begun {
+        request_id: request.request_id,
+        strategy,
+        tail_token: tail_token.clone(),
+        asked_by: Asker::from(caller),
+    };
     warn_of_experiment(&limits, &entry);
     let log = match begin_journal(agent, &entry, begun, &located, &destination).await {
         Ok(log) => log,
@@ -139,13 +149,14 @@ struct Begun {
     request_id: String,
     strategy: Strategy,
     tail_token: String,
+    asked_by: Asker,
 }
 
 /// Writes the migration down, and what the commit will need, so that a full disk stops it now and not then.
 async fn begin_journal(
     agent: &Arc<Agent>,
     entry: &Entry,
-    Begun { request_id, strategy, tail_token }: Begun,
+    Begun { request_id, strategy, tail_token, asked_by }: Begun,
     located: &Located,
     destination: &PeerAddress,
 ) -> Result<SharedLog, MigrationError> {
@@ -164,6 +175,7 @@ async fn begin_journal(
         init: process::identify(located.container.pid),
         tail: None,
         tail_token,
+        asked_by,
         phase: journal::Phase::Begun,
     };
     if record.init.is_none() {

@@ -12,6 +12,7 @@ use super::decision::{self, Answer, Held, SourceStep, Wish, confirms};
 use super::inquiry::{self, Heard};
 use super::{remains, tail};
 use crate::agent::{Agent, container_id};
+use crate::audit::Line;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::hooks;
 use crate::journal::{self, Ending, Log, Reason, Record};
@@ -88,14 +89,41 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 /// Writes an end down. It holds whether or not that succeeds.
 pub(crate) async fn write_end(agent: &Agent, log: Arc<Mutex<Log>>, ending: Ending) {
+    let ended_ms = now_ms();
+    audit(agent, &log, &ending, ended_ms).await;
     let phase = journal::Phase::Ended(ending);
-    let written = tokio::task::spawn_blocking(move || journal::guard(&log).end(phase, now_ms())).await;
+    let written = tokio::task::spawn_blocking(move || journal::guard(&log).end(phase, ended_ms)).await;
     match written {
         Ok(Ok(())) => {}
         Ok(Err(error)) => tracing::warn!("{}", chain(&error)),
         Err(error) => tracing::warn!("{}", chain(&error)),
     }
     agent.journal.prune();
+}
+
+/// Adds the migration to the audit record: before the journal's end, so that a successor writes a line that is missing.
+/// The migration does not depend on it.
+async fn audit(agent: &Agent, log: &Arc<Mutex<Log>>, ending: &Ending, ended_ms: u64) {
+    let (record, once) = {
+        let log = journal::guard(log);
+        (log.record().clone(), log.is_inherited())
+    };
+    let entry = agent.registry.get(&record.id).ok();
+    let bytes = entry.as_ref().filter(|_| !once).map(|entry| entry.sent_bytes());
+    let (keeper, name, ending) = (Arc::clone(&agent.audit), agent.name.clone(), ending.clone());
+    let appended = tokio::task::spawn_blocking(move || {
+        keeper.append(&Line::new(&name, &record, &ending, ended_ms, bytes), once)
+    });
+    let failure = match appended.await {
+        Ok(Ok(())) => return,
+        Ok(Err(error)) => chain(&error),
+        Err(error) => chain(&error),
+    };
+    let message = format!("the audit record lacks this migration: {failure}");
+    match entry {
+        Some(entry) => entry.warn(message),
+        None => tracing::warn!("{message}"),
+    }
 }
 
 /// Why it failed, as the journal keeps it.

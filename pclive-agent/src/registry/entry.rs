@@ -215,6 +215,11 @@ impl Entry {
         });
     }
 
+    /// What its rounds so far came to on the wire.
+    pub(crate) fn sent_bytes(&self) -> u64 {
+        self.lock().rounds.iter().map(|round| round.bytes).sum()
+    }
+
     /// Something that the administrator should know and that does not stop the migration.
     pub fn warn(&self, message: impl Into<String>) {
         let message = message.into();

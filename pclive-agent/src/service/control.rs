@@ -39,7 +39,8 @@ impl Control for ControlService {
         &self,
         request: Request<StartMigrationRequest>,
     ) -> Result<Response<StartMigrationResponse>, Status> {
-        let entry = migration::start(&self.agent, request.into_inner()).await?;
+        let caller = super::caller(&request)?;
+        let entry = migration::start(&self.agent, &caller, request.into_inner()).await?;
         Ok(Response::new(StartMigrationResponse { migration_id: entry.id().into() }))
     }
 

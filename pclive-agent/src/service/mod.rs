@@ -13,6 +13,7 @@ use pclive_proto::control::control_server::ControlServer;
 use pclive_proto::peer::peer_server::PeerServer;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tonic::Request;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
@@ -20,9 +21,10 @@ pub use listen::{ControlSocket, ListenError};
 
 use crate::agent::Agent;
 use crate::config::Config;
+use crate::error::{ErrorCode, MigrationError};
 use crate::link;
 use crate::tls::accept::Welcome;
-use crate::tls::{Gate, GateLayer, Keeper};
+use crate::tls::{Caller, Gate, GateLayer, Keeper};
 
 /// How long open calls may take to end once the services stop.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -170,4 +172,10 @@ async fn peer_server(
         .serve_with_incoming_shutdown(tcp.incoming(), stop.cancelled_owned())
         .await
         .map_err(|source| ServiceError::Serve { place, source })
+}
+
+/// Who called, as the connection proved it.
+fn caller<T>(request: &Request<T>) -> Result<Caller, MigrationError> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.ok_or_else(|| MigrationError::new(ErrorCode::AccessDenied, "cannot tell who calls"))
 }

@@ -11,6 +11,7 @@ use pclive_proto::peer::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::caller;
 use crate::agent::Agent;
 use crate::conversation::Said;
 use crate::error::{ErrorCode, MigrationError};
@@ -18,7 +19,6 @@ use crate::host;
 use crate::migration;
 use crate::recovery;
 use crate::tail;
-use crate::tls::Caller;
 
 /// The peer service of one agent.
 #[derive(Debug, Clone)]
@@ -79,10 +79,4 @@ impl Peer for PeerService {
         let caller = caller(&request)?;
         Ok(Response::new(migration::receive(&self.agent, caller, request.into_inner())))
     }
-}
-
-/// Who called, as the connection proved it.
-fn caller<T>(request: &Request<T>) -> Result<Caller, MigrationError> {
-    let caller = request.extensions().get::<Caller>().cloned();
-    caller.ok_or_else(|| MigrationError::new(ErrorCode::AccessDenied, "cannot tell who calls"))
 }

@@ -11,6 +11,8 @@ pub(crate) enum Caller {
     Local {
         /// Its user.
         uid: u32,
+        /// Its id, if this agent sees it.
+        pid: Option<i32>,
     },
     /// Whoever reaches a listener that is configured to be insecure.
     Anybody,
@@ -55,7 +57,7 @@ impl Caller {
 impl std::fmt::Display for Caller {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Local { uid } => write!(f, "uid {uid}"),
+            Self::Local { uid, .. } => write!(f, "uid {uid}"),
             Self::Anybody => f.write_str("an unknown caller"),
             Self::Agent { names } if names.is_empty() => f.write_str("a certificate without a name"),
             Self::Agent { names } => write!(f, "the certificate of {}", names.join(", ")),

@@ -29,8 +29,9 @@ pub(crate) struct Connection {
 impl Connection {
     /// A caller on the control socket.
     pub(super) fn local(stream: UnixStream) -> io::Result<Self> {
-        let uid = stream.peer_cred()?.uid();
-        Ok(Self { line: Line::Unix(stream), caller: Caller::Local { uid } })
+        let peer = stream.peer_cred()?;
+        let caller = Caller::Local { uid: peer.uid(), pid: peer.pid().filter(|pid| *pid > 0) };
+        Ok(Self { line: Line::Unix(stream), caller })
     }
 
     /// A caller on a listener that is configured to be insecure.

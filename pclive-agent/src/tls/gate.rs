@@ -65,9 +65,9 @@ impl Gate {
     pub(crate) fn admit(&self, caller: &Caller, path: &str) -> Result<(), MigrationError> {
         match (self, caller) {
             (_, Caller::Anybody) => Ok(()),
-            (Self::Control { uid: own }, Caller::Local { uid }) if *uid == 0 || uid == own => Ok(()),
+            (Self::Control { uid: own }, Caller::Local { uid, .. }) if *uid == 0 || uid == own => Ok(()),
             (Self::Control { .. }, Caller::User { role, .. }) if *role >= needed(path) => Ok(()),
-            (Self::Control { .. }, Caller::Local { uid }) => Err(denied(
+            (Self::Control { .. }, Caller::Local { uid, .. }) => Err(denied(
                 format!("cannot let uid {uid} control this agent"),
                 "only root and the agent's own user may: run it as root",
             )),
@@ -191,9 +191,9 @@ mod tests {
     #[test]
     fn the_socket_is_for_root_and_the_agents_own_user() {
         let gate = Gate::Control { uid: 7 };
-        assert!(gate.admit(&Caller::Local { uid: 0 }, START).is_ok());
-        assert!(gate.admit(&Caller::Local { uid: 7 }, START).is_ok());
-        assert!(gate.admit(&Caller::Local { uid: 8 }, VIEWING[0]).is_err());
+        assert!(gate.admit(&Caller::Local { uid: 0, pid: None }, START).is_ok());
+        assert!(gate.admit(&Caller::Local { uid: 7, pid: None }, START).is_ok());
+        assert!(gate.admit(&Caller::Local { uid: 8, pid: None }, VIEWING[0]).is_err());
     }
 
     #[test]

@@ -69,6 +69,13 @@ impl Freezer {
         self.write(self.thaw)
     }
 
+    /// The same, and it can be engaged again. On `Err` dropping it tries once more.
+    pub(super) fn disengage(&mut self) -> Result<(), CaptureError> {
+        self.write(self.thaw)?;
+        self.engaged = false;
+        Ok(())
+    }
+
     /// Leaves the container frozen for good.
     pub(super) fn keep(mut self) {
         self.engaged = false;

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::CaptureError;
-use super::files::{Mode, SocketGuards};
+use super::files::{Files, Mode, SocketGuards};
 use super::first_touched;
 use super::freezer::Freezer;
 use super::in_memory::InMemory;
@@ -67,22 +67,13 @@ impl<'a> Frozen<'a> {
         let stats = self.pages(&shape, sink, last)?;
         fault::reached(Point::SourceLastPagesSent);
         let state = self.state()?;
-        fault::reached(Point::SourceSocketsMute);
-        // If the agent dies now the tasks run on, and so must their connections.
-        self.connections.rest().map_err(CaptureError::Silence)?;
-        fault::reached(Point::SourceSocketsRested);
+        fault::reached(Point::SourceSmallStateRead);
         Ok((stats, state))
     }
 
     /// Engages what survives the agent's death (the cgroup freezer): call just before COMMIT is sent.
     pub fn hold(&mut self) -> Result<(), CaptureError> {
-        let tree: Vec<TreeProcess> = self.processes.iter().map(|process| process.tree.clone()).collect();
-        let init = self.source.init;
-        let freezer = match self.freezer.take().or_else(|| self.source.freezer.take()) {
-            Some(found) => found,
-            None => Freezer::find(init, &tree)?,
-        };
-        self.freezer.insert(freezer).engage(init, &tree)?;
+        self.engage_freezer()?;
         fault::reached(Point::SourceFreezerEngaged);
         self.connections.silence().map_err(CaptureError::Silence)?;
         fault::reached(Point::SourceSilenced);
@@ -114,6 +105,29 @@ impl<'a> Frozen<'a> {
         self.processes.clear();
         self.source.tracked.clear();
         Ok(())
+    }
+
+    fn engage_freezer(&mut self) -> Result<(), CaptureError> {
+        let tree: Vec<TreeProcess> = self.processes.iter().map(|process| process.tree.clone()).collect();
+        let init = self.source.init;
+        let freezer = match self.freezer.take().or_else(|| self.source.freezer.take()) {
+            Some(found) => found,
+            None => Freezer::find(init, &tree)?,
+        };
+        self.freezer.insert(freezer).engage(init, &tree)
+    }
+
+    /// The descriptors. A connection is mute while it is read, and stays so when the agent dies then: only for that time
+    /// the freezer keeps the tasks from using it, and a successor wakes first the one and then the other.
+    fn files(&mut self, ids: &[(Pid, Vpid)]) -> Result<Files, CaptureError> {
+        self.engage_freezer()?;
+        fault::reached(Point::SourceFreezerHolds);
+        let files = self.source.files.collect_knowing(ids, Mode::Dump, &self.source.objects);
+        fault::reached(Point::SourceDescriptorsRead);
+        // Ptrace still holds the tasks.
+        self.freezer.as_mut().map_or(Ok(()), Freezer::disengage)?;
+        fault::reached(Point::SourceConnectionsRead);
+        Ok(files?)
     }
 
     fn pids(&self) -> impl Iterator<Item = Pid> {
@@ -185,7 +199,7 @@ impl<'a> Frozen<'a> {
         let live = |process: &&StoppedProcess| !process.threads.is_empty();
         let ids: Vec<(Pid, Vpid)> =
             self.processes.iter().filter(live).map(|process| (process.tree.pid, process.tree.vpid)).collect();
-        let mut files = self.source.files.collect_knowing(&ids, Mode::Dump, &self.source.objects)?;
+        let mut files = self.files(&ids)?;
         let tree = self.processes.iter().map(|process| &process.tree);
         files.blockers.extend(terminals::not_carried(tree, &files.files));
         if !files.blockers.is_empty() {

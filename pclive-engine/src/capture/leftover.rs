@@ -1,7 +1,7 @@
 //! A container that an agent which is gone has left as it was: stopped for the commit, or with connections mute.
 //!
 //! Ptrace and userfaultfd end with the agent; what stays is the cgroup freezer, the repair mode of TCP connections
-//! (from [`Frozen::hold`](super::Frozen::hold) on, or when the agent died while it read them) and the engine's
+//! (one, if the agent died while it read it; all from [`Frozen::hold`](super::Frozen::hold) on) and the engine's
 //! scratch mapping, which is harmless and never touched again. Either everything is ended and the container runs on
 //! ([`Leftover::let_go`]), or the container is ([`Leftover::destroy`]).
 //!

@@ -9,7 +9,7 @@ use pclive_engine::capture::sockets::Mode;
 use pclive_engine::model::socket::{Socket, SocketKind, TcpConnection};
 use pclive_engine::sys::tcp;
 
-use crate::namespace::{Network, SERVER4, SERVER6};
+use crate::namespace::{Network, SERVER4, SERVER6, silence};
 
 const MEGABYTE: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -191,6 +191,20 @@ fn dropped_guard_leaves_the_connection_as_it_was() {
 }
 
 #[test]
+fn connection_that_was_read_is_not_mute() {
+    let network = Network::new();
+    let (mut server, mut client, _listener) = network.connect(SERVER4);
+    let captured = network.server.capture(&server, Mode::Dump).unwrap();
+    assert!(!tcp::is_in_repair(server.as_fd()).unwrap());
+    // As its task would go on if the agent had died: the guard of a dead agent undoes nothing.
+    exchange(&mut server, &mut client, &mut Pattern(1), &mut Pattern(2), MEGABYTE);
+    captured.guard.as_ref().unwrap().silence().unwrap();
+    assert!(tcp::is_in_repair(server.as_fd()).unwrap());
+    drop(captured);
+    assert!(!tcp::is_in_repair(server.as_fd()).unwrap());
+}
+
+#[test]
 fn failed_build_leaves_nothing_behind_and_the_next_one_works() {
     let network = Network::new();
     let (server, mut client, _listener) = network.connect(SERVER4);
@@ -261,7 +275,7 @@ fn both_ends_of_a_connection_inside_the_container_survive() {
     let sockets: Vec<Socket> = captured
         .into_iter()
         .map(|captured| {
-            captured.guard.into_iter().for_each(pclive_engine::capture::sockets::RepairGuard::leave);
+            captured.guard.into_iter().for_each(silence);
             captured.socket
         })
         .collect();

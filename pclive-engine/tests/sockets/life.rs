@@ -11,7 +11,7 @@ use pclive_engine::model::socket::{Socket, SocketKind, TcpState};
 use pclive_engine::sys::socket::{Queue, queue_length};
 use pclive_engine::sys::tcp;
 
-use crate::namespace::{Namespace, Network, SERVER4, SERVER6};
+use crate::namespace::{Namespace, Network, SERVER4, SERVER6, silence};
 
 const PATIENCE: Duration = Duration::from_secs(10);
 
@@ -194,7 +194,7 @@ fn listener_comes_back_beside_its_connections() {
         let servers = clients.iter().map(|_| listener.accept().unwrap().0);
         let fds: Vec<OwnedFd> = servers.map(OwnedFd::from).collect();
         let (sockets, guards) = dump(&network.server, fds.into_iter().chain([listener.into()]).collect());
-        guards.into_iter().for_each(RepairGuard::leave);
+        guards.into_iter().for_each(silence);
         let SocketKind::TcpListener { backlog, .. } = sockets[3].kind else { panic!() };
         assert_eq!(backlog, 128, "std asks for 128");
         let mut built = network.server.build(&sockets);

@@ -7,12 +7,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use pclive_engine::capture::sockets::{Mode, RepairGuard, capture_socket};
+use pclive_engine::capture::sockets::{Mode, capture_socket};
 use pclive_engine::model::FileId;
 use pclive_engine::model::socket::Socket;
 use pclive_engine::sys::tcp;
 
-use crate::namespace::{Network, SERVER4, SERVER6};
+use crate::namespace::{Network, SERVER4, SERVER6, silence};
 
 const CONNECTIONS: usize = 6;
 const MOVES: usize = 5;
@@ -103,7 +103,7 @@ fn relocate(network: &Network, servers: Vec<TcpStream>) -> Vec<TcpStream> {
     let sockets: Vec<Socket> = captured
         .into_iter()
         .map(|captured| {
-            captured.guard.into_iter().for_each(RepairGuard::leave);
+            captured.guard.into_iter().for_each(silence);
             captured.socket
         })
         .collect();

@@ -8,7 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sched::{CloneFlags, setns};
-use pclive_engine::capture::sockets::{CapturedSocket, Mode, SocketRefusal, UnixDiag, capture_socket};
+use pclive_engine::capture::sockets::{
+    CapturedSocket, Mode, RepairGuard, SocketRefusal, UnixDiag, capture_socket,
+};
 use pclive_engine::model::socket::Socket;
 use pclive_engine::model::{FileId, Pid};
 use pclive_engine::restore::sockets::{Builder, BuiltSockets};
@@ -86,6 +88,7 @@ impl Namespace {
     pub(crate) fn take(&self, fd: OwnedFd) -> Socket {
         let captured = self.capture(&fd, Mode::Dump).unwrap();
         if let Some(guard) = captured.guard {
+            guard.silence().unwrap();
             drop(fd);
             guard.leave();
         }
@@ -182,4 +185,10 @@ impl Network {
             assert_eq!(host.counter("Tcp:", "OutRsts"), 0, "a RST was sent");
         }
     }
+}
+
+/// The last close of the connection sends nothing.
+pub(crate) fn silence(guard: RepairGuard) {
+    guard.silence().unwrap();
+    guard.leave();
 }

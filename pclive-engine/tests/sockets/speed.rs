@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use pclive_engine::capture::sockets::{Mode, SockDiag, capture_socket};
 
-use crate::namespace::{Network, SERVER4};
+use crate::namespace::{Network, SERVER4, silence};
 
 #[test]
 fn sixty_four_connections_are_dumped_and_built() {
@@ -30,7 +30,7 @@ fn sixty_four_connections_are_dumped_and_built() {
     let sockets: Vec<_> = captured
         .into_iter()
         .map(|captured| {
-            captured.guard.unwrap().leave();
+            silence(captured.guard.unwrap());
             captured.socket
         })
         .collect();

@@ -1,8 +1,8 @@
 //! Clients that ask without pause on persistent connections, and what they saw.
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -78,7 +78,8 @@ impl Record {
 struct Shared {
     stop: AtomicBool,
     answers: AtomicU64,
-    failed: AtomicBool,
+    /// The first, in words.
+    failure: OnceLock<String>,
     /// Longest gap since the last look, nanoseconds.
     gap_ns: AtomicU64,
 }
@@ -118,9 +119,11 @@ impl Clients {
             if self.answers() >= target {
                 return Ok(true);
             }
-            if self.shared.failed.load(Ordering::Relaxed) || self.threads.iter().all(JoinHandle::is_finished)
-            {
-                bail!("a client has failed");
+            if let Some(why) = self.shared.failure.get() {
+                bail!("a client has failed: {why}");
+            }
+            if self.threads.iter().all(JoinHandle::is_finished) {
+                bail!("the clients have ended");
             }
             Ok(false)
         })?;
@@ -167,8 +170,9 @@ fn converse(mut session: impl Session, shared: &Shared, pause: Duration) -> Reco
         match session.ask() {
             Ok(()) => {}
             Err(failure) => {
-                shared.failed.store(true, Ordering::Relaxed);
-                record.note(failure, last.elapsed());
+                let why = record.note(failure, last.elapsed());
+                // Another may have been the first.
+                let _ = shared.failure.set(why);
                 break;
             }
         }
@@ -190,9 +194,10 @@ fn converse(mut session: impl Session, shared: &Shared, pause: Duration) -> Reco
 }
 
 impl Record {
-    fn note(&mut self, failure: Failure, after: Duration) {
+    /// Takes a failure down; it in words.
+    fn note(&mut self, failure: Failure, after: Duration) -> String {
         self.longest_gap = self.longest_gap.max(after);
-        self.failure = Some(match failure {
+        let why = match failure {
             Failure::Lost(error) => {
                 self.lost_connections += 1;
                 format!("connection lost {after:?} after the last answer: {error}")
@@ -201,7 +206,9 @@ impl Record {
                 self.lost_writes += 1;
                 what
             }
-        });
+        };
+        self.failure = Some(why.clone());
+        why
     }
 }
 

@@ -12,6 +12,7 @@ mod frozen;
 mod hooks;
 mod links;
 mod many;
+mod mute;
 mod postcopy;
 mod postgres;
 mod recovery;

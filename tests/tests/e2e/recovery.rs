@@ -66,6 +66,10 @@ fn whole_again(lab: &Lab, container: &Container, clients: Clients, expected: Pla
     let (from, to) = if found == Place::Source { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
     migrate(container, from, to, &[])?;
     clients.wait_for_answers(100)?;
+    lab.a.await_ends()?;
+    lab.b.await_ends()?;
+    lab.a.audit_agrees()?;
+    lab.b.audit_agrees()?;
     clients.stop()?.nothing_lost()
 }
 

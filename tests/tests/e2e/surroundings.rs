@@ -209,3 +209,24 @@ impl Drop for MemoryLimit {
         let _ = std::fs::remove_dir(&self.0);
     }
 }
+
+#[test]
+fn audit_record_that_cannot_be_written_is_a_warning_and_stops_no_migration() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = lab(8)?;
+    lab.a.start_agent()?;
+    lab.b.start_agent()?;
+    std::fs::create_dir(lab.a.audit())?;
+    let mut following = Following::start(&lab.a, &container.name, lab.b.name(), &[])?;
+    following.wait_for("the warning", |line| {
+        line["event"] == "warning"
+            && line["message"].as_str().is_some_and(|text| text.contains("audit record"))
+    })?;
+    following.finish()?.map_err(|refusal| anyhow::anyhow!("{refusal:?}"))?;
+    lab.b.audit_agrees()?;
+    lab.a.await_clean(&[])?;
+    lab.b.await_clean(&[&container])?;
+    clients.stop()?.nothing_lost()
+}

@@ -97,6 +97,8 @@ impl Sweep {
         drop(following);
         source.await_ends()?;
         destination.await_ends()?;
+        source.audit_agrees()?;
+        destination.audit_agrees()?;
         let (here, gone) = self.hosts()?;
         let survivor = if here.name() == source.name() { "source" } else { "destination" };
         let expected = match point.survivor.as_str() {

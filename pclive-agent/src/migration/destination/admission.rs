@@ -15,7 +15,7 @@ use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::host;
 use crate::host::compatibility::{self, Demand};
-use crate::journal::{self, Record};
+use crate::journal::{self, Asker, Record};
 use crate::migration::check::version_matches;
 use crate::migration::{SharedLog, wire, written};
 use crate::network::{self, Interface};
@@ -81,7 +81,7 @@ pub(super) async fn admit(
         strategy: wire::control_strategy(strategy),
         request_id: String::new(),
     })?;
-    let begun = begin_journal(agent, &entry, &prepare, strategy).await;
+    let begun = begin_journal(agent, &entry, &prepare, (strategy, Asker::from(caller))).await;
     let log = begun.inspect_err(|error| {
         entry.fail(error.clone());
         agent.registry.ended();
@@ -132,7 +132,7 @@ async fn begin_journal(
     agent: &Arc<Agent>,
     entry: &Entry,
     prepare: &Prepare,
-    strategy: Strategy,
+    (strategy, asked_by): (Strategy, Asker),
 ) -> Result<SharedLog, MigrationError> {
     let name = entry.snapshot().peer;
     let record = Record {
@@ -150,6 +150,7 @@ async fn begin_journal(
         init: None,
         tail: None,
         tail_token: String::new(),
+        asked_by,
         phase: journal::Phase::Begun,
     };
     let agent = Arc::clone(agent);

@@ -82,7 +82,7 @@ pub struct Files {
     /// What cannot be carried just now (a connection that waits to be accepted): let the container run for a
     /// moment and dump again. Always empty after a check.
     pub transient: Vec<Blocker>,
-    /// The TCP connections that the dump silenced. Keep it until the container is destroyed or let go.
+    /// The TCP connections that the dump has read. Keep it until the container is destroyed or let go.
     pub sockets: SocketGuards,
 }
 

@@ -10,8 +10,8 @@ use super::refusal::Refusal;
 use crate::capture::sockets::{self, CapturedSocket, RepairGuard, SocketRefusal, UnixDiag, strangers};
 use crate::model::{FileId, FileKind, OpenFile};
 
-/// The TCP connections that a dump has put into repair mode. Dropping them ends it, so that the connections go on
-/// as they were.
+/// The TCP connections that a dump has read. They are mute from [`Self::silence`] on; dropping them ends that, so that the
+/// connections go on as they were.
 #[derive(Debug, Default)]
 pub struct SocketGuards {
     guards: Vec<RepairGuard>,
@@ -22,18 +22,13 @@ impl SocketGuards {
         self.guards.extend(guard);
     }
 
-    /// Ends repair mode until [`Self::silence`]; see [`RepairGuard::rest`].
-    pub(in crate::capture) fn rest(&self) -> Result<(), Errno> {
-        self.guards.iter().try_for_each(RepairGuard::rest)
-    }
-
-    /// Switches repair mode on again. On `Err` some are on: dropping ends it for all.
+    /// Switches repair mode on. On `Err` some are on: dropping ends it for all.
     pub(in crate::capture) fn silence(&self) -> Result<(), Errno> {
         self.guards.iter().try_for_each(RepairGuard::silence)
     }
 
-    /// Keeps repair mode on: the last close of each connection sends neither FIN nor RST. For the time after
-    /// commit, before the tasks are killed.
+    /// Leaves repair mode as it is: once it is on, the last close of each connection sends neither FIN nor RST. For the
+    /// time after commit, before the tasks are killed.
     pub fn leave(self) {
         self.guards.into_iter().for_each(RepairGuard::leave);
     }

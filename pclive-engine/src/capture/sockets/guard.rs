@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use crate::sys::socket::set_int;
 use crate::sys::tcp::{Repair, set_repair};
 
-/// A TCP connection of the container in repair mode. Dropping the guard ends the mode: nothing is sent, and the
-/// option that the kernel resets with it (`SO_REUSEADDR`) is put back, so that the connection goes on as it was.
+/// A TCP connection of the container that was put into repair mode. Dropping the guard ends the mode: nothing is sent,
+/// and the option that the kernel resets with it (`SO_REUSEADDR`) is put back, so that the connection goes on as it was.
 #[derive(Debug)]
 #[must_use = "dropping the guard ends the repair mode"]
 pub struct RepairGuard {
@@ -29,18 +29,19 @@ impl RepairGuard {
         &self.fd
     }
 
-    /// Ends repair mode for now. The agent may die while the tasks are merely stopped: they run on then, and must not
-    /// find their connections mute.
-    pub(in crate::capture) fn rest(&self) -> Result<(), Errno> {
+    /// Ends repair mode until [`Self::silence`]. The agent may die while the tasks are merely stopped: they run on then,
+    /// and must not find their connections mute.
+    pub(super) fn rest(&self) -> Result<(), Errno> {
         self.release()
     }
 
-    /// Switches repair mode on again.
-    pub(in crate::capture) fn silence(&self) -> Result<(), Errno> {
+    /// Switches repair mode on again. On `Err` it is off.
+    pub fn silence(&self) -> Result<(), Errno> {
         set_repair(self.fd.as_fd(), Repair::On)
     }
 
-    /// Keeps repair mode: the last close of the socket sends neither FIN nor RST. For the time after commit.
+    /// Leaves the connection as it is: after [`Self::silence`], the last close of the socket sends neither FIN nor RST. For
+    /// the time after commit.
     pub fn leave(mut self) {
         self.armed = false;
     }

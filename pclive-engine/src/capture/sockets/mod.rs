@@ -1,8 +1,12 @@
 //! Sockets at the source: what a check can say about them, and their state at the final dump.
 //!
 //! A socket is read through a duplicate of its descriptor (pidfd_getfd(2)). A check changes nothing. A dump puts
-//! TCP connections into repair mode and hands out a [`RepairGuard`] for each: dropped, it leaves the socket as it
-//! was; told to [`RepairGuard::leave`], it makes the socket's end silent (no FIN, no RST).
+//! each TCP connection into repair mode while it reads it, no longer, and hands out a [`RepairGuard`] for it: dropped, it
+//! leaves the socket as it was; after [`RepairGuard::silence`] and [`RepairGuard::leave`] the socket's end is silent (no
+//! FIN, no RST).
+//!
+//! Repair mode outlives the agent, and a task that uses a connection in it gets errors: what stops the tasks during a
+//! dump must outlive the agent as well.
 //!
 //! What cannot be carried is a [`SocketRefusal`]; one that is `transient` (a connection that waits to be accepted,
 //! a connect in progress) is found at the dump only, since it may be gone by then, and is worth another attempt.
@@ -42,7 +46,7 @@ pub enum Mode {
     Dump,
 }
 
-/// A socket and, for a TCP connection at the dump, the duty to end its repair mode.
+/// A socket and, for a TCP connection at the dump, the way to silence it.
 #[derive(Debug)]
 pub struct CapturedSocket {
     /// The model.

@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, getsockname, recv};
 
 use super::{Base, CapturedSocket, Identity, Mode, RepairGuard, SocketRefusal, UnixDiag, queue, raw};
+use crate::fault::{self, Point};
 use crate::model::socket::{SocketKind, TcpConnection, TcpState, TcpWindow};
 use crate::sys::socket::{Queue, Readiness, get_int, get_option, queue_length, readiness};
 use crate::sys::tcp::{self, RepairQueue, TcpInfo};
@@ -128,6 +129,8 @@ fn connection(
     let guard = RepairGuard::engage(fd, base.socket.reuse_address)
         .map_err(|e| failed("switch on the repair mode", e))?;
     read_repaired(guard.fd(), &mut connection).map_err(|(what, errno)| failed(what, errno))?;
+    fault::reached(Point::SourceConnectionMute);
+    guard.rest().map_err(|e| failed("switch off the repair mode", e))?;
     let socket = base.with(SocketKind::TcpConnection(Box::new(connection)));
     Ok(CapturedSocket { socket, guard: Some(guard) })
 }
