@@ -12,8 +12,10 @@ use crate::wait::until;
 
 /// How long the kernel may take to take namespaces down.
 const LIMIT: Duration = Duration::from_secs(15);
-/// What runs on a host by itself.
-const OWN: [&str; 3] = ["host-init", "pclive-agent", "nsenter"];
+/// What runs on a host by itself, beside its agent.
+const OWN: [&str; 2] = ["host-init", "nsenter"];
+/// How the names of both kinds of agents begin.
+const AGENT: &str = "pclive-agent";
 
 impl Host {
     /// Waits until nothing is on this host but its agent and these containers, which run and are held by nothing.
@@ -45,8 +47,7 @@ impl Host {
             left.extend(self.locks(container)?);
         }
         let mounts = std::fs::read_to_string(format!("/proc/{}/mounts", self.node().pid()))?;
-        let of_runtime =
-            mounts.lines().filter(|line| line.contains("pclive-agent") || line.contains("/run/runc/"));
+        let of_runtime = mounts.lines().filter(|line| line.contains(AGENT) || line.contains("/run/runc/"));
         left.extend(of_runtime.map(|line| format!("mount {line}")));
         Ok(left)
     }
@@ -75,8 +76,11 @@ impl Host {
                 continue;
             }
             let comm = comm.trim();
-            agents += usize::from(comm == "pclive-agent");
-            left.extend((!OWN.contains(&comm)).then(|| format!("process {comm}")));
+            if comm.starts_with(AGENT) {
+                agents += 1;
+            } else if !OWN.contains(&comm) {
+                left.push(format!("process {comm}"));
+            }
         }
         namespaces.sort();
         namespaces.dedup();
