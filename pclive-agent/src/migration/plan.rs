@@ -184,9 +184,7 @@ fn look(
 
 fn answer(watched: &Watched, way: &Way, limits: &Limits) -> PlanMigrationResponse {
     let courses = Strategy::ALL.map(|strategy| (strategy, course(watched, way, limits, strategy)));
-    let best =
-        courses.iter().min_by_key(|(_, course)| (course.downtime > limits.max_downtime, course.downtime));
-    let (recommended, course) = best.copied().unwrap_or(courses[0]);
+    let (recommended, course) = best(&courses, limits.max_downtime);
     let reason = if course.downtime <= limits.max_downtime {
         "the shortest downtime, within the limit".to_owned()
     } else {
@@ -201,6 +199,18 @@ fn answer(watched: &Watched, way: &Way, limits: &Limits) -> PlanMigrationRespons
         recommended: wire::control_strategy(recommended).into(),
         reason,
     }
+}
+
+/// The shortest downtime. One that is longer by less than a prediction errs counts as the same, and then the
+/// destination's memory decides.
+fn best(courses: &[(Strategy, Course)], limit: Duration) -> (Strategy, Course) {
+    let least = courses.iter().map(|(_, course)| course.downtime).min().unwrap_or_default();
+    let same = |course: &Course| course.downtime <= least + least / 4;
+    let choice = courses
+        .iter()
+        .filter(|(_, course)| same(course))
+        .min_by_key(|(_, course)| (course.downtime > limit, course.staged_bytes, course.downtime));
+    choice.copied().unwrap_or(courses[0])
 }
 
 fn course(watched: &Watched, way: &Way, limits: &Limits, strategy: Strategy) -> Course {
@@ -240,5 +250,37 @@ fn message(watched: &Watched, limits: &Limits, strategy: Strategy, course: &Cour
         destination_memory_bytes: memory.saturating_add(course.staged_bytes).saturating_add(IN_FLIGHT),
         converges: course.downtime <= limits.max_downtime,
         verdict: course.reason.map_or("given up (policy cancel)".into(), |reason| reason.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_decides_between_downtimes_that_are_nearly_the_same() {
+        let course = |downtime, staged_bytes| Course {
+            rounds: 1,
+            bytes: 0,
+            time: Duration::ZERO,
+            downtime: Duration::from_millis(downtime),
+            staged_bytes,
+            cpu_percent: 100,
+            reason: None,
+        };
+        let recommended = |global, pipelined, limit| {
+            let courses = [(Strategy::Pipelined, pipelined), (Strategy::Global, global)];
+            best(
+                &courses.map(|(strategy, downtime)| {
+                    (strategy, course(downtime, u64::from(strategy == Strategy::Pipelined)))
+                }),
+                Duration::from_millis(limit),
+            )
+            .0
+        };
+        assert_eq!(recommended(28, 27, 300), Strategy::Global);
+        assert_eq!(recommended(40, 27, 300), Strategy::Pipelined);
+        assert_eq!(recommended(28, 27, 27), Strategy::Pipelined, "only this one is within the limit");
+        assert_eq!(recommended(28, 27, 20), Strategy::Global, "neither is");
     }
 }

@@ -247,9 +247,10 @@ impl Entry {
     /// It ended well. Without a report: the end was learnt afterwards.
     pub fn finish(&self, report: Option<control::Report>) {
         self.forget_doubt();
+        // Who sees that it is done finds its report.
+        self.lock().report.clone_from(&report);
         self.phase(Phase::Done);
         self.change(|record| {
-            record.report = report.clone();
             record.ended_at = Some(SystemTime::now());
             Some(event::Event::Done(control::Done { report }))
         });

@@ -44,20 +44,25 @@ fn stop(
     read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
 ) -> Result<(Vec<StoppedProcess>, Instant), CaptureError> {
     let deadline = Deadline::after(timeout);
+    let mut slow = BTreeMap::new();
     loop {
-        let mut seized = Seized::default();
+        let mut seized = Seized { running: slow, ..Seized::default() };
         match seized.gather(&read, deadline) {
             Ok(tree) => {
                 let began = seized.began.unwrap_or_else(Instant::now);
                 return Ok((seized.into_processes(tree, timeout)?, began));
             }
             Err(CaptureError::Trace(TraceError::Deadline { .. })) if !deadline.passed() => {
-                seized.let_go();
+                slow = seized.let_go();
                 // The vfork child needs to run before the next attempt.
                 std::thread::sleep(Duration::from_millis(2));
             }
             Err(error) => {
-                seized.let_go();
+                let slow = seized.let_go();
+                if !slow.is_empty() {
+                    let tasks: Vec<&Pid> = slow.keys().collect();
+                    tracing::warn!(?tasks, "tasks stay seized until the migration's thread ends");
+                }
                 return Err(error);
             }
         }
@@ -207,16 +212,20 @@ impl Seized {
         let mut new = 0;
         for pid in threads {
             if !self.stopped.contains_key(&pid) && !self.gone.contains(&pid) {
-                new += usize::from(self.seize(pid)?);
+                self.seize(pid)?;
+                new += 1;
             }
         }
         self.await_stops(Deadline::after(ATTEMPT.min(deadline.left())))?;
         Ok(new)
     }
 
-    /// False if the task has ended meanwhile.
-    fn seize(&mut self, pid: Pid) -> Result<bool, TraceError> {
+    /// Asks a task to stop, once.
+    fn seize(&mut self, pid: Pid) -> Result<(), TraceError> {
         self.began.get_or_insert_with(Instant::now);
+        if self.running.contains_key(&pid) {
+            return Ok(());
+        }
         let seized = Running::seize(pid, ptrace::TRACE_SYSTEM_CALLS_GOOD).and_then(|running| {
             running.interrupt()?;
             Ok(running)
@@ -224,11 +233,11 @@ impl Seized {
         match seized {
             Ok(running) => {
                 self.running.insert(pid, running);
-                Ok(true)
+                Ok(())
             }
             Err(TraceError::Gone { .. }) => {
                 self.gone.insert(pid);
-                Ok(true)
+                Ok(())
             }
             Err(error) => Err(error),
         }
@@ -273,17 +282,19 @@ impl Seized {
         Ok(())
     }
 
-    /// Detaches everything; tasks that have not stopped yet are waited for, since only a stopped one can be let go.
-    fn let_go(mut self) {
+    /// Detaches everything; tasks that have not stopped yet are waited for, since only a stopped one can be let go. Those
+    /// that do not stop even then, which are still seized.
+    fn let_go(mut self) -> BTreeMap<Pid, Running> {
         for (_, stopped) in std::mem::take(&mut self.stopped) {
             let _ = stopped.detach(0);
         }
-        if self.await_stops(Deadline::after(Duration::from_secs(2))).is_err() {
-            tracing::warn!(tasks = ?self.running.keys(), "tasks stay seized until the migration's thread ends");
+        if let Err(error) = self.await_stops(Deadline::after(Duration::from_secs(2))) {
+            tracing::warn!(tasks = ?self.running.keys(), "tasks have not stopped yet: {error}");
         }
         for (_, stopped) in std::mem::take(&mut self.stopped) {
             let _ = stopped.detach(0);
         }
+        self.running
     }
 
     fn into_processes(

@@ -103,8 +103,8 @@ impl State {
             Self::PreCopy(_) => Phase::PreCopy,
             Self::Frozen | Self::FinalSent => Phase::Frozen,
             Self::Offered => Phase::Ready,
-            Self::Committed => Phase::Committed,
-            Self::Done => Phase::Done,
+            // Users are told that it is done when nothing of it is left here.
+            Self::Committed | Self::Done => Phase::Committed,
             Self::Failed => Phase::Failed,
             Self::Unknown => Phase::Unknown,
         }

@@ -10,7 +10,7 @@ use super::refusal::Refusal;
 use crate::capture::sockets::{self, CapturedSocket, RepairGuard, SocketRefusal, UnixDiag, strangers};
 use crate::model::{FileId, FileKind, OpenFile};
 
-/// The TCP connections that a dump has read. They are mute from [`Self::silence`] on; dropping them ends that, so that the
+/// The TCP connections that a dump has read. They are mute from `silence` on; dropping them ends that, so that the
 /// connections go on as they were.
 #[derive(Debug, Default)]
 pub struct SocketGuards {
