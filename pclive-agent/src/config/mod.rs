@@ -174,6 +174,8 @@ pub struct Migration {
     pub bandwidth_bytes_per_second: u64,
     /// Whether pages are compressed on the wire.
     pub compression: Compression,
+    /// Memory of both ends is compared before the commit.
+    pub verify: bool,
     /// Contents in one message of the page stream.
     pub batch_bytes: u64,
     /// Page contents on their way, beside the link's own windows: what a source and a destination with this value
@@ -364,6 +366,7 @@ impl Default for Migration {
             policy: Policy::StopAnyway,
             bandwidth_bytes_per_second: 0,
             compression: Compression::Off,
+            verify: false,
             batch_bytes: 1 << 20,
             in_flight_bytes: 64 << 20,
             max_concurrent: 4,

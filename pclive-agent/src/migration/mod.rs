@@ -67,6 +67,7 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
     };
     let streams = streams(agent, request.streams)?;
     let (limits, bandwidth) = wishes.or_configured(agent, strategy)?;
+    let verify = verified(agent, request.verify, limits.policy)?;
     let begun = agent.registry.begin(Description {
         id: Uuid::new_v4().to_string(),
         container: request.container.clone(),
@@ -106,6 +107,7 @@ pub async fn start(agent: &Arc<Agent>, request: StartMigrationRequest) -> Result
         allow_clock_step_back,
         tail_token,
         streams,
+        verify,
         log,
     };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
@@ -276,6 +278,18 @@ fn streams(agent: &Agent, asked: u32) -> Result<u32, MigrationError> {
         (0, configured) => configured,
         (asked, _) => asked,
     })
+}
+
+/// Whether memory is compared before the commit. All of it must be there then.
+fn verified(agent: &Agent, asked: Option<bool>, policy: Policy) -> Result<bool, MigrationError> {
+    let verify = asked.unwrap_or(agent.config.migration.verify);
+    if verify && policy == Policy::PostCopy {
+        let message =
+            "cannot compare memory before the commit by policy post-copy: its last pages come after it";
+        return Err(MigrationError::new(ErrorCode::InvalidRequest, message)
+            .hint("migrate with --verify=false, or by another policy"));
+    }
+    Ok(verify)
 }
 
 /// The round from which on the copy is built: the one asked for, else the configured one; 0 where there is no such thing.
