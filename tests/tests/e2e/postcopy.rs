@@ -219,7 +219,8 @@ fn survives_the_death_of(dying: impl Fn(&Lab) -> &Host) -> Result<()> {
     ended(&lab.a)?;
     ended(&lab.b)?;
     // It is done as soon as it is decided; then the original is removed.
-    until("the end of the original", LIMIT, || Ok(container.status(&lab.a)?.is_none()))?;
+    let gone = || Ok(container.status(&lab.a)?.is_none() && !container.has_cgroup(&lab.a));
+    until("the end of the original", LIMIT, gone)?;
     runs_only_at(&container, &lab.b, &lab.a)
         .with_context(|| format!("{}{}", lab.a.last_words(), lab.b.last_words()))?;
     clients.wait_for_answers(1000)?;
