@@ -9,7 +9,6 @@ use pclive_tests::command::output;
 use pclive_tests::ctl::{FAILED, Following};
 use pclive_tests::workload::clients::Clients;
 use pclive_tests::workload::redis::{Redis, bundle};
-use pclive_tests::workload::torture;
 use pclive_tests::{Container, Host, Lab};
 use serde_json::Value;
 
@@ -225,58 +224,5 @@ fn plan_foretells_every_strategy_and_leaves_the_container_as_it_was() -> Result<
         [&report["bytes"], &foretold["bytes"]].map(|bytes| bytes.as_u64().unwrap_or(0));
     ensure!(bytes.abs_diff(planned_bytes) < bytes / 10, "{bytes} bytes were sent, {planned_bytes} foretold");
     eprintln!("planned {foretold}, measured {} ns", report["downtime_ns"]);
-    Ok(())
-}
-
-/// Prints what `plan` counts in real containers: what the traces of the agent's simulations are made of.
-#[test]
-#[ignore = "records the traces"]
-fn record_traces() -> Result<()> {
-    let watch = |lab: &Lab, container: &Container, title: &str| -> Result<()> {
-        let planned = plan(lab, container, &["--watch", "6s"])?;
-        eprintln!("TRACE {title}");
-        for point in planned["written"].as_array().into_iter().flatten() {
-            eprintln!("TRACE {title} {} {}", point["after_ms"], point["pages"]);
-        }
-        Ok(())
-    };
-    let lab = Lab::new()?;
-    let container = lab.start(&bundle("redis-1"))?;
-    let redis = Redis::new(&lab.client, container.v4);
-    let keys = redis.populate(1 << 30)?;
-    watch(&lab, &container, "redis-idle")?;
-    let clients = redis.clients(8, Duration::ZERO)?;
-    watch(&lab, &container, "redis-sequences")?;
-    drop(clients);
-    let clients = redis.overwriting(4, keys)?;
-    watch(&lab, &container, "redis-overwrite")?;
-    drop(clients);
-    let container = lab.start(&torture::bundle("torture-1", 1, &["--pause-us", "50"]))?;
-    watch(&lab, &container, "torture")
-}
-
-/// Migrations of different containers, with what was predicted and what it was.
-#[test]
-#[ignore = "measures the prediction"]
-fn prediction_is_within_a_quarter_in_the_median() -> Result<()> {
-    let (lab, container, clients) = busy()?;
-    let mut errors = Vec::new();
-    for turn in 0..8 {
-        let (from, to) = if turn % 2 == 0 { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
-        let (report, _) = follow(from, to, &container, &["--max-downtime", "100ms"])?;
-        let [measured, predicted] =
-            ["downtime_ns", "predicted_downtime_ns"].map(|name| report[name].as_f64().unwrap_or(0.0) / 1e6);
-        errors.push((predicted - measured).abs() / measured);
-        let rounds = report["rounds"].as_array().context("no rounds")?;
-        let [before, last] = rounds.last_chunk::<2>().context("no rounds")?;
-        eprintln!(
-            "PREDICTION {turn}: {predicted:.1} ms and {} pages predicted, {measured:.1} ms and {} pages measured {}",
-            before["dirty_pages"], last["data_pages"], report["ledger"]
-        );
-    }
-    clients.stop()?.nothing_lost()?;
-    errors.sort_by(f64::total_cmp);
-    eprintln!("PREDICTION median error {:.0} %", errors[errors.len() / 2] * 100.0);
-    ensure!(errors[errors.len() / 2] < 0.25, "{errors:?}");
     Ok(())
 }
