@@ -35,6 +35,15 @@ impl Running {
             std::thread::yield_now();
         }
     }
+
+    fn await_file(&mut self, path: &Path) {
+        let begun = Instant::now();
+        while !path.exists() {
+            let lives = self.0.try_wait().unwrap().is_none();
+            assert!(lives && begun.elapsed() < LIMIT, "{} does not come", path.display());
+            std::thread::yield_now();
+        }
+    }
 }
 
 impl Drop for Running {
@@ -77,11 +86,7 @@ fn an_agent_leaves_no_core_dump() {
     );
     std::fs::write(&config, text).unwrap();
     let mut agent = Running::start(Command::new(program).arg("--config").arg(config));
-    let begun = Instant::now();
-    while !directory.path().join("run/agent.sock").exists() {
-        assert!(agent.0.try_wait().unwrap().is_none() && begun.elapsed() < LIMIT, "the agent does not start");
-        std::thread::yield_now();
-    }
+    agent.await_file(&directory.path().join("run/agent.sock"));
     assert_eq!(agent.owner(), 0, "it is dumpable");
 }
 
@@ -107,14 +112,7 @@ fn what_a_hook_runs_is_as_it_would_be() {
     let mut supervisor =
         Running::start(Command::new(program).args(["run-hook", "--", "/bin/sh", "-c", &script]));
     supervisor.await_owner(0);
-    let begun = Instant::now();
-    while !pid.exists() {
-        assert!(
-            supervisor.0.try_wait().unwrap().is_none() && begun.elapsed() < LIMIT,
-            "the hook does not run"
-        );
-        std::thread::yield_now();
-    }
+    supervisor.await_file(&pid);
     let hook = std::fs::read_to_string(pid).unwrap();
     assert_eq!(std::fs::metadata(format!("/proc/{}/stat", hook.trim())).unwrap().uid(), SOMEBODY);
 }

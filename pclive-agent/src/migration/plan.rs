@@ -186,9 +186,10 @@ fn answer(watched: &Watched, way: &Way, limits: &Limits) -> PlanMigrationRespons
     let courses = Strategy::ALL.map(|strategy| (strategy, course(watched, way, limits, strategy)));
     let (recommended, course) = best(&courses, limits.max_downtime);
     let reason = if course.downtime <= limits.max_downtime {
-        "the shortest downtime, within the limit".to_owned()
+        "no strategy has a notably shorter downtime; it is within the limit".to_owned()
     } else {
-        format!("the shortest downtime; no strategy comes below {} ms", limits.max_downtime.as_millis())
+        let limit = limits.max_downtime.as_millis();
+        format!("no strategy has a notably shorter downtime; none comes below {limit} ms")
     };
     let written = watched.curve.iter().map(|&(after_ms, pages)| WrittenPages { after_ms, pages });
     PlanMigrationResponse {

@@ -77,7 +77,7 @@ pub(crate) mod tests {
                 plan(Strategy::OneShot, 1_200_000_000, 2 << 30),
             ],
             recommended: Strategy::Global.into(),
-            reason: "the shortest downtime, within the limit".into(),
+            reason: "no strategy has a notably shorter downtime; it is within the limit".into(),
         }
     }
 
@@ -91,7 +91,7 @@ STRATEGY  DOWNTIME   TOTAL  ROUNDS     BYTES  MEMORY THERE  ROUNDS END
 global     24.0 ms  2.10 s       2  1.03 GiB      1.00 GiB  predicted downtime within the limit
 one-shot    1.20 s  2.10 s       2  1.03 GiB      2.00 GiB  predicted downtime within the limit
 
-recommended: global (the shortest downtime, within the limit)
+recommended: global (no strategy has a notably shorter downtime; it is within the limit)
 ";
         assert_eq!(plan("redis-1", Some("host-b"), &sample()), expected);
     }
