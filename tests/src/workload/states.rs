@@ -2,7 +2,7 @@
 
 use crate::bundle::Bundle;
 
-/// The container: `states`, with the states of these names only (none: all).
+/// The container: `states`, with the states of these names only (none: all but the large ones).
 pub fn bundle(name: &str, states: &[&str]) -> Bundle {
     let arguments = [&["/usr/bin/states"], states].concat();
     // A FIFO on the hosts' common disk would be one FIFO, because the hosts have one kernel.

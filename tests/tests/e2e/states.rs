@@ -12,14 +12,24 @@ const TURNS: usize = 4;
 
 #[test]
 fn kernel_state_of_every_kind_survives_four_migrations() -> Result<()> {
-    if !ready(&["busybox"]) {
-        return Ok(());
-    }
     // `LAB_STATES=pipe,fifo` looks at some of them.
     let chosen = std::env::var("LAB_STATES").unwrap_or_default();
     let names: Vec<&str> = chosen.split(',').filter(|name| !name.is_empty()).collect();
+    survive(&names)
+}
+
+#[test]
+fn queues_of_more_than_a_message_survive_four_migrations() -> Result<()> {
+    survive(&["full-queues"])
+}
+
+/// States of these names (none: all but the large ones) survive four migrations.
+fn survive(names: &[&str]) -> Result<()> {
+    if !ready(&["busybox"]) {
+        return Ok(());
+    }
     let lab = Lab::new()?;
-    let container = lab.start(&bundle("states", &names))?;
+    let container = lab.start(&bundle("states", names))?;
     let verifier = Verifier::new(&lab.client, container.v4);
     verifier.check().context("before the first migration")?;
     for turn in 0..TURNS {
