@@ -19,6 +19,7 @@ pclive_engine::fault_points! {
     SourceFrozen "source-frozen" => Source, "stop-anyway";
     SourceStateSent "source-state-sent" => Source, "stop-anyway";
     SourceDumped "source-dumped" => Source, "stop-anyway";
+    SourceCompared "source-compared" => Source, "verify";
     SourceOffered "source-offered" => Source, "stop-anyway";
     SourceLockOutlives "source-lock-outlives" => Source, "stop-anyway";
     SourceHeld "source-held" => Source, "stop-anyway";
@@ -47,6 +48,7 @@ pclive_engine::fault_points! {
     DestinationFinalBegun "destination-final-begun" => Source, "stop-anyway";
     DestinationLacksHanded "destination-lacks-handed" => Source, "post-copy";
     DestinationRestored "destination-restored" => Source, "stop-anyway";
+    DestinationCompared "destination-compared" => Source, "verify";
     DestinationOffered "destination-offered" => Source, "stop-anyway";
     DestinationCommitted "destination-committed" => Source, "stop-anyway";
     DestinationOpened "destination-opened" => Destination, "stop-anyway";

@@ -1,10 +1,14 @@
 //! The link to another agent: one tuning for both of its ends.
 //!
-//! HTTP/2 windows of 16 MiB and frames of 1 MiB keep a 10 Gbit/s link full; probes notice a dead peer long before
-//! anything waits for it. Mutual TLS unless `peer.insecure` is set; the other agent must have the certificate of the
-//! name, or of the host, that it was asked for by. Kernel: `TCP_NODELAY`, `TCP_CONGESTION` (tcp(7)).
+//! HTTP/2 windows of 16 MiB and frames of 1 MiB keep a 10 Gbit/s link full. Whether the link still carries anything is
+//! asked of the kernel: a probe of HTTP/2 would wait behind the pages that are on their way, on a slow link for longer
+//! than anybody waits for its answer. Mutual TLS unless `peer.insecure` is set; the other agent must have the certificate
+//! of the name, or of the host, that it was asked for by. Kernel: `TCP_NODELAY`, `TCP_CONGESTION`, `TCP_KEEPIDLE`,
+//! `TCP_USER_TIMEOUT` (tcp(7)).
 
+use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,27 +31,59 @@ pub const MAX_MESSAGE: usize = 8 << 20;
 
 const WINDOW: u32 = 16 << 20;
 const FRAME: u32 = 1 << 20;
+/// The kernel's limit (MAX_TCP_KEEPIDLE), seconds.
+const LONGEST_PROBE: u32 = 32_767;
 
 /// The server's end.
-pub fn tune_server(server: Server, config: &Peer) -> Server {
+pub fn tune_server(server: Server) -> Server {
     server
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_frame_size(FRAME)
         .tcp_nodelay(true)
-        .http2_keepalive_interval(Some(Duration::from_millis(config.keepalive_interval_ms)))
-        .http2_keepalive_timeout(Some(Duration::from_millis(config.keepalive_timeout_ms)))
 }
 
-/// Options of a TCP socket of the link. A congestion control that this kernel lacks is not a failure.
-pub fn tune_socket(socket: &impl std::os::fd::AsFd, congestion: &str) {
-    let _ = setsockopt(socket, sockopt::TcpNoDelay, &true);
-    if congestion.is_empty() {
-        return;
+/// Options of a TCP socket.
+#[derive(Debug, Clone, Default)]
+pub struct Tuning {
+    /// Congestion control; empty: the host's default.
+    congestion: String,
+    /// Quiet time after which the kernel probes, and after which of silence it gives the connection up.
+    silence: Option<(Duration, Duration)>,
+}
+
+impl Tuning {
+    /// Those of the link.
+    pub fn link(peer: &Peer) -> Self {
+        let quiet = Duration::from_millis(peer.keepalive_interval_ms);
+        let silence = quiet + Duration::from_millis(peer.keepalive_timeout_ms);
+        Self { congestion: peer.congestion.clone(), silence: Some((quiet, silence)) }
     }
-    if let Err(error) = setsockopt(socket, sockopt::TcpCongestion, &congestion.into()) {
-        tracing::debug!("cannot use congestion control {congestion}: {error}");
+
+    /// Sets them. A congestion control that this kernel lacks is not a failure.
+    pub fn set(&self, socket: &impl AsFd) {
+        let _ = setsockopt(socket, sockopt::TcpNoDelay, &true);
+        if let Some((quiet, silence)) = self.silence
+            && let Err(error) = watch(socket, quiet, silence)
+        {
+            tracing::warn!("a link that is cut will be noticed late: {error}");
+        }
+        if !self.congestion.is_empty()
+            && let Err(error) = setsockopt(socket, sockopt::TcpCongestion, &OsString::from(&self.congestion))
+        {
+            tracing::debug!("cannot use congestion control {}: {error}", self.congestion);
+        }
     }
+}
+
+/// Lets the kernel end a connection on which it hears nothing: neither an answer to probes, nor that data has arrived.
+fn watch(socket: &impl AsFd, quiet: Duration, silence: Duration) -> nix::Result<()> {
+    // The kernel probes by the second.
+    let seconds = u32::try_from(quiet.as_millis().div_ceil(1000)).unwrap_or(u32::MAX).clamp(1, LONGEST_PROBE);
+    setsockopt(socket, sockopt::TcpKeepIdle, &seconds)?;
+    setsockopt(socket, sockopt::TcpKeepInterval, &1)?;
+    setsockopt(socket, sockopt::TcpUserTimeout, &u32::try_from(silence.as_millis()).unwrap_or(u32::MAX))?;
+    setsockopt(socket, sockopt::KeepAlive, &true)
 }
 
 /// Another agent: as it was asked for, and where it is.
@@ -95,11 +131,8 @@ pub async fn connect(
         .connect_timeout(migration.connect_timeout())
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
-        .max_frame_size(FRAME)
-        .http2_keep_alive_interval(Duration::from_millis(peer.keepalive_interval_ms))
-        .keep_alive_timeout(Duration::from_millis(peer.keepalive_timeout_ms))
-        .keep_alive_while_idle(true);
-    let dial = Dial { congestion: peer.congestion.clone(), security: security(address, peer, keeper)? };
+        .max_frame_size(FRAME);
+    let dial = Dial { tuning: Tuning::link(peer), security: security(address, peer, keeper)? };
     let connector = tower::service_fn(move |uri: Uri| dial.clone().open(uri));
     let connected =
         tokio::time::timeout(migration.connect_timeout(), endpoint.connect_with_connector(connector));
@@ -140,7 +173,7 @@ fn security(
 /// What a connection needs beside the address.
 #[derive(Debug, Clone)]
 struct Dial {
-    congestion: String,
+    tuning: Tuning,
     security: Security,
 }
 
@@ -151,7 +184,7 @@ impl Dial {
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, port)).await?;
-        tune_socket(&stream, &self.congestion);
+        self.tuning.set(&stream);
         let stream = match self.security {
             Security::Plain { everywhere } if everywhere || stream.peer_addr()?.ip().is_loopback() => {
                 Either::Left(stream)
@@ -186,4 +219,24 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
         innermost = cause;
     }
     innermost.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[test]
+    fn sockets_of_the_link_are_watched_by_the_kernel() {
+        let peer = Peer { keepalive_interval_ms: 1_200, keepalive_timeout_ms: 3_000, ..Peer::default() };
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        Tuning::link(&peer).set(&socket);
+        assert!(getsockopt(&socket, sockopt::KeepAlive).unwrap());
+        assert_eq!(getsockopt(&socket, sockopt::TcpKeepIdle).unwrap(), 2);
+        assert_eq!(getsockopt(&socket, sockopt::TcpUserTimeout).unwrap(), 4_200);
+        let longest = Peer { keepalive_interval_ms: u64::MAX / 2, ..peer };
+        Tuning::link(&longest).set(&socket);
+        assert_eq!(getsockopt(&socket, sockopt::TcpKeepIdle).unwrap(), LONGEST_PROBE);
+    }
 }

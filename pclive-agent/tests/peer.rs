@@ -47,6 +47,7 @@ fn prepare() -> Prepare {
         restore_after: 0,
         tail_token: String::new(),
         conversation_token: String::new(),
+        verify: false,
     }
 }
 

@@ -5,6 +5,8 @@
 //! the point removes it and does as it says: `kill` (SIGKILL) and `stop` (SIGSTOP) concern the whole agent, `hold` makes
 //! the thread wait there until the file `FILE.held`, which it makes, is removed.
 //!
+//! `destination-memory:flip` is no point: it changes a byte of the copy just before its memory is compared.
+//!
 //! Each point says where the container runs when the agent was killed there and started again: that is a rule, and not
 //! left to chance. It also says by which policy of a migration one comes to it.
 
@@ -97,6 +99,14 @@ pub fn act(point: &str) {
         "stop" => drop(raise(Signal::SIGSTOP)),
         _ => drop(raise(Signal::SIGKILL)),
     }
+}
+
+/// Whether a test has asked for something that is not the agent's end: once.
+#[cfg(feature = "fault-injection")]
+pub(crate) fn asked(what: &str, action: &str) -> bool {
+    let Some(path) = std::env::var_os("FAULT_INJECTION").map(std::path::PathBuf::from) else { return false };
+    let wanted = std::fs::read_to_string(&path).unwrap_or_default();
+    wanted.trim().split_once(':') == Some((what, action)) && std::fs::remove_file(&path).is_ok()
 }
 
 /// Waits until a file that this makes is removed; not for ever, in case that the test has failed.

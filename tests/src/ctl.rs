@@ -42,6 +42,18 @@ pub struct Ledger {
     pub restore_ns: u64,
     pub commit_ns: u64,
     pub resume_ns: u64,
+    pub verify_ns: u64,
+}
+
+/// Memory that was found to be the same at both ends.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Verification {
+    /// Private mappings.
+    pub mappings: u64,
+    /// Shared memory objects.
+    pub objects: u64,
+    /// Contents.
+    pub bytes: u64,
 }
 
 /// What a migration cost an agent.
@@ -76,6 +88,8 @@ pub struct Report {
     pub staging_peak_bytes: u64,
     /// Why the rounds ended.
     pub verdict: String,
+    /// What was compared before the commit.
+    pub verification: Option<Verification>,
 }
 
 /// One thing that stands in the way of a migration.

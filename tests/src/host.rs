@@ -18,6 +18,8 @@ use crate::wait::until;
 
 /// The agent's control socket on a host.
 pub const CONTROL: &str = "/run/pclive/agent.sock";
+/// The host's interface to the switch.
+const UPLINK: &str = "uplink";
 /// Where an agent listens for its peers, by default.
 pub const PEER_PORT: u16 = 7413;
 /// How long an agent may take to come up or to end.
@@ -111,9 +113,14 @@ impl Host {
         let v4 = format!("{}/16", self.v4());
         let v6 = format!("fd77::{}/64", self.number);
         link::bridge(&self.node, &[&v4, &v6])?;
-        link::plug(switch, &self.node, "uplink", Some(speed))?;
-        self.node.run(&["ip", "link", "set", "uplink", "master", BRIDGE])?;
+        link::plug(switch, &self.node, UPLINK, Some(speed))?;
+        self.node.run(&["ip", "link", "set", UPLINK, "master", BRIDGE])?;
         link::prefer_cubic(&self.node, &self.v4().to_string())
+    }
+
+    /// Gives the link to the switch another speed.
+    pub(crate) fn set_speed(&self, switch: &Node, speed: Speed) -> Result<()> {
+        link::limit(switch, &self.node, UPLINK, speed)
     }
 
     /// The namespaces.

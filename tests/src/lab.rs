@@ -65,6 +65,11 @@ impl Lab {
         Self::build(speed, Links::Tls)
     }
 
+    /// Gives the links of both hosts another speed.
+    pub fn set_speed(&self, speed: Speed) -> Result<()> {
+        [&self.a, &self.b].into_iter().try_for_each(|host| host.set_speed(&self.switch, speed))
+    }
+
     /// Makes a CA and a certificate for each host, as an administrator does.
     pub fn certify(&self) -> Result<()> {
         let authority = self.directory.0.join("ca");

@@ -14,6 +14,7 @@ pub mod bundle;
 pub mod command;
 pub mod container;
 pub mod ctl;
+pub mod delay;
 pub mod footprint;
 pub mod host;
 pub mod lab;

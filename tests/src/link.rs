@@ -19,6 +19,8 @@ pub struct Speed {
 pub const TEN_GIGABIT: Speed = Speed { rate: "10gbit", burst: "4mb" };
 /// 1 Gbit/s: 0.95 Gbit/s of TCP payload.
 pub const GIGABIT: Speed = Speed { rate: "1gbit", burst: "256kb" };
+/// 1 Mbit/s: 0.12 MB a second.
+pub const MEGABIT: Speed = Speed { rate: "1mbit", burst: "16kb" };
 
 /// Makes the node's bridge `br0` with these addresses (with prefix length). It has a MAC of its own choice: by
 /// default it would take the lowest of its ports' and change it as containers come and go.
@@ -52,7 +54,7 @@ pub fn prefer_cubic(node: &Node, source: &str) -> Result<()> {
 
 /// Joins `interface`, new on `node`, to a new port of the switch's bridge. A `speed` limits both directions.
 pub fn plug(switch: &Node, node: &Node, interface: &str, speed: Option<Speed>) -> Result<()> {
-    let port = format!("to-{}", node.name());
+    let port = port(node);
     let pid = node.pid().to_string();
     // `ip` resolves a pid in its own PID namespace, so the pair is made by this machine's view of the pids.
     let mut ip = std::process::Command::new("nsenter");
@@ -61,17 +63,24 @@ pub fn plug(switch: &Node, node: &Node, interface: &str, speed: Option<Speed>) -
     crate::command::output(&mut ip)?;
     switch.run(&["ip", "link", "set", &port, "master", BRIDGE, "up"])?;
     if let Some(speed) = speed {
-        limit(node, interface, speed)?;
-        limit(switch, &port, speed)?;
+        limit(switch, node, interface, speed)?;
     }
     node.run(&["ip", "link", "set", interface, "up"]).map(drop)
 }
 
-/// Limits what leaves `interface`.
-fn limit(node: &Node, interface: &str, speed: Speed) -> Result<()> {
+/// The switch's end of the link to a node.
+fn port(node: &Node) -> String {
+    format!("to-{}", node.name())
+}
+
+/// Limits what travels over `interface` of the node, in both directions; a limit that is there is replaced.
+pub fn limit(switch: &Node, node: &Node, interface: &str, speed: Speed) -> Result<()> {
     let Speed { rate, burst } = speed;
-    let words = ["tc", "qdisc", "add", "dev", interface, "root", "tbf", "rate", rate, "burst", burst];
-    node.run(&[&words[..], &["latency", "50ms"]].concat()).map(drop)
+    for (at, interface) in [(node, interface), (switch, &port(node))] {
+        let words = ["tc", "qdisc", "replace", "dev", interface, "root", "tbf", "rate", rate, "burst", burst];
+        at.run(&[&words[..], &["latency", "50ms"]].concat())?;
+    }
+    Ok(())
 }
 
 /// Keeps a host's agent from all others, and nobody else, until it is mended or dropped.

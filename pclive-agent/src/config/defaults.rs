@@ -81,6 +81,7 @@ impl Default for Migration {
             policy: Policy::StopAnyway,
             bandwidth_bytes_per_second: 0,
             compression: Compression::Off,
+            verify: false,
             batch_bytes: 1 << 20,
             in_flight_bytes: 64 << 20,
             max_concurrent: 4,

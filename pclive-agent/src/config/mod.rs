@@ -114,9 +114,9 @@ pub struct Peer {
     pub accept_unlisted: bool,
     /// TCP congestion control of the page stream, empty for the host's default.
     pub congestion: String,
-    /// Quiet time after which the link is probed.
+    /// Quiet time after which the kernel probes the link, rounded up to seconds.
     pub keepalive_interval_ms: u64,
-    /// A probe that stays unanswered this long ends the link.
+    /// A link that stays silent for this much longer is at its end.
     pub keepalive_timeout_ms: u64,
 }
 
@@ -177,6 +177,8 @@ pub struct Migration {
     pub bandwidth_bytes_per_second: u64,
     /// Whether pages are compressed on the wire.
     pub compression: Compression,
+    /// Memory of both ends is compared before the commit.
+    pub verify: bool,
     /// Contents in one message of the page stream.
     pub batch_bytes: u64,
     /// Page contents on their way, beside the link's own windows: what a source and a destination with this value

@@ -10,6 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 use super::place::Places;
 use super::{Config, Migration};
 use crate::audit::{LEAST_BYTES, MOST_BYTES};
+use crate::migration::convergence::Policy;
 use crate::migration::{LEAST_BANDWIDTH, MOST_STREAMS};
 
 /// One key that cannot be used as it is.
@@ -145,6 +146,10 @@ impl Checker<'_> {
         if m.restore_after > 0 && m.restore_after >= m.max_rounds {
             let what = format!("{} is not below migration.max_rounds, {}", m.restore_after, m.max_rounds);
             self.complain("migration.restore_after", what);
+        }
+        if m.verify && m.policy == Policy::PostCopy {
+            let what = "memory that comes after the commit cannot be compared before it (migration.policy = \"post-copy\")";
+            self.complain("migration.verify", what.into());
         }
         self.range("migration.streams", m.streams.into(), 0..=MOST_STREAMS.into());
         self.range("migration.max_concurrent", m.max_concurrent.into(), 1..=64);
@@ -298,6 +303,14 @@ mod tests {
         );
         assert!(keys_of(|c| c.migration.shutdown_grace_ms = 0).is_empty());
         assert_eq!(keys_of(|c| c.migration.connect_timeout_ms = 0), ["migration.connect_timeout_ms"]);
+    }
+
+    #[test]
+    fn memory_that_comes_later_cannot_be_compared() {
+        let policy =
+            |policy| keys_of(|c: &mut Config| (c.migration.verify, c.migration.policy) = (true, policy));
+        assert!(policy(Policy::StopAnyway).is_empty());
+        assert_eq!(policy(Policy::PostCopy), ["migration.verify"]);
     }
 
     #[test]

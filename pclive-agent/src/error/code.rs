@@ -55,6 +55,8 @@ pub enum ErrorCode {
     RestoreFailed,
     /// The container's network could not be captured, set up, locked or opened.
     NetworkFailed,
+    /// The copy's memory is not what the container has.
+    MemoryDiffers,
     /// Something took longer than it may.
     Timeout,
     /// The predicted downtime stays above the limit, and the policy is to give up then.
@@ -86,7 +88,7 @@ pub enum ErrorCode {
 }
 
 /// Every code, for look-ups and tests.
-const ALL: [ErrorCode; 39] = [
+const ALL: [ErrorCode; 40] = [
     ErrorCode::ContainerNotFound,
     ErrorCode::ContainerNotRunning,
     ErrorCode::ContainerAmbiguous,
@@ -112,6 +114,7 @@ const ALL: [ErrorCode; 39] = [
     ErrorCode::CaptureFailed,
     ErrorCode::RestoreFailed,
     ErrorCode::NetworkFailed,
+    ErrorCode::MemoryDiffers,
     ErrorCode::Timeout,
     ErrorCode::NotConverging,
     ErrorCode::Cancelled,
@@ -157,6 +160,7 @@ impl ErrorCode {
             Self::CaptureFailed => "capture-failed",
             Self::RestoreFailed => "restore-failed",
             Self::NetworkFailed => "network-failed",
+            Self::MemoryDiffers => "memory-differs",
             Self::Timeout => "timeout",
             Self::NotConverging => "not-converging",
             Self::Cancelled => "cancelled",
@@ -212,6 +216,7 @@ impl ErrorCode {
             | Self::CaptureFailed
             | Self::RestoreFailed
             | Self::NetworkFailed
+            | Self::MemoryDiffers
             | Self::AlreadyCommitted
             | Self::CommitUnknown
             | Self::HookFailed
@@ -250,6 +255,9 @@ impl ErrorCode {
             Self::PeerLost => "check the link and the other agent's log, then try again",
             Self::ProtocolMismatch => "run the same version of pclive-agent on both hosts",
             Self::NoMemory => "free memory at the destination or choose another host",
+            Self::MemoryDiffers => {
+                "the container runs on at its source, unchanged; look for memory errors in both hosts' kernel logs, migrate it again with --verify, and report it with both agents' logs if it is there again"
+            }
             Self::Timeout => "the timeouts are in [migration] of the agent's configuration",
             Self::NotConverging => {
                 "try again when the container writes less, allow a longer downtime, or choose policy throttle or stop-anyway"
@@ -317,6 +325,7 @@ impl ErrorCode {
             | Self::CaptureFailed
             | Self::RestoreFailed
             | Self::NetworkFailed
+            | Self::MemoryDiffers
             | Self::CommitUnknown
             | Self::HookFailed
             | Self::JournalFailed

@@ -72,6 +72,7 @@ pub(crate) async fn start(
     };
     let streams = streams(agent, request.streams)?;
     let (limits, bandwidth) = wishes.or_configured(agent, strategy)?;
+    let verify = verified(agent, request.verify, limits.policy)?;
     let begun = agent.registry.begin(Description {
         id: Uuid::new_v4().to_string(),
         container: request.container.clone(),
@@ -116,6 +117,7 @@ pub(crate) async fn start(
         allow_clock_step_back,
         tail_token,
         streams,
+        verify,
         log,
     };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
@@ -288,6 +290,18 @@ fn streams(agent: &Agent, asked: u32) -> Result<u32, MigrationError> {
         (0, configured) => configured,
         (asked, _) => asked,
     })
+}
+
+/// Whether memory is compared before the commit. All of it must be there then.
+fn verified(agent: &Agent, asked: Option<bool>, policy: Policy) -> Result<bool, MigrationError> {
+    let verify = asked.unwrap_or(agent.config.migration.verify);
+    if verify && policy == Policy::PostCopy {
+        let message =
+            "cannot compare memory before the commit by policy post-copy: its last pages come after it";
+        return Err(MigrationError::new(ErrorCode::InvalidRequest, message)
+            .hint("migrate with --verify=false, or by another policy"));
+    }
+    Ok(verify)
 }
 
 /// The round from which on the copy is built: the one asked for, else the configured one; 0 where there is no such thing.

@@ -51,7 +51,9 @@ pub(super) struct Handover {
     pub(super) stats: RoundStats,
     /// From the end of the dump to `Ready`.
     pub(super) until_ready: Duration,
-    /// From `Ready` to `Running`.
+    /// From `Ready` to the end of the comparison of memory.
+    pub(super) comparison: Duration,
+    /// From there to `Running`.
     pub(super) commit: Duration,
     /// `Running` came.
     pub(super) running: Instant,
@@ -79,6 +81,7 @@ pub(super) fn report(
         destination: Some(EndUsage { cpu_ns: answer.cpu_ns, peak_memory_bytes: answer.peak_memory_bytes }),
         staging_peak_bytes: answer.staging_peak_bytes,
         tail: None,
+        verification: None,
         verdict: reason.to_string(),
         predicted_downtime_ns: handover.predicted.map_or(0, ns),
     }
@@ -100,11 +103,12 @@ fn source_ledger(handover: &Handover, there: &DestinationLedger) -> Ledger {
         final_scan_ns: ns(stats.scan),
         capture_ns: ns(handover.dump.saturating_sub(stats.scan).saturating_sub(stats.read)),
         transfer_ns: ns(stats.read.saturating_add(handover.until_ready))
-            .saturating_sub(there.fill_ns.saturating_add(restore)),
+            .saturating_sub(there.fill_ns.saturating_add(restore).saturating_add(there.verify_ns)),
         fill_ns: there.fill_ns,
         restore_ns: restore,
         commit_ns: ns(handover.commit).saturating_sub(there.resume_ns),
         resume_ns: there.resume_ns,
+        verify_ns: there.verify_ns.saturating_add(ns(handover.comparison)),
     }
 }
 
@@ -116,6 +120,7 @@ pub(super) fn received(rounds: Vec<Round>, answer: &Running, total: Duration) ->
             fill_ns: there.fill_ns,
             restore_ns: restore_ns(&there),
             resume_ns: there.resume_ns,
+            verify_ns: there.verify_ns,
             ..Ledger::default()
         }),
         restore_ns: there.restore_ns,

@@ -9,6 +9,7 @@ use nix::sys::stat::{Mode, umask};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_stream::Stream;
 
+use crate::link::Tuning;
 use crate::tls::Connection;
 use crate::tls::accept::{self, Welcome};
 
@@ -50,18 +51,18 @@ pub enum ListenError {
 pub(super) struct Tcp {
     listener: TcpListener,
     address: SocketAddr,
-    congestion: String,
+    tuning: Tuning,
     welcome: Welcome,
 }
 
 impl Tcp {
-    pub(super) fn bind(address: &str, congestion: &str, welcome: Welcome) -> Result<Self, ListenError> {
+    pub(super) fn bind(address: &str, tuning: Tuning, welcome: Welcome) -> Result<Self, ListenError> {
         let of = |source| ListenError::Tcp { address: address.into(), source };
         let listener = std::net::TcpListener::bind(address).map_err(of)?;
         listener.set_nonblocking(true).map_err(of)?;
         let listener = TcpListener::from_std(listener).map_err(of)?;
         let address = listener.local_addr().map_err(of)?;
-        Ok(Self { listener, address, congestion: congestion.into(), welcome })
+        Ok(Self { listener, address, tuning, welcome })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -69,7 +70,7 @@ impl Tcp {
     }
 
     pub(super) fn incoming(self) -> impl Stream<Item = io::Result<Connection>> {
-        accept::tcp(self.listener, self.congestion, self.welcome)
+        accept::tcp(self.listener, self.tuning, self.welcome)
     }
 }
 
@@ -163,8 +164,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_port_that_is_taken_is_named() {
-        let first = Tcp::bind("127.0.0.1:0", "", Welcome::Anybody).unwrap();
+        let first = Tcp::bind("127.0.0.1:0", Tuning::default(), Welcome::Anybody).unwrap();
         let address = first.address().to_string();
-        assert!(Tcp::bind(&address, "", Welcome::Anybody).unwrap_err().to_string().contains(&address));
+        assert!(
+            Tcp::bind(&address, Tuning::default(), Welcome::Anybody)
+                .unwrap_err()
+                .to_string()
+                .contains(&address)
+        );
     }
 }

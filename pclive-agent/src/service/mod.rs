@@ -22,7 +22,7 @@ pub use listen::{ControlSocket, ListenError};
 use crate::agent::Agent;
 use crate::config::Config;
 use crate::error::{ErrorCode, MigrationError};
-use crate::link;
+use crate::link::{self, Tuning};
 use crate::tls::accept::Welcome;
 use crate::tls::{Caller, Gate, GateLayer, Keeper};
 
@@ -62,10 +62,13 @@ impl Listeners {
             None => Err(ListenError::Uncertified { address: address.into() }),
         };
         let (control, peer) = (&config.control, &config.peer);
-        let peer = listen::Tcp::bind(&peer.listen, &peer.congestion, welcome(peer.insecure, &peer.listen)?)?;
+        let peer =
+            listen::Tcp::bind(&peer.listen, Tuning::link(peer), welcome(peer.insecure, &peer.listen)?)?;
         let control_tcp = match control.tcp.as_str() {
             "" => None,
-            address => Some(listen::Tcp::bind(address, "", welcome(control.insecure, address)?)?),
+            address => {
+                Some(listen::Tcp::bind(address, Tuning::default(), welcome(control.insecure, address)?)?)
+            }
         };
         let control = ControlSocket::bind(&control.socket)?;
         Ok(Self { control, control_tcp, peer })
@@ -166,7 +169,7 @@ async fn peer_server(
     let service = PeerServer::new(peer::PeerService::new(Arc::clone(&agent)))
         .max_decoding_message_size(link::MAX_MESSAGE)
         .max_encoding_message_size(link::MAX_MESSAGE);
-    link::tune_server(Server::builder(), &agent.config.peer)
+    link::tune_server(Server::builder())
         .layer(GateLayer::new(Gate::peers(&agent.config)))
         .add_service(service)
         .serve_with_incoming_shutdown(tcp.incoming(), stop.cancelled_owned())

@@ -13,7 +13,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::{Caller, Connection, Keeper};
-use crate::link;
+use crate::link::Tuning;
 
 /// Most handshakes at once on a listener; more callers wait in the kernel's queue.
 pub(crate) const HANDSHAKES: usize = 64;
@@ -55,7 +55,7 @@ pub(crate) fn local(listener: UnixListener) -> impl Stream<Item = io::Result<Con
 /// The connections of a TCP listener. Ends with its receiver.
 pub(crate) fn tcp(
     listener: TcpListener,
-    congestion: String,
+    tuning: Tuning,
     welcome: Welcome,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let (sender, receiver) = mpsc::channel(1);
@@ -69,7 +69,7 @@ pub(crate) fn tcp(
             };
             match accepted {
                 Ok((stream, address)) => {
-                    link::tune_socket(&stream, &congestion);
+                    tuning.set(&stream);
                     let (sender, welcome) = (sender.clone(), welcome.clone());
                     tokio::spawn(async move {
                         receive(stream, address, welcome, sender).await;

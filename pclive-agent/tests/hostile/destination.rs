@@ -195,6 +195,7 @@ fn most_odd() -> Running {
         tasks_ns: most,
         resume_ns: most,
         restore_ns: most,
+        verify_ns: most,
     };
     Running {
         ledger: Some(ledger),

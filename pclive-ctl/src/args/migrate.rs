@@ -31,6 +31,9 @@ pub(crate) struct Migrate {
     /// Connections that the pages spread over [default: the agent's configuration]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(crate) streams: Option<u32>,
+    /// Compare the memory of both ends before the commit, or not [default: the agent's configuration]
+    #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) verify: Option<bool>,
     /// Runtime of the container [default: the one that knows it]
     #[arg(long, value_name = "NAME")]
     pub(crate) runtime: Option<String>,
@@ -176,6 +179,7 @@ impl Migrate {
             request_id: self.request_id.clone().unwrap_or_default(),
             restore_after: self.restore_after,
             streams: self.streams.unwrap_or(0),
+            verify: self.verify,
         }
     }
 }
@@ -227,6 +231,7 @@ mod tests {
             "--allow-clock-step-back",
             "--request-id",
             "job-7",
+            "--verify",
         ];
         let expected = StartMigrationRequest {
             container: "redis-1".into(),
@@ -242,6 +247,7 @@ mod tests {
             request_id: "job-7".into(),
             restore_after: Some(2),
             streams: 0,
+            verify: Some(true),
         };
         assert_eq!(migrate(&arguments).unwrap(), expected);
     }
@@ -250,6 +256,13 @@ mod tests {
     fn restoring_from_the_first_round_on_is_not_taken_for_the_default() {
         assert_eq!(migrate(&["--restore-after", "0"]).unwrap().restore_after, Some(0));
         assert_eq!(migrate(&[]).unwrap().restore_after, None);
+    }
+
+    #[test]
+    fn a_comparison_can_be_switched_off_against_the_configuration() {
+        assert_eq!(migrate(&["--verify=false"]).unwrap().verify, Some(false));
+        assert_eq!(migrate(&[]).unwrap().verify, None);
+        assert_eq!(migrate(&["--verify=perhaps"]).unwrap_err().exit_code(), 2);
     }
 
     #[test]

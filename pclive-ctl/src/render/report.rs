@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use pclive_proto::control::{EndUsage, Ledger, Report, Round, Tail};
+use pclive_proto::control::{EndUsage, Ledger, Report, Round, Tail, Verification};
 
 use super::table::{Align, table};
 use super::text::printable;
@@ -33,6 +33,11 @@ pub(crate) fn report(report: &Report) -> String {
             let _ = writeln!(text, "  {end:<15} {}", self::usage(usage));
         }
     }
+    if let Some(Verification { mappings, objects, bytes }) = report.verification {
+        let (mappings, objects, bytes) = (unit::count(mappings), unit::count(objects), unit::bytes(bytes));
+        let _ =
+            writeln!(text, "  compared        {bytes} in {mappings} mappings and {objects} shared objects");
+    }
     if let Some(tail) = &report.tail {
         text.push_str(&self::tail(tail));
     }
@@ -54,11 +59,13 @@ fn ledger(ledger: &Ledger) -> String {
         ("transfer", ledger.transfer_ns, "source"),
         ("fill", ledger.fill_ns, "destination"),
         ("restore", ledger.restore_ns, "destination"),
+        ("verify", ledger.verify_ns, "both"),
         ("commit", ledger.commit_ns, "source"),
         ("resume", ledger.resume_ns, "destination"),
     ];
     let mut text = String::new();
-    for (part, ns, clock) in parts {
+    // Without a comparison there is none to tell of.
+    for (part, ns, clock) in parts.into_iter().filter(|(part, ns, _)| *part != "verify" || *ns > 0) {
         let _ = writeln!(text, "    {part:<12}  {:>8}  {clock}", unit::duration(ns));
     }
     text
@@ -138,6 +145,7 @@ pub(crate) mod tests {
                 restore_ns: 7_420_000,
                 commit_ns: 2_310_000,
                 resume_ns: 1_090_000,
+                verify_ns: 0,
             }),
             restore_ns: 8_510_000,
             rounds: rounds_sample(),
@@ -149,6 +157,7 @@ pub(crate) mod tests {
             verdict: "predicted downtime below 300 ms".into(),
             predicted_downtime_ns: 38_000_000,
             tail: None,
+            verification: None,
         }
     }
 
@@ -224,6 +233,16 @@ pub(crate) mod tests {
         let expected = "  tail            12,345 pages in 81.0 ms: 45 on demand, 12,300 pushed\n    \
                         waited for      46 times, 210 µs in the median, 900 µs at the 99th percentile\n    \
                         link opened     1 times again\n";
+        assert!(report.contains(expected), "{report}");
+    }
+
+    #[test]
+    fn a_comparison_is_told_with_its_part_of_the_downtime() {
+        let ledger = Ledger { verify_ns: 412_000_000, ..Ledger::default() };
+        let verification = Some(Verification { mappings: 1_245, objects: 3, bytes: 3 << 29 });
+        let report = report(&Report { ledger: Some(ledger), verification, ..Report::default() });
+        assert!(report.contains("    verify          412 ms  both\n"), "{report}");
+        let expected = "  compared        1.50 GiB in 1,245 mappings and 3 shared objects\n";
         assert!(report.contains(expected), "{report}");
     }
 

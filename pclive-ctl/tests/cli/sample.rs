@@ -54,6 +54,7 @@ pub(crate) fn report() -> Report {
         verdict: "predicted downtime below 300 ms".into(),
         predicted_downtime_ns: 5_000_000,
         tail: None,
+        verification: None,
     }
 }
 

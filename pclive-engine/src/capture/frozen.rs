@@ -1,5 +1,6 @@
 //! A stopped container: the final dump, and what comes of it.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::CaptureError;
@@ -18,8 +19,9 @@ use super::thread::Frame;
 use super::tracked::Tracked;
 use super::tree::TreeProcess;
 use crate::fault::{self, Point};
+use crate::memory::contents::{self, Contents};
 use crate::memory::ranges::RangeSet;
-use crate::model::{Blocker, FinalState, Pid, ProcessState, Vpid};
+use crate::model::{Blocker, FinalState, Layout, Pid, ProcessState, Vpid};
 use crate::remote::RemoteTask;
 use crate::tracee::{TraceError, end};
 
@@ -41,11 +43,14 @@ pub struct Frozen<'a> {
     began: Instant,
     connections: SocketGuards,
     freezer: Option<Freezer>,
+    /// What the final dump has told.
+    layout: Layout,
 }
 
 impl<'a> Frozen<'a> {
     pub(super) fn new(source: &'a mut Source, processes: Vec<StoppedProcess>, began: Instant) -> Self {
-        Self { source, processes, began, connections: SocketGuards::default(), freezer: None }
+        let (connections, freezer, layout) = (SocketGuards::default(), None, Layout::default());
+        Self { source, processes, began, connections, freezer, layout }
     }
 
     /// When the first task was about to be stopped.
@@ -68,7 +73,28 @@ impl<'a> Frozen<'a> {
         fault::reached(Point::SourceLastPagesSent);
         let state = self.state()?;
         fault::reached(Point::SourceSmallStateRead);
+        self.layout = shape.layout;
         Ok((stats, state))
+    }
+
+    /// What the last [`Self::dump`] has told the destination to build.
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// After [`Self::dump`]: digests of the memory of the stopped container. Nothing of it is changed.
+    pub fn contents(&self) -> Result<Contents, CaptureError> {
+        let mut processes = BTreeMap::new();
+        for stopped in &self.processes {
+            let threads = stopped.threads.iter().map(|captive| captive.pid());
+            processes.insert(stopped.tree.vpid, contents::Process::of(stopped.tree.pid, threads)?);
+        }
+        Ok(contents::contents(&self.layout, &processes, &|id| self.source.objects.file(id))?)
+    }
+
+    /// The processes as the agent sees them, by their ids inside the container.
+    pub fn pids_by_vpid(&self) -> BTreeMap<Vpid, Pid> {
+        self.processes.iter().map(|stopped| (stopped.tree.vpid, stopped.tree.pid)).collect()
     }
 
     /// Engages what survives the agent's death (the cgroup freezer): call just before COMMIT is sent.

@@ -197,6 +197,11 @@ impl Objects {
         self.table.get(&id).map_or(0, Object::size)
     }
 
+    /// The descriptor of an object.
+    pub(crate) fn file(&self, id: u64) -> Option<&File> {
+        self.table.get(&id).map(|object| &object.file)
+    }
+
     /// Notes a mapping and returns the parts of the object that it shows and that hold data.
     pub(super) fn shown(&mut self, pid: Pid, shown: Shown) -> Result<Vec<(u64, u64)>, MemoryError> {
         self.now.insert(shown);

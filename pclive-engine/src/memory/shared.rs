@@ -281,7 +281,7 @@ fn is_past(seconds: i64, nanoseconds: i64) -> bool {
 }
 
 /// The page-aligned parts of a file that hold data.
-fn data_ranges(file: &File, size: u64) -> std::io::Result<RangeSet> {
+pub(super) fn data_ranges(file: &File, size: u64) -> std::io::Result<RangeSet> {
     use nix::errno::Errno;
     use nix::unistd::{Whence, lseek64};
     let seek = |at: u64, whence| match lseek64(file.as_fd(), at.cast_signed(), whence) {

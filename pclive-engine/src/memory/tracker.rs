@@ -7,7 +7,7 @@
 //! and the tracked process runs on.
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
@@ -22,7 +22,7 @@ use crate::sys::userfaultfd;
 const REGIONS: usize = 8192;
 
 /// Something is in the page table: a page, or where it was swapped to.
-const POPULATED: u64 = is::PRESENT | is::SWAPPED;
+pub(super) const POPULATED: u64 = is::PRESENT | is::SWAPPED;
 
 /// Write-protect tracking of one address space.
 #[derive(Debug)]
@@ -96,17 +96,7 @@ impl View<'_> {
         query: Query,
         found: &mut dyn FnMut(&Region),
     ) -> Result<(), MemoryError> {
-        let pid = self.tracker.pid;
-        let mut at = start;
-        loop {
-            let (count, walked) = pagemap::scan(self.pagemap.as_fd(), at, end, query, &mut self.regions)
-                .map_err(|source| MemoryError::Scan { pid, start: at, end, source })?;
-            self.regions.iter().take(count).for_each(&mut *found);
-            if count == 0 || walked >= end || walked <= at {
-                return Ok(());
-            }
-            at = walked;
-        }
+        scan(self.tracker.pid, self.pagemap.as_fd(), &mut self.regions, (start, end), query, found)
     }
 
     fn collect(&mut self, spans: &[(u64, u64)], query: Query) -> Result<RangeSet, MemoryError> {
@@ -238,6 +228,27 @@ impl View<'_> {
         let mut first = end;
         self.scan(start, end, query, &mut |region| first = first.min(region.start))?;
         Ok(first.max(start))
+    }
+}
+
+/// Runs a query over a range of a process's page tables, in as many calls as it takes.
+pub(super) fn scan(
+    pid: Pid,
+    pagemap: BorrowedFd<'_>,
+    regions: &mut [Region],
+    (start, end): (u64, u64),
+    query: Query,
+    found: &mut dyn FnMut(&Region),
+) -> Result<(), MemoryError> {
+    let mut at = start;
+    loop {
+        let (count, walked) = pagemap::scan(pagemap, at, end, query, regions)
+            .map_err(|source| MemoryError::Scan { pid, start: at, end, source })?;
+        regions.iter().take(count).for_each(&mut *found);
+        if count == 0 || walked >= end || walked <= at {
+            return Ok(());
+        }
+        at = walked;
     }
 }
 

@@ -174,6 +174,9 @@ pub enum RestoreError {
     /// Pages could not be written.
     #[error(transparent)]
     Fill(#[from] crate::memory::FillError),
+    /// Memory that is to be compared.
+    #[error(transparent)]
+    Memory(#[from] crate::memory::MemoryError),
     /// The small state of a task could not be put in place.
     #[error(transparent)]
     State(#[from] super::failure::RestoreStateError),

@@ -7,6 +7,7 @@
 mod absent;
 mod attributes;
 mod channel;
+mod contents;
 mod creds;
 mod error;
 pub mod failure;

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use pclive_tests::ctl::Following;
-use pclive_tests::link::{Cut, TEN_GIGABIT, Verdict};
+use pclive_tests::delay::Delay;
+use pclive_tests::link::{Cut, MEGABIT, TEN_GIGABIT, Verdict};
 use pclive_tests::workload::clients::Clients;
 use pclive_tests::workload::redis::{Redis, bundle};
 use pclive_tests::{Container, Lab};
@@ -100,5 +101,58 @@ fn a_link_that_stays_away_leaves_the_source_as_it_was() -> Result<()> {
     // At once: the destination may not have heard of the first one's end.
     migrate(&container, &lab.a, &lab.b, &[])?;
     clients.wait_for_answers(MORE)?;
+    clients.stop()?.nothing_lost()
+}
+
+/// A Redis with hardly any data, and two clients that write now and then.
+fn served_little() -> Result<(Lab, Container, Clients)> {
+    let lab = Lab::new()?;
+    let container = lab.start(&bundle("redis-1"))?;
+    let clients = Redis::new(&lab.client, container.v4).clients(2, Duration::from_millis(100))?;
+    clients.wait_for_answers(20)?;
+    Ok((lab, container, clients))
+}
+
+#[test]
+fn a_link_of_a_megabit_carries_a_migration_to_its_end() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = served_little()?;
+    lab.set_speed(MEGABIT)?;
+    migrate(&container, &lab.a, &lab.b, &["--max-rounds", "3"])?;
+    clients.wait_for_answers(20)?;
+    clients.stop()?.nothing_lost()
+}
+
+#[test]
+fn a_link_that_is_slow_for_ten_seconds_delays_a_migration() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container, clients) = served("")?;
+    let following = on_its_way(&lab, &container, &[])?;
+    lab.set_speed(MEGABIT)?;
+    thread::sleep(Duration::from_secs(10));
+    lab.set_speed(TEN_GIGABIT)?;
+    ended_well(following).with_context(|| format!("{}{}", lab.a.last_words(), lab.b.last_words()))?;
+    runs_only_at(&container, &lab.b, &lab.a)?;
+    clients.wait_for_answers(MORE)?;
+    clients.stop()?.nothing_lost()
+}
+
+#[test]
+fn a_way_of_two_hundred_milliseconds_carries_a_migration_to_its_end() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let one_way = Duration::from_millis(200);
+    let (lab, container, clients) = served_little()?;
+    let _long_way = Delay::new(lab.b.node(), one_way)?;
+    let report = migrate(&container, &lab.a, &lab.b, &[])?;
+    let downtime = Duration::from_nanos(report.downtime_ns);
+    ensure!(downtime > 2 * one_way, "the way was not long: {downtime:?}");
+    ensure!(report.downtime_ns < 8 * one_way.as_nanos() as u64, "more than four round trips: {report:?}");
+    clients.wait_for_answers(20)?;
     clients.stop()?.nothing_lost()
 }

@@ -24,6 +24,7 @@ mod states;
 mod surroundings;
 mod sweep;
 mod torture;
+mod verify;
 
 use std::time::Duration;
 

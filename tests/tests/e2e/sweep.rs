@@ -36,7 +36,11 @@ impl Point {
         Ok(Self { name: name.into(), survivor: survivor.into(), policy: policy.into() })
     }
 
-    pub(crate) fn options(&self) -> [&str; 6] {
+    /// The options of such a migration; `verify` is no policy, but an option of its own.
+    pub(crate) fn options(&self) -> Vec<&str> {
+        if self.policy == "verify" {
+            return vec!["--verify", "--max-rounds", "3"];
+        }
         let rounds = match self.policy.as_str() {
             "cancel" => "1",
             // Steps are taken when rounds no longer shrink, and no more at their limit.
@@ -44,7 +48,7 @@ impl Point {
             _ => "3",
         };
         let downtime = if self.policy == "stop-anyway" { "300ms" } else { "1ms" };
-        ["--policy", &self.policy, "--max-downtime", downtime, "--max-rounds", rounds]
+        vec!["--policy", &self.policy, "--max-downtime", downtime, "--max-rounds", rounds]
     }
 }
 

@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use pclive_engine::memory::contents::Contents;
 use pclive_engine::model::{FinalState, Pid};
 use pclive_engine::restore::{Destination, DestinationOptions};
 use pclive_engine::tail::{Lack, Later};
@@ -102,6 +103,7 @@ enum Command {
     Settle(oneshot::Sender<()>),
     RoundEnd(oneshot::Sender<Whole>),
     Restore { state: Bytes, received: Instant, reply: oneshot::Sender<Restored> },
+    Contents(oneshot::Sender<Contents>),
     Resume { waiting: Waiting, reply: oneshot::Sender<Resumed> },
 }
 
@@ -174,6 +176,11 @@ impl Engine {
     /// Puts the small state in place; `received` is when it had come whole.
     pub(super) async fn restore(&self, state: Bytes, received: Instant) -> Result<Restored, MigrationError> {
         self.ask(|reply| Command::Restore { state, received, reply }).await
+    }
+
+    /// After [`Self::restore`]: digests of the copy's memory.
+    pub(super) async fn contents(&self) -> Result<Contents, MigrationError> {
+        self.ask(Command::Contents).await
     }
 
     /// Opens the network, delivers the frames that wait, and lets the copy run: after the commit only.
@@ -271,6 +278,8 @@ fn run(
             Some(Command::Restore { state, received, reply }) => {
                 let _ = reply.send(copy.restore(&state, received)?);
             }
+            // A driver that is gone lets go.
+            Some(Command::Contents(reply)) => drop(reply.send(copy.placement.contents()?)),
             Some(Command::Resume { waiting, reply }) => return copy.resume(&waiting, reply),
             None => {}
         }
@@ -361,6 +370,7 @@ impl Copy {
             files_ns: ns(parts.files),
             tasks_ns: ns(parts.tasks),
             resume_ns: 0,
+            verify_ns: 0,
             restore_ns: ns(received.elapsed()),
         };
         Ok(Restored { ledger, staging_peak_bytes, lacks: self.placement.take_lacks() })

@@ -18,6 +18,7 @@ mod rounds;
 mod state;
 mod tail;
 mod turn;
+mod verification;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -155,7 +156,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, mut incoming: Incoming, ans
                 shared,
                 incoming,
                 answers.clone(),
-                Copy { engine, fetcher, init_pid: created.pid },
+                Copy { engine, fetcher, init_pid: created.pid, verify: prepare.verify },
             );
             receiver.receive(&meter).await
         }
@@ -223,6 +224,7 @@ struct Copy {
     engine: Engine,
     fetcher: Option<Fetcher>,
     init_pid: i32,
+    verify: bool,
 }
 
 /// A copy that was let go.
@@ -269,6 +271,8 @@ struct Receiver<'a> {
     memory: MemoryWatch,
     room: Arc<Semaphore>,
     init_pid: i32,
+    /// The source compares memory before it commits.
+    verify: bool,
     /// The layout or final state that is arriving.
     document: Arriving,
     /// The round that is arriving.
@@ -284,7 +288,7 @@ impl<'a> Receiver<'a> {
         log: SharedLog,
         incoming: Incoming,
         answers: Answers,
-        Copy { engine, fetcher, init_pid }: Copy,
+        Copy { engine, fetcher, init_pid, verify }: Copy,
     ) -> Self {
         Self {
             agent,
@@ -302,6 +306,7 @@ impl<'a> Receiver<'a> {
             room: Arc::new(Semaphore::new(agent.config.migration.in_flight_kib_at_destination())),
             document: Arriving::new(host::memory_available().unwrap_or(0)),
             init_pid,
+            verify,
             round: control::Round::default(),
             round_began: Instant::now(),
             rounds: Vec::new(),
@@ -335,13 +340,16 @@ impl<'a> Receiver<'a> {
     /// From `Accepted` to `Commit`.
     async fn build(&mut self) -> Result<(Restored, Instant, Waiting), MigrationError> {
         self.accept().await?;
-        let (restored, received_at) = loop {
+        let (mut restored, received_at) = loop {
             let message = self.next().await?;
             let received_at = Instant::now();
             if let Some(restored) = self.handle(message, received_at).await? {
                 break (restored, received_at);
             }
         };
+        if self.verify {
+            restored.ledger.verify_ns = self.tell_contents().await?;
+        }
         self.say(Message::Ready(Ready { ledger: Some(restored.ledger) })).await?;
         self.advance(Event::Offered)?;
         // From here on only the source may end it: it may have sent its commit already.

@@ -13,6 +13,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
+use pclive_engine::memory::contents::Contents;
 use pclive_engine::memory::staging::{Staging, StagingError};
 use pclive_engine::model::{Batch, FinalState, Layout};
 use pclive_engine::restore::{Destination, RestoreError, RestoreLedger, check_layout};
@@ -209,6 +210,11 @@ impl Placement {
     /// What the copy lacks, after [`Self::restore`].
     pub(super) fn take_lacks(&mut self) -> Vec<(Lack, OwnedFd)> {
         self.destination.take_lacks()
+    }
+
+    /// Digests of the copy's memory, after [`Self::restore`].
+    pub(super) fn contents(&self) -> Result<Contents, MigrationError> {
+        self.destination.contents().map_err(restore_error)
     }
 
     /// The copy alone, after [`Self::restore`].

@@ -43,6 +43,9 @@ pub(super) fn admit(agent: &Agent, prepare: &Prepare) -> Result<(), MigrationErr
     if prepare.tail_token.is_empty() {
         return Ok(());
     }
+    if prepare.verify {
+        return Err(wire::bad("memory that comes after the commit is to be compared before it"));
+    }
     let hint = "migrate with another --policy";
     can_go_without_pages().map_err(|error| {
         let message = format!("cannot let a container go on without its pages: /dev/userfaultfd: {error}");

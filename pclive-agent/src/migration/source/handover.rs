@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pclive_engine::capture::LastPages;
 use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
-use pclive_proto::peer::{Commit, Ready, Running};
+use pclive_proto::peer::{Commit, Running};
 use tokio::sync::oneshot;
 
 use super::engine::{self, Dump, Moved, Stopped};
@@ -30,7 +30,7 @@ const BREATH: Duration = Duration::from_millis(10);
 
 impl Driver<'_> {
     /// Stop and final dump, until it is whole. The container runs in between.
-    async fn stop(&mut self, last: LastPages) -> Result<(u32, Stopped, Moved), MigrationError> {
+    async fn stop(&mut self, last: LastPages) -> Result<(u32, Stopped, Moved, usize), MigrationError> {
         let migration = &self.agent.config.migration;
         // Freezing has its own deadline in the engine; this one is for an engine that does not keep it.
         let patience = migration.handover_timeout() + migration.stop_timeout();
@@ -42,12 +42,12 @@ impl Driver<'_> {
             self.session.advance(Event::Stopped)?;
             fault::reached(Point::SourceFrozen);
             let number = self.rounds.next();
-            let Dump { moved, obstacles } =
+            let Dump { moved, obstacles, places } =
                 self.session.step(self.engine.dump(number, last), patience).await?;
             if obstacles.is_empty() {
                 self.session.advance(Event::FinalHandedOver)?;
                 fault::reached(Point::SourceDumped);
-                return Ok((number, stopped, moved));
+                return Ok((number, stopped, moved, places));
             }
             self.put_off(number, &moved).await?;
             let error = MigrationError::not_now(self.order.located.id.as_str(), stops, obstacles);
@@ -78,12 +78,18 @@ impl Driver<'_> {
         }
         // Beside the stop, the dump and the restore: it must be durable before COMMIT is sent, and no sooner.
         let committing = self.write_committing();
-        let (number, Stopped { began: stopped, elapsed: freeze }, moved) = self.stop(last).await?;
+        let (number, Stopped { began: stopped, elapsed: freeze }, moved, places) = self.stop(last).await?;
         // It was predicted for a stop in which every page is sent.
         let predicted = self.rounds.known().downtime.filter(|_| last == LastPages::Now);
         let dumped = Instant::now();
-        self.ready().await?;
+        // Beside the restore: the destination's own follows that.
+        let own = self.order.verify.then(|| self.engine.contents());
+        let theirs = self.ready(places).await?;
         let ready = Instant::now();
+        if let Some(own) = own {
+            self.verification = Some(self.compare(own, &theirs).await?);
+        }
+        let compared = Instant::now();
         fault::reached(Point::SourceOffered);
         let running = self.commit(committing).await?;
         let now = Instant::now();
@@ -97,7 +103,8 @@ impl Driver<'_> {
             dump: moved.elapsed,
             stats: moved.stats,
             until_ready: ready - dumped,
-            commit: now - ready,
+            comparison: compared - ready,
+            commit: now - compared,
             running: now,
             predicted,
         };
@@ -126,14 +133,6 @@ impl Driver<'_> {
             }
         }
         Ok(())
-    }
-
-    async fn ready(&mut self) -> Result<(), MigrationError> {
-        let patience = self.agent.config.migration.handover_timeout();
-        match self.session.answer("restore the container", patience).await? {
-            Answered::Ready(Ready { .. }) => self.session.advance(Event::Ready),
-            other => Err(out_of_turn(&other)),
-        }
     }
 
     /// Puts `Committing` in force in the journal: from here on a successor of this agent asks the destination.

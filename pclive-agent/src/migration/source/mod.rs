@@ -17,6 +17,7 @@ mod session;
 mod sink;
 mod state;
 mod tail;
+mod verification;
 
 use std::sync::Arc;
 
@@ -68,6 +69,8 @@ pub(super) struct Order {
     pub(super) tail_token: String,
     /// Connections that the pages spread over.
     pub(super) streams: u32,
+    /// Memory is compared before the commit.
+    pub(super) verify: bool,
     /// Begun, with `Committing` staged.
     pub(super) log: SharedLog,
 }
@@ -154,8 +157,12 @@ struct Driver<'a> {
     engine: Engine,
     outlet: Outlet,
     rounds: Rounds,
+    /// Populated memory of the container when it was opened, bytes.
+    memory_bytes: u64,
     /// What came after the copy ran.
     tail: Option<control::Tail>,
+    /// What was compared before the commit.
+    verification: Option<control::Verification>,
 }
 
 async fn drive(
@@ -205,7 +212,19 @@ async fn drive(
     let experience = agent.experience(&order.destination);
     let mut rounds = Rounds::new(order.limits, order.bandwidth, order.located.container.pid, experience);
     rounds.set_round_trip(round_trip);
-    let driver = Driver { agent, order, session, lines, token, engine, outlet, rounds, tail: None };
+    let driver = Driver {
+        agent,
+        order,
+        session,
+        lines,
+        token,
+        engine,
+        outlet,
+        rounds,
+        memory_bytes: opened.memory_bytes,
+        tail: None,
+        verification: None,
+    };
     driver.migrate(&opened, meter, &abort).await
 }
 
@@ -225,7 +244,7 @@ impl Driver<'_> {
                 let tail = self.tail.take();
                 let told = std::mem::take(&mut self.rounds.told);
                 let mut report = report::report(&handover, told, reason, &running, meter.used());
-                report.tail = tail;
+                (report.tail, report.verification) = (tail, self.verification);
                 if let Some(measured) = self.rounds.measured(&report) {
                     self.agent.learn(&self.order.destination, measured);
                 }
@@ -282,6 +301,7 @@ impl Driver<'_> {
             restore_after: order.limits.restore_after,
             tail_token: order.tail_token.clone(),
             conversation_token: self.token.clone(),
+            verify: order.verify,
         };
         let patience = self.agent.config.migration.prepare_timeout();
         self.session.send(Message::Prepare(prepare), patience).await?;

@@ -218,8 +218,10 @@ impl Rounds {
         // The last one is the stop's own.
         let (_, running) = self.samples.split_last()?;
         let last = running.last()?;
-        let Ledger { final_scan_ns, transfer_ns, fill_ns, .. } = report.ledger.unwrap_or_default();
+        let Ledger { final_scan_ns, transfer_ns, fill_ns, verify_ns, .. } = report.ledger.unwrap_or_default();
         let pages_ns = final_scan_ns.saturating_add(transfer_ns).saturating_add(fill_ns);
+        // Like them, comparing depends on memory and not on what is learned here.
+        let pages_ns = pages_ns.saturating_add(verify_ns);
         let rest =
             report.downtime_ns.saturating_sub(pages_ns).saturating_sub(ns(self.round_trip.saturating_mul(2)));
         let history = self.history(Instant::now());

@@ -245,6 +245,7 @@ pub(super) fn name_of(message: &Answered) -> &'static str {
         Answered::Received(_) => "Received",
         Answered::End(_) => "End",
         Answered::Warning(_) => "Warning",
+        Answered::Digests(_) => "Digests",
     }
 }
 

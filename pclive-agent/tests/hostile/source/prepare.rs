@@ -7,7 +7,10 @@ use crate::proxy::Attack;
 
 type Edit = fn(&mut Prepare);
 
-const ATTACKS: [(&str, &[&str], Edit); 13] = [
+const ATTACKS: [(&str, &[&str], Edit); 14] = [
+    ("pages that come later, compared before", &["compared before"], |p| {
+        (p.tail_token, p.verify) = ("token".into(), true);
+    }),
     ("another protocol version", &["protocol version 99"], |p| p.protocol_version = 99),
     ("an id that is a path", &["migration id"], |p| p.migration_id = "../../../etc/passwd".into()),
     ("a container outside", &["container's name"], |p| p.container_id = "../../etc".into()),

@@ -2,7 +2,7 @@
 
 use pclive_proto::control::{
     Doubt as WireDoubt, EndUsage, Ledger as WireLedger, Migration as WireMigration, Report as WireReport,
-    ResolveMigrationResponse, Round as WireRound, Tail as WireTail,
+    ResolveMigrationResponse, Round as WireRound, Tail as WireTail, Verification as WireVerification,
 };
 use serde::Serialize;
 
@@ -146,6 +146,8 @@ pub(crate) struct Report<'a> {
     predicted_downtime_ns: Option<u64>,
     /// What came after the container ran; `None` when nothing did.
     tail: Option<Tail>,
+    /// What was compared before the commit; `None` when nothing was.
+    verification: Option<Verification>,
 }
 
 impl<'a> From<&'a WireReport> for Report<'a> {
@@ -163,6 +165,7 @@ impl<'a> From<&'a WireReport> for Report<'a> {
             verdict: &report.verdict,
             predicted_downtime_ns: (report.predicted_downtime_ns > 0).then_some(report.predicted_downtime_ns),
             tail: report.tail.as_ref().map(Tail::from),
+            verification: report.verification.as_ref().map(Verification::from),
         }
     }
 }
@@ -177,6 +180,7 @@ struct Ledger {
     restore_ns: u64,
     commit_ns: u64,
     resume_ns: u64,
+    verify_ns: u64,
 }
 
 impl From<&WireLedger> for Ledger {
@@ -190,7 +194,22 @@ impl From<&WireLedger> for Ledger {
             restore_ns: ledger.restore_ns,
             commit_ns: ledger.commit_ns,
             resume_ns: ledger.resume_ns,
+            verify_ns: ledger.verify_ns,
         }
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct Verification {
+    mappings: u64,
+    objects: u64,
+    bytes: u64,
+}
+
+impl From<&WireVerification> for Verification {
+    fn from(verification: &WireVerification) -> Self {
+        let WireVerification { mappings, objects, bytes } = *verification;
+        Self { mappings, objects, bytes }
     }
 }
 
@@ -245,13 +264,15 @@ mod tests {
         let report = WireReport { rounds: sample().rounds[1..2].to_vec(), ..sample() };
         let expected = concat!(
             r#"{"downtime_ns":42149000,"ledger":{"freeze_ns":1210000,"final_scan_ns":812000,"capture_ns":3140000,"#,
-            r#""transfer_ns":21900000,"fill_ns":2040000,"restore_ns":7420000,"commit_ns":2310000,"resume_ns":1090000},"#,
+            r#""transfer_ns":21900000,"fill_ns":2040000,"restore_ns":7420000,"commit_ns":2310000,"resume_ns":1090000,"#,
+            r#""verify_ns":0},"#,
             r#""restore_ns":8510000,"rounds":[{"number":1,"final":false,"data_pages":6100,"zero_pages":0,"#,
             r#""hole_pages":3,"bytes":24985600,"duration_ns":40000000,"dirty_pages":1024,"#,
             r#""bytes_per_second":624640000,"predicted_downtime_ns":38000000}],"total_ns":2730000000,"#,
             r#""bytes":1103101952,"source":{"cpu_ns":700000000,"peak_memory_bytes":12582912},"#,
             r#""destination":{"cpu_ns":1220000000,"peak_memory_bytes":39845888},"staging_peak_bytes":0,"#,
-            r#""verdict":"predicted downtime below 300 ms","predicted_downtime_ns":38000000,"tail":null}"#
+            r#""verdict":"predicted downtime below 300 ms","predicted_downtime_ns":38000000,"tail":null,"#,
+            r#""verification":null}"#
         );
         assert_eq!(serde_json::to_string(&Report::from(&report)).unwrap(), expected);
     }

@@ -7,13 +7,15 @@
 
 mod stop;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use pclive_engine::capture::{CaptureError, LastPages, RoundStats, SinkError, Source, SourceOptions};
-use pclive_engine::model::{Blocker, Pid};
+use pclive_engine::memory::contents::{Contents, Place};
+use pclive_engine::model::{Blocker, Pid, Vpid};
 use pclive_engine::tail::Later;
 use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{RoundEnd, Settle};
@@ -74,6 +76,18 @@ pub(super) struct Dump {
     pub(super) moved: Moved,
     /// What cannot be carried at this instant: the container runs on, and what was moved is a round like any other.
     pub(super) obstacles: Vec<Blocker>,
+    /// How many digests there are of such a container.
+    pub(super) places: usize,
+}
+
+/// What the stopped container has in memory.
+#[derive(Debug)]
+pub(super) struct Digested {
+    pub(super) contents: Contents,
+    /// What each digest is of.
+    pub(super) places: Vec<Place>,
+    /// The processes, by their ids inside the container.
+    pub(super) pids: BTreeMap<Vpid, Pid>,
 }
 
 /// A container that was stopped.
@@ -92,6 +106,7 @@ enum Step {
     Outdated(Reply<u64>),
     Freeze(Option<Throttle>, Reply<Stopped>),
     Dump(u32, LastPages, Reply<Dump>),
+    Contents(Reply<Digested>),
     Hold(Reply<()>),
     Committed,
     Destroy(Reply<()>),
@@ -146,6 +161,11 @@ impl Engine {
     /// is ended by `RoundEnd`, and the thread takes rounds and another freeze.
     pub(super) fn dump(&self, number: u32, last: LastPages) -> Answer<Dump> {
         self.ask(|reply| Step::Dump(number, last, reply))
+    }
+
+    /// After the dump: digests of the container's memory.
+    pub(super) fn contents(&self) -> Answer<Digested> {
+        self.ask(Step::Contents)
     }
 
     /// Makes the stop outlive the agent.
@@ -264,6 +284,7 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
                 put_off.tell(plan)?;
             }
             Step::Dump(_, _, reply) => tell(reply, Err(out_of_step("dump")))?,
+            Step::Contents(reply) => tell(reply, Err(out_of_step("contents")))?,
             Step::Hold(reply) | Step::Destroy(reply) | Step::Retire(reply) => {
                 tell(reply, Err(out_of_step("hold, destroy or retire")))?;
             }

@@ -4,12 +4,13 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use pclive_engine::capture::{Dumped, Frozen, LastPages, Source};
+use pclive_engine::memory::contents;
 use pclive_proto::peer::FinalState;
 use pclive_proto::peer::source_message::Message;
 
 use super::{
-    Dump, Moved, Plan, Reply, Step, Stopped, capture_error, end_round, network_error, out_of_step, send,
-    stream_error, tell,
+    Digested, Dump, Moved, Plan, Reply, Step, Stopped, capture_error, end_round, network_error, out_of_step,
+    send, stream_error, tell,
 };
 use crate::error::MigrationError;
 use crate::fault::{self, Point};
@@ -107,6 +108,7 @@ fn stopped(
                     relay.send_ahead(&plan.outlet);
                 }
             },
+            Step::Contents(reply) => tell(reply, digested(plan, frozen))?,
             Step::Hold(reply) => {
                 let held = hold(plan, frozen, lock);
                 relay.send_ahead(&plan.outlet);
@@ -146,7 +148,15 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32, last: LastPages) -> R
     };
     let moved =
         Moved { stats, bytes: sink.bytes + bytes, saved: sink.saved, elapsed: began.elapsed(), began };
-    Ok(Dump { moved, obstacles })
+    Ok(Dump { moved, obstacles, places: contents::count(frozen.layout()) })
+}
+
+/// Reads the container's memory once more; frames that arrive meanwhile wait in their socket.
+fn digested(plan: &Plan, frozen: &Frozen<'_>) -> Result<Digested, MigrationError> {
+    let contents = frozen.contents().map_err(capture_error(plan))?;
+    fault::reached(Point::SourceCompared);
+    let places = contents::places(frozen.layout()).collect();
+    Ok(Digested { contents, places, pids: frozen.pids_by_vpid() })
 }
 
 fn hold(plan: &Plan, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), MigrationError> {
@@ -181,6 +191,7 @@ fn committed(
             | Step::Outdated(_)
             | Step::Freeze(..)
             | Step::Dump(..)
+            | Step::Contents(_)
             | Step::Hold(_)
             | Step::Committed
             | Step::Retire(_),
