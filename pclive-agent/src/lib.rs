@@ -27,3 +27,4 @@ pub mod runtime;
 pub mod service;
 pub mod tail;
 pub mod tls;
+pub mod untrusted;

@@ -38,10 +38,7 @@ impl Host {
         if migrations.is_empty() {
             return Ok(());
         }
-        let path = self.audit();
-        let text =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+        let lines = self.audit_lines()?;
         for migration in migrations {
             let of_it = lines.iter().filter(|line| line["id"] == migration["migration_id"]);
             let of_it: Vec<&Value> = of_it.collect();
@@ -55,8 +52,21 @@ impl Host {
             };
             let same = ["role", "container"].iter().all(|key| line[key] == migration[key]);
             ensure!(line["outcome"] == *outcome && asked && same, "{line} is not {migration}");
+            let digest = line["state_digest"].as_str().map(str::len);
+            ensure!(
+                failed || line["bytes"].is_null() || digest == Some(16),
+                "no digest of what was moved: {line}"
+            );
         }
         Ok(())
+    }
+
+    /// Its audit record.
+    pub fn audit_lines(&self) -> Result<Vec<Value>> {
+        let path = self.audit();
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?)
     }
 
     /// Waits until every migration that it lists has an end.

@@ -5,6 +5,15 @@ use serde::Serialize;
 use crate::config::Strategy;
 use crate::journal::{Asker, Ending, Record, Role};
 
+/// What only the agent knows that moved it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// What the rounds came to on the wire.
+    pub bytes: u64,
+    /// Digest (xxh3, 64 bit) of the final state, once it was sent or had come.
+    pub state_digest: Option<u64>,
+}
+
 /// A migration that has ended, as the audit record keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line<'a> {
@@ -33,6 +42,9 @@ pub struct Line<'a> {
     /// What the rounds came to on the wire; absent if the agent that counted them is gone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
+    /// Of the final state that was sent, or has come: 16 hexadecimal digits. Equal at both ends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_digest: Option<String>,
 }
 
 impl<'a> Line<'a> {
@@ -42,7 +54,7 @@ impl<'a> Line<'a> {
         record: &'a Record,
         ending: &'a Ending,
         ended_ms: u64,
-        bytes: Option<u64>,
+        moved: Option<Moved>,
     ) -> Self {
         let peer = record.peer.name.as_str();
         let (from, to) = match record.role {
@@ -64,7 +76,8 @@ impl<'a> Line<'a> {
                 Ending::Done => "done",
                 Ending::Failed(reason) => &reason.code,
             },
-            bytes,
+            bytes: moved.map(|moved| moved.bytes),
+            state_digest: moved.and_then(|moved| moved.state_digest).map(|digest| format!("{digest:016x}")),
         }
     }
 }

@@ -5,6 +5,8 @@ use crate::error::ErrorCode;
 use crate::journal::tests::record;
 use crate::journal::{Asker, Ending, Peer, Reason, Record, Role};
 
+const MOVED: Moved = Moved { bytes: 4096, state_digest: Some(0xab) };
+
 fn audit(most_bytes: u64) -> (tempfile::TempDir, Audit) {
     let directory = tempfile::tempdir().unwrap();
     let audit = Audit::new(directory.path(), most_bytes);
@@ -13,7 +15,7 @@ fn audit(most_bytes: u64) -> (tempfile::TempDir, Audit) {
 
 fn append(audit: &Audit, id: &str, once: bool) {
     let record = Record { id: id.into(), ..record() };
-    audit.append(&Line::new("host-a", &record, &Ending::Done, 5, Some(4096)), once).unwrap();
+    audit.append(&Line::new("host-a", &record, &Ending::Done, 5, Some(MOVED)), once).unwrap();
 }
 
 fn ids(path: &Path) -> Vec<String> {
@@ -26,7 +28,7 @@ fn ids(path: &Path) -> Vec<String> {
 fn a_line_says_who_asked_for_what_and_what_came_of_it() {
     let (_directory, audit) = audit(LEAST_BYTES);
     let here = Record { asked_by: Asker::Local { uid: 0, pid: Some(7) }, ..record() };
-    audit.append(&Line::new("host-a", &here, &Ending::Done, 5, Some(4096)), false).unwrap();
+    audit.append(&Line::new("host-a", &here, &Ending::Done, 5, Some(MOVED)), false).unwrap();
     let there = Record {
         role: Role::Destination,
         peer: Peer { name: "host-a".into(), address: String::new() },
@@ -38,7 +40,7 @@ fn a_line_says_who_asked_for_what_and_what_came_of_it() {
     let expected = concat!(
         r#"{"id":"7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a69","role":"source","container":"web","runtime":"runc","#,
         r#""from":"host-a","to":"host-b","asked_by":{"kind":"local","uid":0,"pid":7},"begun_ms":1,"ended_ms":5,"#,
-        r#""strategy":"global","outcome":"done","bytes":4096}"#,
+        r#""strategy":"global","outcome":"done","bytes":4096,"state_digest":"00000000000000ab"}"#,
         "\n",
         r#"{"id":"7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a69","role":"destination","container":"web","runtime":"runc","#,
         r#""from":"host-a","to":"host-b","asked_by":{"kind":"agent","names":["host-a"]},"begun_ms":1,"ended_ms":6,"#,

@@ -55,15 +55,24 @@ impl fmt::Display for List<'_> {
 /// Loads the configuration: defaults, then `file` if there is one, then `variables` (the process environment).
 /// On success every value has been checked.
 pub fn load(file: Option<&Path>, variables: &BTreeMap<String, String>) -> Result<Config, ConfigError> {
+    let read = |path: &Path| std::fs::read_to_string(path);
+    let failed = |path: &Path, source| ConfigError::Read { path: path.into(), source };
+    let text = file.map(|path| read(path).map_err(|source| failed(path, source))).transpose()?;
+    parse(file.zip(text.as_deref()), variables)
+}
+
+/// The same with a file's text.
+pub(crate) fn parse(
+    file: Option<(&Path, &str)>,
+    variables: &BTreeMap<String, String>,
+) -> Result<Config, ConfigError> {
     let mut places = Places::default();
     let mut builder = config::Config::builder().add_source(defaults()?);
-    if let Some(path) = file {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Read { path: path.into(), source })?;
+    if let Some((path, text)) = file {
         places
-            .add_file(path, &text)
+            .add_file(path, text)
             .map_err(|source| ConfigError::Parse { path: path.into(), source: Box::new(source) })?;
-        builder = builder.add_source(File::from_str(&text, FileFormat::Toml));
+        builder = builder.add_source(File::from_str(text, FileFormat::Toml));
     }
     places.add_environment(variables);
     refuse_unknown(&places)?;

@@ -22,6 +22,7 @@ use crate::conversation;
 use crate::migration::convergence::Policy;
 use crate::network::NetworkConfig;
 
+pub(crate) use load::parse;
 pub use load::{ConfigError, load};
 pub use place::Places;
 pub use validate::Problem;

@@ -26,6 +26,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 pub use asker::Asker;
 pub use log::{Log, Standing};
 pub use page::PageError;
+pub(crate) use page::decode;
 pub use record::{Ending, Peer, Phase, Process, Reason, Record, Role};
 pub use slowed::Slowed;
 

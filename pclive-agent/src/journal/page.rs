@@ -47,7 +47,7 @@ pub(super) fn encode(record: &Record) -> Result<Vec<u8>, PageError> {
 }
 
 /// The record of a text.
-pub(super) fn decode(text: &[u8]) -> Result<Record, PageError> {
+pub(crate) fn decode(text: &[u8]) -> Result<Record, PageError> {
     let end = text.iter().position(|byte| *byte == b'\n').ok_or(PageError::Foreign)?;
     let head = std::str::from_utf8(&text[..end]).map_err(|_| PageError::Foreign)?;
     let words: Vec<&str> = head.split(' ').collect();

@@ -7,6 +7,7 @@
 use bytes::{Bytes, BytesMut};
 use pclive_proto::peer::DocumentPart;
 use serde::Serialize;
+use xxhash_rust::xxh3::Xxh3Default;
 
 use super::wire;
 use crate::error::{ErrorCode, MigrationError};
@@ -30,6 +31,14 @@ pub(super) fn encode<T: Serialize>(value: &T) -> Result<(Vec<DocumentPart>, Byte
         return Err(MigrationError::new(ErrorCode::CaptureFailed, message).hint(hint));
     }
     Ok(cut(document))
+}
+
+/// The digest (xxh3) of a document that was cut.
+pub(super) fn digest(parts: &[DocumentPart], end: &[u8]) -> u64 {
+    let mut digest = Xxh3Default::new();
+    parts.iter().for_each(|part| digest.update(&part.part));
+    digest.update(end);
+    digest.digest()
 }
 
 fn cut(mut document: Bytes) -> (Vec<DocumentPart>, Bytes) {

@@ -18,6 +18,8 @@ mod source;
 pub(crate) mod throttle;
 mod wire;
 
+pub(crate) use wire::take_apart;
+
 use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

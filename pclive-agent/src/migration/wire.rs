@@ -10,6 +10,7 @@ use pclive_proto::peer::extent::Kind;
 use pclive_proto::peer::page_batch::Encoding;
 use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{self, PageBatch, SourceMessage, page_batch};
+use prost::Message as _;
 use serde::de::DeserializeOwned;
 use tonic::Status;
 use xxhash_rust::xxh3::xxh3_64;
@@ -18,6 +19,7 @@ use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain, printable, printable_name};
 use crate::migration::compression::{Packed, Unpacker};
 use crate::migration::convergence::Policy;
+use crate::network::Waiting;
 
 /// Most contents of one batch, bytes: what the source's configuration allows.
 const MAX_PAYLOAD: usize = 4 << 20;
@@ -102,6 +104,21 @@ impl Arrived {
         let payload = payload.map_err(|error| bad(format!("pages that cannot be unpacked: {error}")))?;
         verify(&payload, self.checksum)?;
         Ok(Batch { target: self.target, extents: self.extents, payload })
+    }
+}
+
+/// A message of the source, as the destination's driver takes it apart.
+pub(crate) fn take_apart(bytes: &[u8]) -> Result<(), MigrationError> {
+    let message = SourceMessage::decode(bytes).map_err(|error| bad(error.to_string()))?;
+    match message.message {
+        Some(Message::PageBatch(pages)) => batch(pages)?.unpack(&mut Unpacker::default()).map(drop),
+        Some(Message::Later(runs) | Message::Outdated(runs)) => later(runs).map(drop),
+        Some(Message::Prepare(prepare)) => strategy(prepare.strategy()).map(drop),
+        Some(Message::Frames(frames)) => {
+            Waiting::new(MAX_PAYLOAD as u64).take(frames);
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 

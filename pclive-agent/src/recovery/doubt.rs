@@ -12,7 +12,7 @@ use super::decision::{self, Answer, Held, SourceStep, Wish, confirms};
 use super::inquiry::{self, Heard};
 use super::{remains, tail};
 use crate::agent::{Agent, container_id};
-use crate::audit::Line;
+use crate::audit::{Line, Moved};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::hooks;
 use crate::journal::{self, Ending, Log, Reason, Record};
@@ -109,10 +109,11 @@ async fn audit(agent: &Agent, log: &Arc<Mutex<Log>>, ending: &Ending, ended_ms: 
         (log.record().clone(), log.is_inherited())
     };
     let entry = agent.registry.get(&record.id).ok();
-    let bytes = entry.as_ref().filter(|_| !once).map(|entry| entry.sent_bytes());
+    let moved = entry.as_ref().filter(|_| !once);
+    let moved = moved.map(|entry| Moved { bytes: entry.sent_bytes(), state_digest: entry.moved_state() });
     let (keeper, name, ending) = (Arc::clone(&agent.audit), agent.name.clone(), ending.clone());
     let appended = tokio::task::spawn_blocking(move || {
-        keeper.append(&Line::new(&name, &record, &ending, ended_ms, bytes), once)
+        keeper.append(&Line::new(&name, &record, &ending, ended_ms, moved), once)
     });
     let failure = match appended.await {
         Ok(Ok(())) => return,

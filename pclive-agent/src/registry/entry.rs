@@ -70,6 +70,8 @@ struct Record {
     rounds: Vec<control::Round>,
     /// The newest, and how many there were.
     progress: (u64, Option<Event>),
+    /// Digest of the final state that was sent, or has come.
+    state_digest: Option<u64>,
     report: Option<control::Report>,
     error: Option<control::Error>,
     ended_at: Option<SystemTime>,
@@ -143,6 +145,7 @@ impl Entry {
                 warnings: 0,
                 rounds: Vec::new(),
                 progress: (0, None),
+                state_digest: None,
                 report: None,
                 error: None,
                 ended_at: None,
@@ -218,6 +221,16 @@ impl Entry {
     /// What its rounds so far came to on the wire.
     pub(crate) fn sent_bytes(&self) -> u64 {
         self.lock().rounds.iter().map(|round| round.bytes).sum()
+    }
+
+    /// The final state with this digest was sent, or has come.
+    pub(crate) fn state_moved(&self, digest: u64) {
+        self.lock().state_digest = Some(digest);
+    }
+
+    /// The digest of the last final state that was sent, or has come.
+    pub(crate) fn moved_state(&self) -> Option<u64> {
+        self.lock().state_digest
     }
 
     /// Something that the administrator should know and that does not stop the migration.

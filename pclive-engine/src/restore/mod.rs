@@ -53,7 +53,7 @@ use restorer::Restorer;
 use skeleton::Skeleton;
 use sockets::{Awake, Builder, BuiltSockets};
 use thread::RegisterSet;
-pub use validate::layout as check_layout;
+pub use validate::{layout as check_layout, state as check_state};
 
 /// Limits and choices of a destination.
 #[derive(Debug, Clone)]

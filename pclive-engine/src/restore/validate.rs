@@ -57,7 +57,8 @@ pub fn layout(layout: &Layout) -> Result<(), RestoreError> {
 }
 
 /// Checks that a final state speaks of just the processes and threads of the layout before it, in their order.
-pub(super) fn state(state: &FinalState, layout: &Layout) -> Result<(), RestoreError> {
+/// [`super::Destination::restore`] does.
+pub fn state(state: &FinalState, layout: &Layout) -> Result<(), RestoreError> {
     let live: Vec<&ProcessLayout> =
         layout.processes.iter().filter(|process| process.zombie.is_none()).collect();
     if live.len() != state.processes.len() {

@@ -16,7 +16,7 @@ use super::{Receiver, out_of_turn};
 use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::migration::report::ns;
-use crate::migration::wire;
+use crate::migration::{document, wire};
 
 impl Receiver<'_> {
     /// One message of the rounds; the restored state once the final one has come.
@@ -146,6 +146,7 @@ impl Receiver<'_> {
             return Err(wire::bad(format!("{came} pages were said to come later and {told} were announced")));
         }
         let state = self.document.finish(state.state)?;
+        self.entry.state_moved(document::digest(&[], &state));
         let mut restored = self.engine.restore(state, at).await?;
         self.hand_to_fetcher(std::mem::take(&mut restored.lacks)).await?;
         self.advance(Event::StateRestored)?;

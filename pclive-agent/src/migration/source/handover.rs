@@ -42,9 +42,10 @@ impl Driver<'_> {
             self.session.advance(Event::Stopped)?;
             fault::reached(Point::SourceFrozen);
             let number = self.rounds.next();
-            let Dump { moved, obstacles, places } =
+            let Dump { moved, obstacles, state_digest, places } =
                 self.session.step(self.engine.dump(number, last), patience).await?;
             if obstacles.is_empty() {
+                state_digest.inspect(|digest| self.session.entry.state_moved(*digest));
                 self.session.advance(Event::FinalHandedOver)?;
                 fault::reached(Point::SourceDumped);
                 return Ok((number, stopped, moved, places));

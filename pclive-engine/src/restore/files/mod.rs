@@ -26,6 +26,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 
 pub use error::FilesError;
+pub use validate::all as check;
 
 use self::stdio::Streams;
 use self::terminal::Workshop;

@@ -20,7 +20,7 @@ const SIGNALS: i32 = 64;
 type Check = Result<(), String>;
 
 /// Checks every file by itself, and all references.
-pub(super) fn all(files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)]) -> Result<(), FilesError> {
+pub fn all(files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)]) -> Result<(), FilesError> {
     check(files, wanted).map_err(|what| FilesError::Invalid { what })
 }
 

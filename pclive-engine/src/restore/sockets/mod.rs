@@ -29,6 +29,7 @@ use nix::sys::socket::{SockaddrStorage, bind};
 
 pub use error::SocketsError;
 pub use go::{Awake, BuiltSockets};
+pub use validate::all as check;
 
 use crate::model::socket::{Socket, SocketKind};
 use crate::model::socket_options::Moment;

@@ -20,7 +20,7 @@ const MAX_SCALE: u8 = 14;
 type Check = Result<(), &'static str>;
 
 /// Checks every socket by itself and the unix sockets against each other.
-pub(super) fn all(sockets: &[(FileId, &Socket, i32)]) -> Result<(), SocketsError> {
+pub fn all(sockets: &[(FileId, &Socket, i32)]) -> Result<(), SocketsError> {
     let invalid = |file, what| Err(SocketsError::Invalid { file, what });
     let mut unix = HashMap::new();
     for (file, socket, _) in sockets {

@@ -76,6 +76,8 @@ pub(super) struct Dump {
     pub(super) moved: Moved,
     /// What cannot be carried at this instant: the container runs on, and what was moved is a round like any other.
     pub(super) obstacles: Vec<Blocker>,
+    /// Digest of the state that was sent.
+    pub(super) state_digest: Option<u64>,
     /// How many digests there are of such a container.
     pub(super) places: usize,
 }

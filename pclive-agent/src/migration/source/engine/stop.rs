@@ -131,9 +131,10 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32, last: LastPages) -> R
     let began = Instant::now();
     let mut sink = RoundSink::last(&plan.outlet, number);
     let (mut stats, dumped) = frozen.dump(&mut sink, last).map_err(capture_error(plan))?;
-    let (bytes, obstacles) = match dumped {
+    let (bytes, state_digest, obstacles) = match dumped {
         Dumped::State(state) => {
             let (parts, state) = document::encode(&*state)?;
+            let digest = document::digest(&parts, &state);
             let sending = Instant::now();
             let ahead = plan.outlet.send_parts(parts).map_err(|error| stream_error(&error))?;
             let (data_pages, later_pages) = (stats.data_pages, stats.later_pages);
@@ -142,13 +143,13 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32, last: LastPages) -> R
             // It waits until the pages before it are on their way, as each of them did.
             stats.read += sending.elapsed();
             fault::reached(Point::SourceStateSent);
-            (bytes, Vec::new())
+            (bytes, Some(digest), Vec::new())
         }
-        Dumped::NotNow(obstacles) => (0, obstacles),
+        Dumped::NotNow(obstacles) => (0, None, obstacles),
     };
     let moved =
         Moved { stats, bytes: sink.bytes + bytes, saved: sink.saved, elapsed: began.elapsed(), began };
-    Ok(Dump { moved, obstacles, places: contents::count(frozen.layout()) })
+    Ok(Dump { moved, obstacles, state_digest, places: contents::count(frozen.layout()) })
 }
 
 /// Reads the container's memory once more; frames that arrive meanwhile wait in their socket.

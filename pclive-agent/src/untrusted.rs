@@ -1,0 +1,25 @@
+//! What an agent reads from outside of itself, as functions of the bytes alone: for fuzzers and for tests of what they
+//! have found. Each is what the agent itself calls.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use crate::config::{self, Config, ConfigError};
+use crate::error::MigrationError;
+use crate::journal::{self, PageError, Record};
+use crate::migration;
+
+/// A message of the source, as a destination takes it: batches are unpacked and compared with their checksum.
+pub fn source_message(bytes: &[u8]) -> Result<(), MigrationError> {
+    migration::take_apart(bytes)
+}
+
+/// A file of the journal.
+pub fn journal(bytes: &[u8]) -> Result<Record, PageError> {
+    journal::decode(bytes)
+}
+
+/// A configuration file.
+pub fn configuration(text: &str) -> Result<Config, ConfigError> {
+    config::parse(Some((Path::new("agent.toml"), text)), &BTreeMap::new())
+}
