@@ -57,7 +57,7 @@ enum Fields<'a> {
         message: &'a str,
     },
     Done {
-        report: Option<Report<'a>>,
+        report: Option<Box<Report<'a>>>,
     },
     Failed {
         error: Error<'a>,
@@ -115,9 +115,10 @@ impl<'a> Line<'a> {
     /// The last line.
     pub(crate) fn outcome(subject: &'a Subject, outcome: &'a Outcome) -> Self {
         let (event, fields) = match outcome {
-            Outcome::Migrated(report) => {
-                ("done", Fields::Done { report: report.as_deref().map(Report::from) })
-            }
+            Outcome::Migrated(report) => (
+                "done",
+                Fields::Done { report: report.as_deref().map(|report| Box::new(Report::from(report))) },
+            ),
             Outcome::Failed(error) => ("failed", Fields::Failed { error: error.as_ref().into() }),
             Outcome::Unknown(error) => ("unknown", Fields::Failed { error: error.as_ref().into() }),
             Outcome::Left => ("left", Fields::Left {}),
