@@ -1,4 +1,4 @@
-//! What is fuzzed: every reader of bytes that come from the peer, from the kernel about the container, from the disk or
+//! What is fuzzed: the readers of bytes that come from a source, from the kernel about the container, from the disk and
 //! from the administrator. A reader may refuse; it may not panic, nor take memory without a bound. Where it accepts,
 //! what it has accepted must hold together.
 

@@ -1,5 +1,5 @@
 //! What an agent reads from outside of itself, as functions of the bytes alone: for fuzzers and for tests of what they
-//! have found. Each is what the agent itself calls.
+//! have found.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +9,8 @@ use crate::error::MigrationError;
 use crate::journal::{self, PageError, Record};
 use crate::migration;
 
-/// A message of the source, as a destination takes it: batches are unpacked and compared with their checksum.
+/// A message of the source, taken apart by what a destination calls for it: batches are unpacked and compared with their
+/// checksum.
 pub fn source_message(bytes: &[u8]) -> Result<(), MigrationError> {
     migration::take_apart(bytes)
 }

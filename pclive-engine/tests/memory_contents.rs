@@ -105,7 +105,7 @@ impl Pair {
         let mut process = Process::of(subject.pid(), std::iter::once(subject.pid())).unwrap();
         process.not_compared.extend(not_compared);
         let object = |id| (id == 9).then_some(shared);
-        contents(&self.layout, &BTreeMap::from([(VPID, process)]), &object).unwrap()
+        contents(&self.layout, &BTreeMap::from([(VPID, process)]), &object, &|| false).unwrap()
     }
 
     fn both(&self) -> (Contents, Contents) {

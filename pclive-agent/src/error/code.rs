@@ -256,7 +256,8 @@ impl ErrorCode {
             Self::ProtocolMismatch => "run the same version of pclive-agent on both hosts",
             Self::NoMemory => "free memory at the destination or choose another host",
             Self::MemoryDiffers => {
-                "the container runs on at its source, unchanged; look for memory errors in both hosts' kernel logs, migrate it again with --verify, and report it with both agents' logs if it is there again"
+                "the container runs on at its source, unchanged; look for memory errors in both hosts' kernel logs, \
+                 migrate it again with --verify, and report it with both agents' logs if it is there again"
             }
             Self::Timeout => "the timeouts are in [migration] of the agent's configuration",
             Self::NotConverging => {

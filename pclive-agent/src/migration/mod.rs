@@ -48,8 +48,16 @@ pub(crate) use wire::{status_error, verify};
 /// Longest request id, bytes.
 const MAX_REQUEST_ID: usize = 128;
 
+/// What a slow host compares, bytes a second.
+const SLOWEST_COMPARISON: u64 = 128 << 20;
+
 /// A migration's file of the journal; others ask and decide with it as well.
 type SharedLog = Arc<Mutex<Log>>;
+
+/// How much longer a stop may take in which so much memory is compared.
+fn comparison_patience(memory_bytes: u64) -> Duration {
+    Duration::from_secs(memory_bytes / SLOWEST_COMPARISON)
+}
 
 /// Starts to migrate a container away and returns at once. What can be refused without asking another host is.
 /// The same request id again returns the same migration.

@@ -8,8 +8,8 @@ use pclive_proto::peer::destination_message::Message;
 use pclive_proto::peer::inquire_response::Answer;
 use pclive_proto::peer::source_message::Message as Said;
 use pclive_proto::peer::{
-    Accepted, DestinationLedger, DestinationMessage, Failure, InquireResponse, Ready, RoundApplied, Running,
-    Settled, SourceMessage,
+    Accepted, DestinationLedger, DestinationMessage, Digests, Failure, InquireResponse, Ready, RoundApplied,
+    Running, Settled, SourceMessage,
 };
 use tonic::{Code, Status};
 
@@ -75,7 +75,7 @@ fn failure() -> Message {
 /// The name, what must be said of it, which answer is replaced, and by what.
 type Swap = (&'static str, &'static [&'static str], fn(&Message) -> bool, fn() -> Vec<Message>);
 
-const SWAPS: [Swap; 14] = [
+const SWAPS: [Swap; 15] = [
     ("ready at once", &["Ready out of turn"], is_accepted, || vec![Message::Ready(Ready::default())]),
     ("running at once", &["Running out of turn"], is_accepted, || vec![Message::Running(Running::default())]),
     ("a round before it was sent", &["RoundApplied out of turn"], is_accepted, || {
@@ -98,6 +98,9 @@ const SWAPS: [Swap; 14] = [
         vec![Message::Running(Running { init_pid: -1, ..Default::default() })]
     }),
     ("settled, unasked", &["Settled out of turn"], is_applied, || vec![Message::Settled(Settled {})]),
+    ("digests, unasked", &["Digests out of turn"], is_ready, || {
+        vec![Message::Digests(Digests { digests: vec![0; 16].into() })]
+    }),
     ("answers without end", &["out of turn"], is_applied, || vec![Message::Settled(Settled {}); 20_000]),
     ("a failure of megabytes", &["xxxx"], is_accepted, || vec![failure()]),
     ("a failure during the stop", &["xxxx"], is_ready, || vec![failure()]),

@@ -19,7 +19,7 @@ use super::thread::Frame;
 use super::tracked::Tracked;
 use super::tree::TreeProcess;
 use crate::fault::{self, Point};
-use crate::memory::contents::{self, Contents};
+use crate::memory::contents::{self, Contents, Unwanted};
 use crate::memory::ranges::RangeSet;
 use crate::model::{Blocker, FinalState, Layout, Pid, ProcessState, Vpid};
 use crate::remote::RemoteTask;
@@ -83,13 +83,13 @@ impl<'a> Frozen<'a> {
     }
 
     /// After [`Self::dump`]: digests of the memory of the stopped container. Nothing of it is changed.
-    pub fn contents(&self) -> Result<Contents, CaptureError> {
+    pub fn contents(&self, unwanted: Unwanted<'_>) -> Result<Contents, CaptureError> {
         let mut processes = BTreeMap::new();
         for stopped in &self.processes {
             let threads = stopped.threads.iter().map(|captive| captive.pid());
             processes.insert(stopped.tree.vpid, contents::Process::of(stopped.tree.pid, threads)?);
         }
-        Ok(contents::contents(&self.layout, &processes, &|id| self.source.objects.file(id))?)
+        Ok(contents::contents(&self.layout, &processes, &|id| self.source.objects.file(id), unwanted)?)
     }
 
     /// The processes as the agent sees them, by their ids inside the container.

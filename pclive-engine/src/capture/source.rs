@@ -141,8 +141,8 @@ impl Source {
         Ok(in_memory::hold_descriptors(live, &mut self.objects)?)
     }
 
-    /// Waits, while the container runs, for a good moment to stop it: one without a TCP handshake under way, and without
-    /// a closed connection of which bytes are on their way. If there is none for a while, the dump says so.
+    /// Waits, while the container runs, for a good moment to stop it: one without a TCP handshake under way, without
+    /// a connection that is not accepted yet, and without a closed one of which bytes are on their way. If there is none for a while, the dump says so.
     pub fn await_moment(&self) -> Result<(), CaptureError> {
         Ok(self.files.await_connections(UNFINISHED)?)
     }

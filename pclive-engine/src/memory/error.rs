@@ -7,6 +7,9 @@ use crate::model::layout::ObjectKind;
 /// Failure of a round of one process or object. What was not sent stays dirty; the process runs on.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
+    /// Memory is read no further: who wanted it has gone.
+    #[error("memory is not read to its end: nobody waits for it any more")]
+    Unwanted,
     /// The process ended or has executed another program: what was tracked is no more.
     #[error("cannot track the memory of process {pid}: its address space is gone")]
     AddressSpaceGone {
@@ -89,7 +92,7 @@ impl MemoryError {
             Self::Register { source, .. } | Self::Scan { source, .. } | Self::Read { source, .. } => {
                 *source == nix::Error::ESRCH
             }
-            Self::Handshake { .. } | Self::Object { .. } | Self::Sink(_) => false,
+            Self::Unwanted | Self::Handshake { .. } | Self::Object { .. } | Self::Sink(_) => false,
         }
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Source: an [`AddressSpace`] per process sends its private memory, [`Objects`] the shared memory of all.
 //! Destination: a [`layout_diff::plan`] makes the mappings match, a [`Filler`] per restorer and the [`ObjectStore`]
-//! put the pages in place, [`Staging`] keeps them until then. [`contents`] compares both ends. Units: addresses and lengths in bytes, page-aligned, half-open.
+//! put the pages in place, [`Staging`] keeps them until then. [`contents`] compares both ends. Units: addresses and
+//! lengths in bytes, page-aligned, half-open.
 
 pub mod contents;
 pub mod fill;

@@ -17,6 +17,8 @@ pub const SYN_RECV: State = 3;
 pub const FIN_WAIT1: State = 4;
 /// Closed at both ends, here last; not acknowledged.
 pub const LAST_ACK: State = 9;
+/// A listener.
+pub const LISTEN: State = 10;
 /// Closed at both ends at once; not acknowledged.
 pub const CLOSING: State = 11;
 /// How the kernel keeps handshakes in its table; they are told as [`SYN_RECV`].
@@ -39,6 +41,8 @@ pub struct Connection {
     pub local: SocketAddr,
     /// The peer.
     pub remote: SocketAddr,
+    /// Bytes that the program has not read; of a listener, connections that it has not accepted.
+    pub receive_queue: u32,
     /// Bytes that the peer has not acknowledged, a FIN counted as one.
     pub send_queue: u32,
     /// Inode of its socket; 0: no descriptor leads to it, or not yet.
@@ -98,6 +102,7 @@ fn connection(body: &[u8]) -> Option<Connection> {
         retransmits: body[3],
         local: address(4, 8)?,
         remote: address(6, 24)?,
+        receive_queue: word(body, 56)?,
         send_queue: word(body, 60)?,
         inode: word(body, 68)?,
     })
@@ -125,6 +130,7 @@ mod tests {
         body[6..8].copy_from_slice(&5000_u16.to_be_bytes());
         body[8..12].copy_from_slice(&[10, 0, 0, 1]);
         body[24..28].copy_from_slice(&[10, 0, 0, 2]);
+        body[56..60].copy_from_slice(&3_u32.to_ne_bytes());
         body[60..64].copy_from_slice(&1001_u32.to_ne_bytes());
         body
     }
@@ -140,6 +146,7 @@ mod tests {
             retransmits: 2,
             local: "10.0.0.1:80".parse().unwrap(),
             remote: "10.0.0.2:5000".parse().unwrap(),
+            receive_queue: 3,
             send_queue: 1001,
             inode: 0,
         };

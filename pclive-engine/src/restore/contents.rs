@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use super::{Destination, RestoreError};
-use crate::memory::contents::{self, Contents, Process};
+use crate::memory::contents::{self, Contents, Process, Unwanted};
 use crate::model::Vpid;
 use crate::remote::RemoteTask;
 
 impl Destination {
     /// After [`Self::restore`]: digests of what the restorers have in memory. Nothing of it is changed.
-    pub fn contents(&self) -> Result<Contents, RestoreError> {
+    pub fn contents(&self, unwanted: Unwanted<'_>) -> Result<Contents, RestoreError> {
         #[cfg(feature = "fault-injection")]
         self.spoil();
         let mut processes: BTreeMap<Vpid, Process> = BTreeMap::new();
@@ -17,7 +17,7 @@ impl Destination {
             processes.insert(restorer.vpid, Process::of(restorer.leader.pid(), restorer.pids())?);
         }
         let objects = self.mappings.objects();
-        Ok(contents::contents(&self.layout, &processes, &|id| objects.file(id))?)
+        Ok(contents::contents(&self.layout, &processes, &|id| objects.file(id), unwanted)?)
     }
 
     /// A test wants one byte to be another one.

@@ -236,7 +236,8 @@ impl<'a> Place<'a> {
 
     fn bear(&self, name: &str, size: u64) -> nix::Result<File> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let file = File::from(openat(&self.top, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)?);
+        let file =
+            File::from(openat(&self.top, name, flags | OFlag::O_NOATIME, Mode::S_IRUSR | Mode::S_IWUSR)?);
         file.set_len(size).map_err(|error| crate::memory::errno(&error))?;
         Ok(file)
     }
@@ -402,7 +403,7 @@ fn nameless(root: &OwnedFd, own: &[Mount], point: &[u8], size: u64) -> Result<Fi
     let path = Path::new(OsStr::from_bytes(point));
     let top = openat2::in_root(root, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(failed)?;
     require_own(own, &top, point)?;
-    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC;
+    let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOATIME;
     let file = openat(&top, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?;
     let file = File::from(file);
     file.set_len(size).map_err(|error| failed(crate::memory::errno(&error)))?;

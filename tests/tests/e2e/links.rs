@@ -1,4 +1,5 @@
-//! Links that break while a migration is on its way: short breaks are survived, long ones leave the source as it was.
+//! Links that break, are slow or long while a migration is on its way: short breaks are survived, long ones leave the
+//! source as it was.
 
 use std::thread;
 use std::time::Duration;

@@ -1,6 +1,6 @@
 //! Kernel state of every kind is the same after a migration.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use pclive_tests::Lab;
 use pclive_tests::workload::states::bundle;
 use pclive_tests::workload::verifier::Verifier;
@@ -34,7 +34,13 @@ fn survive(names: &[&str]) -> Result<()> {
     verifier.check().context("before the first migration")?;
     for turn in 0..TURNS {
         let (from, to) = if turn % 2 == 0 { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
-        migrate(&container, from, to, &[])?;
+        // The memory of both is compared there and back as well.
+        let options: &[&str] = if turn < 2 { &[] } else { &["--verify"] };
+        let report = migrate(&container, from, to, options)?;
+        let compared = report.verification.map(|compared| (compared.mappings, compared.objects));
+        let any =
+            compared.is_some_and(|(mappings, objects)| mappings > 0 && (!names.is_empty() || objects > 0));
+        ensure!(any == (turn >= 2), "{compared:?} mappings and objects were compared in migration {turn}");
         verifier.check().with_context(|| format!("after migration {turn}"))?;
     }
     Ok(())

@@ -178,9 +178,11 @@ impl Engine {
         self.ask(|reply| Command::Restore { state, received, reply }).await
     }
 
-    /// After [`Self::restore`]: digests of the copy's memory.
-    pub(super) async fn contents(&self) -> Result<Contents, MigrationError> {
-        self.ask(Command::Contents).await
+    /// After [`Self::restore`]: begins to digest the copy's memory, and ends when the answer is no longer waited for.
+    pub(super) async fn contents(&self) -> Result<oneshot::Receiver<Contents>, MigrationError> {
+        let (reply, answer) = oneshot::channel();
+        self.give(Command::Contents(reply)).await?;
+        Ok(answer)
     }
 
     /// Opens the network, delivers the frames that wait, and lets the copy run: after the commit only.
@@ -278,8 +280,10 @@ fn run(
             Some(Command::Restore { state, received, reply }) => {
                 let _ = reply.send(copy.restore(&state, received)?);
             }
-            // A driver that is gone lets go.
-            Some(Command::Contents(reply)) => drop(reply.send(copy.placement.contents()?)),
+            Some(Command::Contents(reply)) => {
+                let contents = copy.placement.contents(&|| reply.is_closed())?;
+                let _ = reply.send(contents);
+            }
             Some(Command::Resume { waiting, reply }) => return copy.resume(&waiting, reply),
             None => {}
         }

@@ -42,7 +42,7 @@ use self::memory::MemoryWatch;
 use self::state::{Event, State};
 use self::tail::Tardy;
 use super::document::Arriving;
-use super::{SharedLog, conclude, wire};
+use super::{SharedLog, comparison_patience, conclude, wire};
 use crate::agent::Agent;
 use crate::conversation::{Ears, Mouth};
 use crate::error::{ErrorCode, MigrationError, chain};
@@ -150,13 +150,14 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, mut incoming: Incoming, ans
         Ok((fetcher, engine, warnings)) => {
             warnings.into_iter().for_each(|warning| entry.warn(warning));
             let shared = Arc::clone(&log);
+            let comparison = prepare.verify.then(|| comparison_patience(prepare.memory_bytes));
             let receiver = Receiver::new(
                 &agent,
                 Arc::clone(&entry),
                 shared,
                 incoming,
                 answers.clone(),
-                Copy { engine, fetcher, init_pid: created.pid, verify: prepare.verify },
+                Copy { engine, fetcher, init_pid: created.pid, comparison },
             );
             receiver.receive(&meter).await
         }
@@ -224,7 +225,7 @@ struct Copy {
     engine: Engine,
     fetcher: Option<Fetcher>,
     init_pid: i32,
-    verify: bool,
+    comparison: Option<Duration>,
 }
 
 /// A copy that was let go.
@@ -271,8 +272,8 @@ struct Receiver<'a> {
     memory: MemoryWatch,
     room: Arc<Semaphore>,
     init_pid: i32,
-    /// The source compares memory before it commits.
-    verify: bool,
+    /// The source compares memory before it commits, which may take so much longer.
+    comparison: Option<Duration>,
     /// The layout or final state that is arriving.
     document: Arriving,
     /// The round that is arriving.
@@ -288,7 +289,7 @@ impl<'a> Receiver<'a> {
         log: SharedLog,
         incoming: Incoming,
         answers: Answers,
-        Copy { engine, fetcher, init_pid, verify }: Copy,
+        Copy { engine, fetcher, init_pid, comparison }: Copy,
     ) -> Self {
         Self {
             agent,
@@ -306,7 +307,7 @@ impl<'a> Receiver<'a> {
             room: Arc::new(Semaphore::new(agent.config.migration.in_flight_kib_at_destination())),
             document: Arriving::new(host::memory_available().unwrap_or(0)),
             init_pid,
-            verify,
+            comparison,
             round: control::Round::default(),
             round_began: Instant::now(),
             rounds: Vec::new(),
@@ -347,31 +348,31 @@ impl<'a> Receiver<'a> {
                 break (restored, received_at);
             }
         };
-        if self.verify {
-            restored.ledger.verify_ns = self.tell_contents().await?;
+        let mut waiting = Waiting::new(self.agent.config.network.capture_bytes);
+        if self.comparison.is_some() {
+            restored.ledger.verify_ns = self.tell_contents(&mut waiting).await?;
         }
         self.say(Message::Ready(Ready { ledger: Some(restored.ledger) })).await?;
         self.advance(Event::Offered)?;
         // From here on only the source may end it: it may have sent its commit already.
         self.entry.begin_commit()?;
         fault::reached(Point::DestinationOffered);
-        let patience = self.agent.config.migration.progress_timeout();
-        let committed = tokio::time::timeout(patience, self.commit()).await;
+        let patience = self.patience();
+        let committed = tokio::time::timeout(patience, self.commit(&mut waiting)).await;
         // Frames are no sign of a commit: a source that sends nothing else is as silent as one that sends nothing.
-        let waiting = committed.unwrap_or_else(|_| Err(silent(patience)))?;
+        committed.unwrap_or_else(|_| Err(silent(patience)))?;
         self.take_commit().await?;
         self.advance(Event::Commit)?;
         fault::reached(Point::DestinationCommitted);
         Ok((restored, received_at, waiting))
     }
 
-    /// Waits for `Commit`; the frames that came before it.
-    async fn commit(&mut self) -> Result<Waiting, MigrationError> {
-        let mut waiting = Waiting::new(self.agent.config.network.capture_bytes);
+    /// Waits for `Commit`; the frames that come before it wait.
+    async fn commit(&mut self, waiting: &mut Waiting) -> Result<(), MigrationError> {
         loop {
             match self.next().await? {
                 Received::Frames(frames) => waiting.take(frames),
-                Received::Commit(_) => return Ok(waiting),
+                Received::Commit(_) => return Ok(()),
                 other => return Err(out_of_turn(&other)),
             }
         }
@@ -386,9 +387,14 @@ impl<'a> Receiver<'a> {
         Ok(())
     }
 
+    /// How long the source may say nothing.
+    fn patience(&self) -> Duration {
+        self.agent.config.migration.progress_timeout() + self.comparison.unwrap_or_default()
+    }
+
     /// The source's next message; also ends with the engine, with a user's wish, and at a deadline.
     async fn next(&mut self) -> Result<Received, MigrationError> {
-        let patience = self.agent.config.migration.progress_timeout();
+        let patience = self.patience();
         let reconnect = self.agent.config.migration.reconnect_timeout();
         tokio::select! {
             biased;

@@ -13,7 +13,7 @@
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use pclive_engine::memory::contents::Contents;
+use pclive_engine::memory::contents::{Contents, Unwanted};
 use pclive_engine::memory::staging::{Staging, StagingError};
 use pclive_engine::model::{Batch, FinalState, Layout};
 use pclive_engine::restore::{Destination, RestoreError, RestoreLedger, check_layout};
@@ -213,8 +213,8 @@ impl Placement {
     }
 
     /// Digests of the copy's memory, after [`Self::restore`].
-    pub(super) fn contents(&self) -> Result<Contents, MigrationError> {
-        self.destination.contents().map_err(restore_error)
+    pub(super) fn contents(&self, unwanted: Unwanted<'_>) -> Result<Contents, MigrationError> {
+        self.destination.contents(unwanted).map_err(restore_error)
     }
 
     /// The copy alone, after [`Self::restore`].

@@ -21,12 +21,14 @@ use crate::migration::convergence::{Pending, Policy, Reason};
 use crate::migration::report::Handover;
 
 /// How often a container is stopped before a migration is given up because of what should pass by itself.
-const MOST_STOPS: u32 = 10;
+const MOST_STOPS: u32 = 20;
 /// How often pages are dropped before the stop, and how many are not worth another time.
 const MOST_PREPARATIONS: u32 = 5;
 const FEW_PAGES: u64 = 512;
-/// How long the container runs on after a stop that was put off, times the number of stops so far.
+/// How long the container runs on after a stop that was put off, times the number of stops so far, but not longer than
+/// after so many.
 const BREATH: Duration = Duration::from_millis(10);
+const LONGEST_BREATH: u32 = 10;
 
 impl Driver<'_> {
     /// Stop and final dump, until it is whole. The container runs in between.
@@ -45,7 +47,9 @@ impl Driver<'_> {
             let Dump { moved, obstacles, state_digest, places } =
                 self.session.step(self.engine.dump(number, last), patience).await?;
             if obstacles.is_empty() {
-                state_digest.inspect(|digest| self.session.entry.state_moved(*digest));
+                if let Some(digest) = state_digest {
+                    self.session.entry.state_moved(digest);
+                }
                 self.session.advance(Event::FinalHandedOver)?;
                 fault::reached(Point::SourceDumped);
                 return Ok((number, stopped, moved, places));
@@ -56,7 +60,7 @@ impl Driver<'_> {
                 return Err(error);
             }
             self.session.entry.warn(error.message);
-            self.session.pause(BREATH * stops).await?;
+            self.session.pause(BREATH * stops.min(LONGEST_BREATH)).await?;
         }
     }
 

@@ -2,6 +2,7 @@
 //!
 //! Every wait notices four things: what it waits for, the destination's word, a user's wish to end, a deadline.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -26,6 +27,8 @@ const TICK: Duration = Duration::from_millis(250);
 const STOPPED_RECONNECT: Duration = Duration::from_secs(2);
 /// How long a destination may take to clean up, so that a second attempt finds nothing in its way.
 const FAREWELL: Duration = Duration::from_secs(5);
+/// Answers that may come before the engine's own word: digests of much memory, and Ready.
+const MOST_EARLY: usize = 16;
 
 /// The source's end of a migration.
 #[derive(Debug)]
@@ -36,9 +39,9 @@ pub(super) struct Session {
     ears: Ears<SourceMessage, DestinationMessage>,
     /// How long the container runs on without any connection.
     reconnect: Duration,
-    /// An answer that came before the engine's own word: the destination may be done with a round before the
+    /// Answers that came before the engine's own word: the destination may be done with a round before the
     /// engine thread has told that it has sent it.
-    early: Option<Answered>,
+    early: VecDeque<Answered>,
 }
 
 /// What a round is expected to be, for progress.
@@ -59,7 +62,7 @@ impl Session {
         ears: Ears<SourceMessage, DestinationMessage>,
         reconnect: Duration,
     ) -> Self {
-        Self { entry, state: State::Idle, mouth, ears, reconnect, early: None }
+        Self { entry, state: State::Idle, mouth, ears, reconnect, early: VecDeque::new() }
     }
 
     pub(super) fn state(&self) -> State {
@@ -97,7 +100,7 @@ impl Session {
         what: &str,
         patience: Duration,
     ) -> Result<Answered, MigrationError> {
-        if let Some(early) = self.early.take() {
+        if let Some(early) = self.early.pop_front() {
             return Ok(early);
         }
         let committed = self.state == State::Committed;
@@ -163,7 +166,7 @@ impl Session {
                 biased;
                 outcome = &mut work => return outcome,
                 message = self.ears.message(patience) => match understood(message) {
-                    Ok(message) if self.early.is_none() => self.early = Some(message),
+                    Ok(message) if self.early.len() < MOST_EARLY => self.early.push_back(message),
                     other => return Err(unexpected(other)),
                 },
                 why = self.entry.cancelled() => return Err(why),

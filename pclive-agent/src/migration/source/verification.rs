@@ -2,7 +2,7 @@
 //! copy. The source compares, because the commit is its to give.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pclive_engine::memory::contents::Place;
 use pclive_engine::model::{PAGE_SIZE, Pid, Vpid};
@@ -15,20 +15,20 @@ use super::engine::{Answer, Digested};
 use super::state::Event;
 use super::{Driver, out_of_turn};
 use crate::error::{ErrorCode, MigrationError};
-use crate::migration::wire;
+use crate::migration::{comparison_patience, wire};
 
 /// Bytes of a digest.
 const DIGEST: usize = 16;
-/// What a slow host compares, bytes a second: the patience with the comparison grows with the memory.
-const SLOWEST: u64 = 128 << 20;
 
 impl Driver<'_> {
     /// Waits for `Ready`. Before it the digests come, if they were asked for: of `places`.
     pub(super) async fn ready(&mut self, places: usize) -> Result<Vec<u8>, MigrationError> {
         let mut told = Vec::new();
-        let patience = self.agent.config.migration.handover_timeout() + self.comparison_patience();
+        // One deadline for all of them: the container stands still.
+        let deadline = Instant::now() + self.patience();
         loop {
-            match self.session.answer("restore the container", patience).await? {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.session.answer("restore the container", left).await? {
                 Answered::Digests(digests) if self.order.verify => take(&mut told, &digests, places)?,
                 Answered::Ready(Ready { .. }) => {
                     self.session.advance(Event::Ready)?;
@@ -45,7 +45,7 @@ impl Driver<'_> {
         own: Answer<Digested>,
         theirs: &[u8],
     ) -> Result<Verification, MigrationError> {
-        let patience = self.agent.config.migration.handover_timeout() + self.comparison_patience();
+        let patience = self.patience();
         let own = self.session.step(own, patience).await?;
         let differing = differing(&own, theirs)?;
         if !differing.is_empty() {
@@ -58,17 +58,20 @@ impl Driver<'_> {
         Ok(Verification { mappings, objects, bytes })
     }
 
-    fn comparison_patience(&self) -> Duration {
+    fn patience(&self) -> Duration {
         let bytes = if self.order.verify { self.memory_bytes } else { 0 };
-        Duration::from_secs(bytes / SLOWEST)
+        self.agent.config.migration.handover_timeout() + comparison_patience(bytes)
     }
 }
 
 /// Takes the destination's digests, as many as there are places.
 fn take(told: &mut Vec<u8>, digests: &Digests, places: usize) -> Result<(), MigrationError> {
     let bytes = told.len() + digests.digests.len();
-    if digests.digests.is_empty() || bytes > places.saturating_mul(DIGEST) {
-        let (came, most) = (bytes / DIGEST, places);
+    if digests.digests.is_empty()
+        || !digests.digests.len().is_multiple_of(DIGEST)
+        || bytes > places.saturating_mul(DIGEST)
+    {
+        let (came, most) = (bytes.div_ceil(DIGEST), places);
         return Err(wire::bad(format!(
             "{came} digests came of a container that has {most} pieces of memory"
         )));

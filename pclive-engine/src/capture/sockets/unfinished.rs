@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use super::{DiagFailure, SockDiag, SocketRefusal};
 use crate::model::Deadline;
-use crate::proc::inet_diag::{CLOSING, Connection, FIN_WAIT1, LAST_ACK, SYN_RECV};
+use crate::proc::inet_diag::{CLOSING, Connection, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV};
 
 const STATES: [u8; 4] = [SYN_RECV, FIN_WAIT1, CLOSING, LAST_ACK];
+/// The same and listeners, whose connections may wait to be accepted.
+const STATES_OF_A_MOMENT: [u8; 5] = [SYN_RECV, FIN_WAIT1, CLOSING, LAST_ACK, LISTEN];
 /// A client that has not answered a SYN-ACK and its repetition (after a second) does not answer.
 const SILENT_HANDSHAKE: u8 = 1;
 /// A peer that has not acknowledged so many repetitions (after 0.2, 0.4, 0.8 seconds and more) does not answer.
@@ -28,19 +30,25 @@ impl SockDiag {
         Ok(connections.iter().filter_map(name).map(SocketRefusal::transient).collect())
     }
 
-    /// Waits, while the container runs, for a moment in which nothing is unfinished, but not longer than `limit`.
+    /// Waits, while the container runs, for a moment in which nothing is unfinished and every connection is accepted, but
+    /// not longer than `limit`.
     pub fn await_finish(&self, limit: Duration) -> Result<(), DiagFailure> {
         let deadline = Deadline::after(limit);
-        while !self.unfinished()?.is_empty() && !deadline.passed() {
+        while self.connections(&STATES_OF_A_MOMENT)?.iter().any(is_in_the_way) && !deadline.passed() {
             std::thread::sleep(LOOK);
         }
         Ok(())
     }
 }
 
+/// True for what a dump would refuse at this instant.
+fn is_in_the_way(connection: &Connection) -> bool {
+    (connection.state == LISTEN && connection.receive_queue > 0) || name(connection).is_some()
+}
+
 /// What to call a connection that is unfinished; `None` for one that is not, or never will be.
 fn name(connection: &Connection) -> Option<String> {
-    let Connection { state, retransmits, local, remote, send_queue, inode } = connection;
+    let Connection { state, retransmits, local, remote, receive_queue: _, send_queue, inode } = connection;
     match *state {
         SYN_RECV if *retransmits < SILENT_HANDSHAKE => {
             Some(format!("TCP handshake of {remote} with {local}, which is not complete"))
@@ -59,7 +67,15 @@ mod tests {
 
     fn connection(state: u8, retransmits: u8, send_queue: u32, inode: u32) -> Connection {
         let (local, remote) = ("10.0.0.1:80".parse().unwrap(), "10.0.0.2:5000".parse().unwrap());
-        Connection { state, retransmits, local, remote, send_queue, inode }
+        Connection { state, retransmits, local, remote, receive_queue: 0, send_queue, inode }
+    }
+
+    #[test]
+    fn a_listener_is_in_the_way_while_connections_wait_for_it() {
+        let listener = |receive_queue| Connection { receive_queue, ..connection(LISTEN, 0, 128, 77) };
+        assert!(is_in_the_way(&listener(1)) && !is_in_the_way(&listener(0)));
+        assert!(!is_in_the_way(&Connection { receive_queue: 9, ..connection(1, 0, 0, 77) }));
+        assert!(is_in_the_way(&connection(SYN_RECV, 0, 0, 0)));
     }
 
     #[test]

@@ -14,7 +14,7 @@
 mod own;
 mod piece;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 
 use self::own::Own;
@@ -76,6 +76,9 @@ impl Process {
     }
 }
 
+/// Looked at for each piece: whether nobody waits for the digests any more.
+pub type Unwanted<'a> = &'a (dyn Fn() -> bool + Sync);
+
 /// What a container has in memory.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Contents {
@@ -91,7 +94,9 @@ pub fn places(layout: &Layout) -> impl Iterator<Item = Place> + '_ {
         let private = process.vmas.iter().filter(|vma| is_private(&vma.mapping));
         private.map(|vma| Place::Mapping { vpid: process.vpid, start: vma.start, end: vma.end })
     });
-    let object = |object: &ObjectLayout| Place::Object { id: object.id, shown: shown(layout, object.id) };
+    let shown = shown(layout);
+    let object =
+        move |object: &ObjectLayout| Place::Object { id: object.id, shown: shown.get(&object.id).copied() };
     mappings.chain(layout.objects.iter().map(object))
 }
 
@@ -102,11 +107,12 @@ pub fn count(layout: &Layout) -> usize {
 }
 
 /// Reads everything that a layout names. `processes` has every process that has memory; `object` opens what is behind an
-/// id. On `Err` a page or an object could not be read.
+/// id. On `Err` a page or an object could not be read, or nobody waits any more.
 pub fn contents<'a>(
     layout: &'a Layout,
     processes: &BTreeMap<Vpid, Process>,
     object: &dyn Fn(u64) -> Option<&'a File>,
+    unwanted: Unwanted<'_>,
 ) -> Result<Contents, MemoryError> {
     let mut pieces = Vec::new();
     let mut at = 0;
@@ -126,7 +132,7 @@ pub fn contents<'a>(
             object_pieces(at + index, layout, layout_of, file, &mut pieces)?;
         }
     }
-    piece::read_all(&pieces, at + layout.objects.len())
+    piece::read_all(&pieces, at + layout.objects.len(), unwanted)
 }
 
 fn is_private(mapping: &Mapping) -> bool {
@@ -136,12 +142,17 @@ fn is_private(mapping: &Mapping) -> bool {
     }
 }
 
-/// Who shows an object first, and where.
-fn shown(layout: &Layout, id: u64) -> Option<(Vpid, u64, u64)> {
-    layout.processes.iter().find_map(|process| {
-        let vma = process.vmas.iter().find(|vma| shared_object(vma).is_some_and(|(object, _)| object == id));
-        vma.map(|vma| (process.vpid, vma.start, vma.end))
-    })
+/// Who shows each object first, and where.
+fn shown(layout: &Layout) -> HashMap<u64, (Vpid, u64, u64)> {
+    let mut shown = HashMap::new();
+    for process in &layout.processes {
+        for vma in &process.vmas {
+            if let Some((object, _)) = shared_object(vma) {
+                shown.entry(object).or_insert((process.vpid, vma.start, vma.end));
+            }
+        }
+    }
+    shown
 }
 
 /// The parts of an object that hold data; of a file that is there without us, those that are mapped.

@@ -12,7 +12,7 @@ use bytes::BytesMut;
 use nix::errno::Errno;
 use xxhash_rust::xxh3::xxh3_128_with_seed;
 
-use super::Contents;
+use super::{Contents, Unwanted};
 use crate::memory::error::{MemoryError, errno};
 use crate::model::layout::{ObjectKind, ObjectLayout};
 use crate::model::{PAGE_SIZE, Pid};
@@ -74,17 +74,24 @@ pub(super) fn cut(runs: impl Iterator<Item = (u64, u64)>, mut piece: impl FnMut(
     }
 }
 
-/// Reads every piece, by a thread for each CPU; the digests of `places` places.
-pub(super) fn read_all(pieces: &[Piece<'_>], places: usize) -> Result<Contents, MemoryError> {
+/// Reads every piece, by a thread for each CPU, as long as somebody waits; the digests of `places` places.
+pub(super) fn read_all(
+    pieces: &[Piece<'_>],
+    places: usize,
+    unwanted: Unwanted<'_>,
+) -> Result<Contents, MemoryError> {
     let next = AtomicUsize::new(0);
     let threads = thread::available_parallelism().map_or(1, NonZero::get).min(pieces.len());
     let read = thread::scope(|scope| {
         // A thread that cannot be started is one less: this one reads as well.
         let start = |_| {
-            thread::Builder::new().name("contents".into()).spawn_scoped(scope, || read(pieces, &next)).ok()
+            thread::Builder::new()
+                .name("contents".into())
+                .spawn_scoped(scope, || read(pieces, &next, unwanted))
+                .ok()
         };
         let others: Vec<_> = (1..threads).filter_map(start).collect();
-        let mut all = vec![read(pieces, &next)];
+        let mut all = vec![read(pieces, &next, unwanted)];
         let join = |thread: thread::ScopedJoinHandle<'_, _>| {
             thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };
@@ -103,10 +110,13 @@ pub(super) fn read_all(pieces: &[Piece<'_>], places: usize) -> Result<Contents, 
     Ok(contents)
 }
 
-fn read(pieces: &[Piece<'_>], next: &AtomicUsize) -> Result<Read, MemoryError> {
+fn read(pieces: &[Piece<'_>], next: &AtomicUsize, unwanted: Unwanted<'_>) -> Result<Read, MemoryError> {
     let mut buffer = BytesMut::with_capacity(PIECE_BYTES as usize);
     let mut done = Vec::new();
     while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+        if unwanted() {
+            return Err(MemoryError::Unwanted);
+        }
         buffer.clear();
         let (sum, pages) = piece.digest(&mut buffer)?;
         done.push((piece.index, sum, pages));

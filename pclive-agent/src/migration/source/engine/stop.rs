@@ -4,7 +4,7 @@ use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Instant;
 
 use pclive_engine::capture::{Dumped, Frozen, LastPages, Source};
-use pclive_engine::memory::contents;
+use pclive_engine::memory::contents::{self, Unwanted};
 use pclive_proto::peer::FinalState;
 use pclive_proto::peer::source_message::Message;
 
@@ -108,7 +108,10 @@ fn stopped(
                     relay.send_ahead(&plan.outlet);
                 }
             },
-            Step::Contents(reply) => tell(reply, digested(plan, frozen))?,
+            Step::Contents(reply) => {
+                let contents = digested(plan, frozen, &|| reply.is_closed());
+                tell(reply, contents)?;
+            }
             Step::Hold(reply) => {
                 let held = hold(plan, frozen, lock);
                 relay.send_ahead(&plan.outlet);
@@ -152,9 +155,9 @@ fn dump(plan: &Plan, frozen: &mut Frozen<'_>, number: u32, last: LastPages) -> R
     Ok(Dump { moved, obstacles, state_digest, places: contents::count(frozen.layout()) })
 }
 
-/// Reads the container's memory once more; frames that arrive meanwhile wait in their socket.
-fn digested(plan: &Plan, frozen: &Frozen<'_>) -> Result<Digested, MigrationError> {
-    let contents = frozen.contents().map_err(capture_error(plan))?;
+/// Reads the container's memory once more, unless the driver has gone; frames that arrive meanwhile wait in their socket.
+fn digested(plan: &Plan, frozen: &Frozen<'_>, unwanted: Unwanted<'_>) -> Result<Digested, MigrationError> {
+    let contents = frozen.contents(unwanted).map_err(capture_error(plan))?;
     fault::reached(Point::SourceCompared);
     let places = contents::places(frozen.layout()).collect();
     Ok(Digested { contents, places, pids: frozen.pids_by_vpid() })
