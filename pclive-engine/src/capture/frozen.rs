@@ -236,7 +236,14 @@ impl<'a> Frozen<'a> {
             // Files in memory that are younger than the last round: the next stop knows them.
             self.source.hold_descriptors(self.processes.iter().map(|process| &process.tree))?;
             // They run on: what was sent just now is not to be sent again at the next stop.
-            self.source.tracked.values_mut().try_for_each(|tracked| tracked.space.protect())?;
+            // One that has ended and is not reaped yet is in the tree, and its memory is not.
+            for tracked in self.source.tracked.values_mut() {
+                match tracked.space.protect() {
+                    Ok(()) => {}
+                    Err(error) if error.is_gone() => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
             return Ok(Dumped::NotNow(files.transient));
         }
         let mut state =

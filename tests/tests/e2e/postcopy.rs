@@ -220,7 +220,10 @@ fn survives_the_death_of(dying: impl Fn(&Lab) -> &Host) -> Result<()> {
     ended(&lab.b)?;
     // It is done as soon as it is decided; then the original is removed.
     let gone = || Ok(container.status(&lab.a)?.is_none() && !container.has_cgroup(&lab.a));
-    until("the end of the original", LIMIT, gone)?;
+    until("the end of the original", LIMIT, gone).with_context(|| {
+        let (status, cgroup) = (container.status(&lab.a), container.has_cgroup(&lab.a));
+        format!("{status:?}, cgroup {cgroup}\n{}{}", lab.a.last_words(), lab.b.last_words())
+    })?;
     runs_only_at(&container, &lab.b, &lab.a)
         .with_context(|| format!("{}{}", lab.a.last_words(), lab.b.last_words()))?;
     clients.wait_for_answers(1000)?;
