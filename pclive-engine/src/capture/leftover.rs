@@ -108,7 +108,7 @@ fn sockets(pid: Pid) -> Result<Option<Vec<i32>>, CaptureError> {
     Ok(Some(numbers.collect()))
 }
 
-/// Waits until every process is gone or a zombie, which is its parent's.
+/// Waits until every process is gone, or a zombie without other threads, which is its parent's.
 fn await_ends(processes: &[TreeProcess], timeout: Duration) -> Result<(), CaptureError> {
     let deadline = Deadline::after(timeout);
     let mut pause = Pause::default();
@@ -123,8 +123,48 @@ fn await_ends(processes: &[TreeProcess], timeout: Duration) -> Result<(), Captur
     }
 }
 
+/// A leader may be a zombie while other threads are still ending: the memory, and the cgroup, are theirs as well.
 fn lives(process: &TreeProcess) -> bool {
     let stat = std::fs::read(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
-    crate::proc::task_ids::parse_stat(&stat)
-        .is_some_and(|stat| stat.start_time == process.start_time && !matches!(stat.state, b'Z' | b'X'))
+    crate::proc::task_ids::parse_stat(&stat).is_some_and(|stat| {
+        let ended = matches!(stat.state, b'Z' | b'X') && threads(process.pid) <= 1;
+        stat.start_time == process.start_time && !ended
+    })
+}
+
+fn threads(pid: Pid) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Ends its leader alone (SYS_exit) and lets another thread go on.
+    const HEADLESS: &str = "import ctypes, threading, time; \
+        threading.Thread(target=time.sleep, args=(600,)).start(); ctypes.CDLL(None).syscall(60, 0)";
+
+    #[test]
+    fn a_process_lives_as_long_as_its_last_thread() {
+        let mut child =
+            Command::new("python3").args(["-c", HEADLESS]).stdin(Stdio::null()).spawn().expect("python3");
+        let pid = Pid(child.id().cast_signed());
+        let deadline = Deadline::after(Duration::from_secs(20));
+        let headless = |process: &TreeProcess| process.zombie.is_some() && process.threads.len() == 2;
+        let process = loop {
+            let process = tree::read(pid).unwrap().swap_remove(0);
+            if headless(&process) {
+                break process;
+            }
+            assert!(!deadline.passed(), "{process:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        };
+        assert!(lives(&process));
+        assert!(await_ends(std::slice::from_ref(&process), Duration::from_millis(10)).is_err());
+        child.kill().unwrap();
+        await_ends(&[process], Duration::from_secs(20)).unwrap();
+        child.wait().unwrap();
+    }
 }
