@@ -110,8 +110,7 @@ fn torture_notices_one_changed_byte() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::without_agents(TEN_GIGABIT)?;
-    let container =
-        lab.start(&torture::bundle("torture", 7, &["--threads", "1", "--without", "rewrite,discard"]))?;
+    let container = lab.start(&torture::bundle("torture", 7, &["--threads", "1"]))?;
     let verifier = Verifier::new(&lab.client, container.v4);
     verifier.check()?;
     verifier.ask("CORRUPT")?;

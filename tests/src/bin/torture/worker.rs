@@ -163,6 +163,10 @@ impl Worker {
         if self.index == 0 && self.board.corrupt.load(Ordering::SeqCst) {
             let done = self.regions.iter_mut().any(Region::corrupt);
             self.board.corrupt.store(!done, Ordering::SeqCst);
+            // At once, before another step writes over the byte or a child finds it first.
+            if done {
+                self.check_all()?;
+            }
         }
         let wanted = self.board.wanted.load(Ordering::SeqCst);
         if self.board.checked[self.index].load(Ordering::SeqCst) < wanted {
