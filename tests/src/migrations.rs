@@ -52,6 +52,10 @@ impl Host {
             };
             let same = ["role", "container"].iter().all(|key| line[key] == migration[key]);
             ensure!(line["outcome"] == *outcome && asked && same, "{line} is not {migration}");
+            // At the destination it was the source that gave up; an agent that was restarted has not heard who cancelled.
+            let heard = line["role"] == "source" && !line["bytes"].is_null();
+            let decided = !heard || line["outcome"] != "cancelled" || line["decided_by"]["uid"] == 0;
+            ensure!(decided, "nobody has cancelled it: {line}");
             let digest = line["state_digest"].as_str().map(str::len);
             ensure!(
                 failed || line["bytes"].is_null() || digest == Some(16),

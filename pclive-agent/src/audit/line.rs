@@ -14,6 +14,17 @@ pub struct Moved {
     pub state_digest: Option<u64>,
 }
 
+/// How and when it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End<'a> {
+    /// What came of it.
+    pub ending: &'a Ending,
+    /// Unix time, milliseconds.
+    pub at_ms: u64,
+    /// Who cancelled it, or resolved it; `None` if nobody did.
+    pub decided_by: Option<&'a Asker>,
+}
+
 /// A migration that has ended, as the audit record keeps it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Line<'a> {
@@ -31,6 +42,9 @@ pub struct Line<'a> {
     pub to: &'a str,
     /// Source: who gave the order. Destination: the agent that sent it.
     pub asked_by: &'a Asker,
+    /// Who cancelled it, or resolved it; absent if nobody did here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub decided_by: Option<&'a Asker>,
     /// Unix time, milliseconds; the time in the queue counts.
     pub begun_ms: u64,
     /// Unix time, milliseconds.
@@ -49,13 +63,8 @@ pub struct Line<'a> {
 
 impl<'a> Line<'a> {
     /// The line of a migration of the agent `agent`.
-    pub fn new(
-        agent: &'a str,
-        record: &'a Record,
-        ending: &'a Ending,
-        ended_ms: u64,
-        moved: Option<Moved>,
-    ) -> Self {
+    pub fn new(agent: &'a str, record: &'a Record, end: End<'a>, moved: Option<Moved>) -> Self {
+        let End { ending, at_ms, decided_by } = end;
         let peer = record.peer.name.as_str();
         let (from, to) = match record.role {
             Role::Source => (agent, peer),
@@ -69,8 +78,9 @@ impl<'a> Line<'a> {
             from,
             to,
             asked_by: &record.asked_by,
+            decided_by,
             begun_ms: record.started_ms,
-            ended_ms,
+            ended_ms: at_ms,
             strategy: record.strategy,
             outcome: match ending {
                 Ending::Done => "done",

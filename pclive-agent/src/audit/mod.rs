@@ -17,7 +17,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-pub use line::{Line, Moved};
+pub use line::{End, Line, Moved};
 
 /// Least size at which the file may be rotated, bytes: more than the longest line.
 pub const LEAST_BYTES: u64 = 64 << 10;

@@ -13,9 +13,13 @@ fn audit(most_bytes: u64) -> (tempfile::TempDir, Audit) {
     (directory, audit)
 }
 
+fn end(ending: &Ending, at_ms: u64) -> End<'_> {
+    End { ending, at_ms, decided_by: None }
+}
+
 fn append(audit: &Audit, id: &str, once: bool) {
     let record = Record { id: id.into(), ..record() };
-    audit.append(&Line::new("host-a", &record, &Ending::Done, 5, Some(MOVED)), once).unwrap();
+    audit.append(&Line::new("host-a", &record, end(&Ending::Done, 5), Some(MOVED)), once).unwrap();
 }
 
 fn ids(path: &Path) -> Vec<String> {
@@ -28,7 +32,7 @@ fn ids(path: &Path) -> Vec<String> {
 fn a_line_says_who_asked_for_what_and_what_came_of_it() {
     let (_directory, audit) = audit(LEAST_BYTES);
     let here = Record { asked_by: Asker::Local { uid: 0, pid: Some(7) }, ..record() };
-    audit.append(&Line::new("host-a", &here, &Ending::Done, 5, Some(MOVED)), false).unwrap();
+    audit.append(&Line::new("host-a", &here, end(&Ending::Done, 5), Some(MOVED)), false).unwrap();
     let there = Record {
         role: Role::Destination,
         peer: Peer { name: "host-a".into(), address: String::new() },
@@ -36,14 +40,17 @@ fn a_line_says_who_asked_for_what_and_what_came_of_it() {
         ..record()
     };
     let ending = Ending::Failed(Reason::new(ErrorCode::PeerLost, "the link\nended", ""));
-    audit.append(&Line::new("host-b", &there, &ending, 6, None), false).unwrap();
+    let operator = Asker::User { name: "kim".into(), role: "operator".into() };
+    let decided = End { decided_by: Some(&operator), ..end(&ending, 6) };
+    audit.append(&Line::new("host-b", &there, decided, None), false).unwrap();
     let expected = concat!(
         r#"{"id":"7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a69","role":"source","container":"web","runtime":"runc","#,
         r#""from":"host-a","to":"host-b","asked_by":{"kind":"local","uid":0,"pid":7},"begun_ms":1,"ended_ms":5,"#,
         r#""strategy":"global","outcome":"done","bytes":4096,"state_digest":"00000000000000ab"}"#,
         "\n",
         r#"{"id":"7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a69","role":"destination","container":"web","runtime":"runc","#,
-        r#""from":"host-a","to":"host-b","asked_by":{"kind":"agent","names":["host-a"]},"begun_ms":1,"ended_ms":6,"#,
+        r#""from":"host-a","to":"host-b","asked_by":{"kind":"agent","names":["host-a"]},"#,
+        r#""decided_by":{"kind":"user","name":"kim","role":"operator"},"begun_ms":1,"ended_ms":6,"#,
         r#""strategy":"global","outcome":"peer-lost"}"#,
         "\n",
     );
@@ -93,6 +100,7 @@ fn half_a_line_of_a_dead_agent_spoils_no_other() {
 fn what_cannot_be_written_is_told_with_its_file() {
     let (directory, audit) = audit(LEAST_BYTES);
     std::fs::create_dir(directory.path().join("audit.jsonl")).unwrap();
-    let error = audit.append(&Line::new("host-a", &record(), &Ending::Done, 5, None), false).unwrap_err();
+    let error =
+        audit.append(&Line::new("host-a", &record(), end(&Ending::Done, 5), None), false).unwrap_err();
     assert!(error.to_string().contains("audit.jsonl"), "{error}");
 }

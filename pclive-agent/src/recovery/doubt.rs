@@ -12,10 +12,10 @@ use super::decision::{self, Answer, Held, SourceStep, Wish, confirms};
 use super::inquiry::{self, Heard};
 use super::{remains, tail};
 use crate::agent::{Agent, container_id};
-use crate::audit::{Line, Moved};
+use crate::audit::{End, Line, Moved};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::hooks;
-use crate::journal::{self, Ending, Log, Reason, Record};
+use crate::journal::{self, Asker, Ending, Log, Reason, Record};
 use crate::registry::Entry;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
@@ -111,9 +111,11 @@ async fn audit(agent: &Agent, log: &Arc<Mutex<Log>>, ending: &Ending, ended_ms: 
     let entry = agent.registry.get(&record.id).ok();
     let moved = entry.as_ref().filter(|_| !once);
     let moved = moved.map(|entry| Moved { bytes: entry.sent_bytes(), state_digest: entry.moved_state() });
+    let decided_by = entry.as_ref().and_then(|entry| entry.decided_by());
     let (keeper, name, ending) = (Arc::clone(&agent.audit), agent.name.clone(), ending.clone());
     let appended = tokio::task::spawn_blocking(move || {
-        keeper.append(&Line::new(&name, &record, &ending, ended_ms, moved), once)
+        let end = End { ending: &ending, at_ms: ended_ms, decided_by: decided_by.as_ref() };
+        keeper.append(&Line::new(&name, &record, end, moved), once)
     });
     let failure = match appended.await {
         Ok(Ok(())) => return,
@@ -208,13 +210,14 @@ async fn conclude(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, outcome: O
     agent.registry.ended();
 }
 
-/// Decides as an operator wishes, if the destination confirms it or `overridden`. The phase afterwards, and what the
+/// Decides as `operator` wishes, if the destination confirms it or `overridden`. The phase afterwards, and what the
 /// destination said.
 pub async fn resolve(
     agent: &Agent,
     id: &str,
     wish: Wish,
     overridden: bool,
+    operator: Asker,
 ) -> Result<(Phase, String), MigrationError> {
     let entry = agent.registry.get(id)?;
     let _deciding = entry.deciding.lock().await;
@@ -224,6 +227,7 @@ pub async fn resolve(
     };
     if record.role == journal::Role::Destination {
         let outcome = tail::give_up(&record, wish, overridden)?;
+        entry.resolved_by(operator);
         conclude(agent, &entry, log, outcome).await;
         return Ok((entry.current_phase(), String::new()));
     }
@@ -243,6 +247,7 @@ pub async fn resolve(
     let Some(outcome) = outcome else {
         return Err(MigrationError::new(ErrorCode::Internal, "a decision without an outcome"));
     };
+    entry.resolved_by(operator);
     conclude(agent, &entry, log, outcome).await;
     Ok((entry.current_phase(), heard.words))
 }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::watcher::Watcher;
 use crate::error::{ErrorCode, MigrationError};
+use crate::journal::Asker;
 
 /// Most warnings that are kept; the rest are logged only.
 const MAX_WARNINGS: usize = 100;
@@ -79,6 +80,8 @@ struct Record {
     committing: bool,
     /// What is known while it is in doubt.
     doubt: Option<control::Doubt>,
+    /// Who cancelled it, or resolved it.
+    decided_by: Option<Asker>,
 }
 
 /// What a watcher has not seen.
@@ -151,6 +154,7 @@ impl Entry {
                 ended_at: None,
                 committing: false,
                 doubt: None,
+                decided_by: None,
             }),
             version: watch::Sender::new(0),
             cancel: watch::Sender::new(None),
@@ -321,7 +325,12 @@ impl Entry {
     /// Asks for the end, before the point of no return only; the driver notices at [`Self::cancelled`]. Returns
     /// false when it is too late.
     pub fn cancel(&self, why: MigrationError) -> bool {
-        let record = self.lock();
+        self.cancel_for(None, why)
+    }
+
+    /// The same; the first who asks is remembered.
+    pub fn cancel_for(&self, asker: Option<Asker>, why: MigrationError) -> bool {
+        let mut record = self.lock();
         if record.committing || record.ended_at.is_some() {
             return false;
         }
@@ -329,10 +338,21 @@ impl Entry {
             let first = reason.is_none();
             if first {
                 *reason = Some(why);
+                record.decided_by = asker;
             }
             first
         });
         true
+    }
+
+    /// Someone has decided what becomes of it.
+    pub fn resolved_by(&self, asker: Asker) {
+        self.lock().decided_by = Some(asker);
+    }
+
+    /// Who cancelled it, or resolved it.
+    pub fn decided_by(&self) -> Option<Asker> {
+        self.lock().decided_by.clone()
     }
 
     /// Asks for the end also after the point of no return: the driver must not pass it any more.

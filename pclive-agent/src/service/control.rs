@@ -15,9 +15,11 @@ use pclive_proto::control::{
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
+use super::caller;
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, blocker_message, phase_name};
 use crate::host;
+use crate::journal::Asker;
 use crate::migration;
 use crate::recovery::{self, decision::Wish};
 
@@ -39,7 +41,7 @@ impl Control for ControlService {
         &self,
         request: Request<StartMigrationRequest>,
     ) -> Result<Response<StartMigrationResponse>, Status> {
-        let caller = super::caller(&request)?;
+        let caller = caller(&request)?;
         let entry = migration::start(&self.agent, &caller, request.into_inner()).await?;
         Ok(Response::new(StartMigrationResponse { migration_id: entry.id().into() }))
     }
@@ -80,7 +82,7 @@ impl Control for ControlService {
         let entry = self.agent.registry.get(&request.get_ref().migration_id)?;
         let why = MigrationError::new(ErrorCode::Cancelled, "the migration was cancelled by a user");
         let phase = entry.current_phase();
-        if entry.cancel(why) {
+        if entry.cancel_for(Some(Asker::from(&caller(&request)?)), why) {
             return Ok(Response::new(CancelMigrationResponse { phase: phase.into() }));
         }
         let message = format!("cannot cancel migration {}: it is {}", entry.id(), phase_name(phase));
@@ -91,6 +93,7 @@ impl Control for ControlService {
         &self,
         request: Request<ResolveMigrationRequest>,
     ) -> Result<Response<ResolveMigrationResponse>, Status> {
+        let operator = Asker::from(&caller(&request)?);
         let request = request.into_inner();
         let wish = match request.resolution() {
             Resolution::RunHere => Wish::RunHere,
@@ -102,7 +105,8 @@ impl Control for ControlService {
                     .into());
             }
         };
-        let decided = recovery::resolve(&self.agent, &request.migration_id, wish, request.r#override).await;
+        let (id, overridden) = (&request.migration_id, request.r#override);
+        let decided = recovery::resolve(&self.agent, id, wish, overridden, operator).await;
         let (phase, peer) = decided?;
         Ok(Response::new(ResolveMigrationResponse { phase: phase.into(), peer }))
     }

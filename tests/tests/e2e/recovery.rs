@@ -135,6 +135,9 @@ fn an_operator_decides_when_the_destination_is_lost() -> Result<()> {
     output(lab.a.ctl()?.args(["resolve", &id, "--run-here", "--override"]))?;
     let again = finish(lab.a.ctl()?.args(["--json", "resolve", &id, "--run-here"]))?;
     ensure!(String::from_utf8_lossy(&again.stdout).contains("not-in-doubt"), "{again:?}");
+    let lines = lab.a.audit_lines()?;
+    let decided = lines.iter().find(|line| line["id"] == id.as_str()).map(|line| &line["decided_by"]);
+    ensure!(decided.is_some_and(|by| by["kind"] == "local" && by["uid"] == 0), "{lines:?}");
     ensure!(container.status(&lab.a)?.as_deref() == Some("running"), "it does not run");
     clients.wait_for_answers(100)?;
     lab.b.start_agent()?;
