@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{
-    Agent, Compression, Control, Hooks, Log, LogFormat, Migration, Network, Peer, Runtime, Runtimes,
-    Strategy, Tls,
+    Agent, Compression, Control, Hooks, Log, LogFormat, Migration, Network, Peer, RoundKind, Runtime,
+    Runtimes, Strategy, Tls,
 };
 use crate::migration::convergence::Policy;
 
@@ -76,6 +76,7 @@ impl Default for Migration {
             strategy: Strategy::Global,
             restore_after: 0,
             max_downtime_ms: 300,
+            capture_each_round: RoundKind::ALL.to_vec(),
             max_rounds: 15,
             max_time_ms: 0,
             policy: Policy::StopAnyway,

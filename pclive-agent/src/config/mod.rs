@@ -168,6 +168,8 @@ pub struct Migration {
     pub restore_after: u32,
     /// The container is stopped once the predicted downtime is below this.
     pub max_downtime_ms: u64,
+    /// What every round carries; the rest goes with the stop.
+    pub capture_each_round: Vec<RoundKind>,
     /// Most rounds while the container runs.
     pub max_rounds: u32,
     /// Longest time from a migration's begin to the end of its rounds; 0: no limit.
@@ -254,6 +256,41 @@ pub enum Compression {
     /// Never.
     #[default]
     Off,
+}
+
+/// A kind of state that rounds can carry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", rename_all = "kebab-case")]
+pub enum RoundKind {
+    /// Pages, private and shared.
+    Memory,
+    /// Processes and threads.
+    Tree,
+    /// Mappings.
+    Vmas,
+    /// Files that are open by a path.
+    Files,
+}
+
+impl RoundKind {
+    /// Every kind.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Tree, Self::Vmas, Self::Files];
+    /// Those that have no meaning without each other.
+    pub const NEEDED: [Self; 3] = [Self::Memory, Self::Tree, Self::Vmas];
+}
+
+impl TryFrom<String> for RoundKind {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.as_str() {
+            "memory" => Ok(Self::Memory),
+            "tree" => Ok(Self::Tree),
+            "vmas" => Ok(Self::Vmas),
+            "files" => Ok(Self::Files),
+            other => Err(format!("{other:?} is none of \"memory\", \"tree\", \"vmas\" and \"files\"")),
+        }
+    }
 }
 
 impl TryFrom<String> for Compression {

@@ -8,7 +8,7 @@ use std::path::Path;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::place::Places;
-use super::{Config, Migration};
+use super::{Config, Migration, RoundKind};
 use crate::audit::{LEAST_BYTES, MOST_BYTES};
 use crate::migration::convergence::Policy;
 use crate::migration::{LEAST_BANDWIDTH, MOST_STREAMS};
@@ -133,6 +133,10 @@ impl Checker<'_> {
     fn migration(&mut self, m: &Migration) {
         self.range("migration.max_downtime_ms", m.max_downtime_ms, 1..=LONGEST_MS);
         self.range("migration.max_rounds", m.max_rounds.into(), 1..=1000);
+        if RoundKind::NEEDED.iter().any(|kind| !m.capture_each_round.contains(kind)) {
+            let what = "\"memory\", \"tree\" and \"vmas\" are in every round: pages have no place without the others";
+            self.complain("migration.capture_each_round", what.into());
+        }
         self.range("migration.max_time_ms", m.max_time_ms, 0..=LONGEST_MS * 24);
         if m.bandwidth_bytes_per_second != 0 && m.bandwidth_bytes_per_second < LEAST_BANDWIDTH {
             let what = format!("0 (no limit) or at least {LEAST_BANDWIDTH}");

@@ -10,6 +10,7 @@ use tonic::transport::Channel;
 use pclive_proto::peer::peer_client::PeerClient;
 
 use crate::agent::{Agent, Located};
+use crate::config::RoundKind;
 use crate::error::{ErrorCode, MigrationError, printable_name};
 use crate::host;
 use crate::host::compatibility::{self, Demand};
@@ -49,6 +50,7 @@ pub(super) fn source_options(agent: &Agent) -> SourceOptions {
     SourceOptions {
         batch_bytes: usize::try_from(migration.batch_bytes).unwrap_or(1 << 20),
         stop_timeout: migration.stop_timeout(),
+        files_each_round: migration.capture_each_round.contains(&RoundKind::Files),
     }
 }
 

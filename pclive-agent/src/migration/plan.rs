@@ -69,7 +69,8 @@ pub async fn plan(
     let way = measure(agent, &request).await?;
     // Dropped with this call: a user who leaves ends the watching.
     let (alive, gone) = channel::<()>();
-    let (pid, options) = (located.container.pid, source_options(agent));
+    let options = SourceOptions { files_each_round: false, ..source_options(agent) };
+    let pid = located.container.pid;
     let watched = tokio::task::spawn_blocking(move || look(pid, options, watch, &gone)).await;
     drop(alive);
     let watched = watched.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))??;

@@ -137,6 +137,6 @@ pub(super) fn blocker(process: &TreeProcess, place: Place, what: String, hint: &
 
 /// The name of a process, with what no terminal should see made visible.
 pub(super) fn printable_comm(pid: Pid) -> String {
-    let comm = std::fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let comm = crate::proc::read(format!("/proc/{pid}/comm")).unwrap_or_default();
     String::from_utf8_lossy(comm.strip_suffix(b"\n").unwrap_or(&comm)).escape_debug().to_string()
 }

@@ -90,7 +90,7 @@ pub enum TextError {
 /// Reads a file of a task: `name` is relative to `/proc/PID/`.
 pub(super) fn read_file(pid: Pid, name: &str) -> Result<(String, Vec<u8>), CaptureStateError> {
     let path = format!("/proc/{pid}/{name}");
-    match std::fs::read(&path) {
+    match crate::proc::read(&path) {
         Ok(bytes) => Ok((path, bytes)),
         Err(source) => Err(CaptureStateError::Read { path, source }),
     }

@@ -15,14 +15,14 @@ use super::source::Source;
 use super::stop::{self, StoppedProcess};
 use super::terminals;
 
-use super::thread::Frame;
+use super::thread::{Frame, Outside};
 use super::tracked::Tracked;
 use super::tree::TreeProcess;
 use crate::fault::{self, Point};
 use crate::memory::contents::{self, Contents, Unwanted};
 use crate::memory::ranges::RangeSet;
 use crate::model::{Blocker, FinalState, Layout, Pid, ProcessState, Vpid};
-use crate::remote::RemoteTask;
+use crate::remote::{Captive, RemoteTask};
 use crate::tracee::{TraceError, end};
 
 /// What the small state of a stopped container came to.
@@ -274,10 +274,14 @@ fn small_state(process: &mut StoppedProcess, cpus: &CpuSet) -> Result<ProcessSta
     let mut state = super::process::capture(leader, frame, cpus)?;
     leader.restore_context()?;
     state.job_stopped = process.job_stopped;
-    for captive in threads {
+    let look = |captive: &Captive| Outside::of(captive.pid(), captive.vpid(), cpus);
+    let mut next = threads.as_slice().first().map(look);
+    while let Some(captive) = threads.next() {
+        let outside = next.take().unwrap_or_else(|| look(captive))?;
         let registers = *captive.registers();
         let frame = Frame { registers: &registers, signal_mask: captive.signal_mask() };
-        super::thread::capture(captive, frame, cpus, &mut state)?;
+        let mut look_ahead = || next = threads.as_slice().first().map(look);
+        super::thread::capture(captive, frame, outside, &mut state, &mut look_ahead)?;
         captive.restore_context()?;
     }
     Ok(state)

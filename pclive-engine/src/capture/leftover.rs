@@ -125,7 +125,7 @@ fn await_ends(processes: &[TreeProcess], timeout: Duration) -> Result<(), Captur
 
 /// A leader may be a zombie while other threads are still ending: the memory, and the cgroup, are theirs as well.
 fn lives(process: &TreeProcess) -> bool {
-    let stat = std::fs::read(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
+    let stat = crate::proc::read(format!("/proc/{}/stat", process.pid)).unwrap_or_default();
     crate::proc::task_ids::parse_stat(&stat).is_some_and(|stat| {
         let ended = matches!(stat.state, b'Z' | b'X') && threads(process.pid) <= 1;
         stat.start_time == process.start_time && !ended

@@ -163,7 +163,7 @@ impl Findings<'_> {
 
 /// A file of a task that may vanish at any time.
 fn read<T, E>(pid: Pid, name: &str, parse: impl FnOnce(&[u8]) -> Result<T, E>) -> Option<T> {
-    parse(&fs::read(format!("/proc/{pid}/{name}")).ok()?).ok()
+    parse(&crate::proc::read(format!("/proc/{pid}/{name}")).ok()?).ok()
 }
 
 /// The same, but a newborn process gets its cgroup a moment after it can be seen.
@@ -180,7 +180,7 @@ fn differing_for_good(a: Pid, b: Pid, name: &str) -> bool {
 
 /// A task without the file does not differ.
 fn differing_files(a: Pid, b: Pid, name: &str) -> bool {
-    let contents = |pid: Pid| fs::read(format!("/proc/{pid}/{name}")).ok();
+    let contents = |pid: Pid| crate::proc::read(format!("/proc/{pid}/{name}")).ok();
     matches!((contents(a), contents(b)), (Some(a), Some(b)) if a != b)
 }
 

@@ -49,7 +49,7 @@ impl Source {
 
 /// The private anonymous mappings of a process, those that touch as one; none of a process that has ended.
 fn anonymous(pid: Pid, own: (u64, u64)) -> Vec<(u64, u64)> {
-    let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let maps = crate::proc::read(format!("/proc/{pid}/maps")).unwrap_or_default();
     let mut spans: Vec<(u64, u64)> = Vec::new();
     for entry in parse_maps(&maps).unwrap_or_default().iter().filter(|entry| is_memory(entry)) {
         if entry.start >= own.0 && entry.end <= own.1 {

@@ -7,17 +7,16 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 
 use super::attributes::ProcessAttributesPlan;
-use super::failure::{CaptureStateError, TextError, read_file, read_text};
+use super::failure::{CaptureStateError, TextError, read_file};
 use super::limits::LimitsPlan;
 use super::mm::{FutureLock, MmPlan};
 use super::scheduling::CpuSet;
 use super::signals::{self, Actions};
-use super::thread::{Frame, ThreadPlan};
+use super::thread::{Frame, Outside, ThreadPlan};
 use super::timers::{self, IntervalTimers};
 use super::xstate::{self, PermissionPlan};
 use crate::model::state::ProcessState;
 use crate::model::{Pid, Vpid};
-use crate::proc::status;
 use crate::remote::{Batch, RemoteTask};
 
 /// Captures a process and its leader thread; `descriptors` stays empty and `job_stopped` false.
@@ -41,17 +40,19 @@ pub fn capture(
     let leader = ThreadPlan::plan(&mut batch)?;
     let answers = batch.run(task)?;
 
-    let status = read_text(pid, "status", status::parse)?;
+    // Afterwards: a timer that has expired meanwhile has left its signal.
+    let outside = Outside::of(pid, vpid, cpus)?;
+    let (umask, shared_pending) = (outside.status.umask, outside.status.shared_pending);
     let attributes = attributes.take(&answers, vpid)?;
     let mut filters = Vec::new();
-    let mut thread = leader.take(&answers, task, frame, cpus, &status, &mut filters)?;
+    let mut thread = leader.take(&answers, task, frame, outside, &mut filters)?;
     let xstate_layout = xstate::layout(&thread.xstate);
     thread.xstate = xstate::pack(&thread.xstate, &xstate_layout);
     Ok(ProcessState {
         vpid,
         mm: mm.take(&answers, pid, vpid)?,
         cwd: directory(pid, vpid)?,
-        umask: status.umask,
+        umask,
         dumpable: attributes.dumpable,
         job_stopped: false,
         child_subreaper: attributes.child_subreaper,
@@ -63,7 +64,7 @@ pub fn capture(
         oom_score_adj: number(pid, "oom_score_adj", 10)? as i32,
         rlimits: limits.take(&answers, vpid)?,
         actions: actions.take(&answers, vpid)?,
-        pending: signals::pending(pid, vpid, true, status.shared_pending)?,
+        pending: signals::pending(pid, vpid, true, shared_pending)?,
         interval_timers: intervals.take(&answers, vpid)?,
         posix_timers: timers::posix(task)?,
         seccomp_filters: filters,

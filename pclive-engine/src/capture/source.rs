@@ -16,7 +16,7 @@ use super::tree::{self, TreeProcess};
 use super::{CaptureError, check, stop};
 use crate::fault::{self, Point};
 use crate::memory::Objects;
-use crate::model::{Blocker, Deadline, Pid};
+use crate::model::{Blocker, Deadline, Pid, Vpid};
 
 /// How long a vfork child gets before the next attempt to stop everything.
 const VFORK_PAUSE: Duration = Duration::from_millis(2);
@@ -31,11 +31,13 @@ pub struct SourceOptions {
     pub batch_bytes: usize,
     /// How long one wait for a task may take before the operation fails.
     pub stop_timeout: Duration,
+    /// Rounds tell what is open by a path, so that the destination opens it before the stop.
+    pub files_each_round: bool,
 }
 
 impl Default for SourceOptions {
     fn default() -> Self {
-        Self { batch_bytes: 1 << 20, stop_timeout: Duration::from_secs(5) }
+        Self { batch_bytes: 1 << 20, stop_timeout: Duration::from_secs(5), files_each_round: true }
     }
 }
 
@@ -88,7 +90,7 @@ impl Source {
         Ok(resident + InMemory::file_bytes(self.init))
     }
 
-    /// One pre-copy round: layout, then every page written since the round before (round 0: every page).
+    /// One pre-copy round: layout with open files, then every page written since the round before (round 0: every page).
     /// On `Err` no dirty page is forgotten; a later round sends it.
     pub fn round(&mut self, sink: &mut dyn Sink) -> Result<RoundStats, CaptureError> {
         self.objects.begin_round();
@@ -102,6 +104,12 @@ impl Source {
         self.hold_descriptors(tree.iter())?;
         round::hold(self, &in_memory, &tree, &mut shape)?;
         shape.finish(&mut self.objects);
+        if self.options.files_each_round {
+            match self.files.ahead(&live(&tree), &self.objects) {
+                Ok(open) => shape.layout.open = Some(open),
+                Err(error) => tracing::debug!(%error, "open files are left for the stop"),
+            }
+        }
         fault::reached(Point::SourceTracked);
         sink.layout(&shape.layout)?;
         fault::reached(Point::SourceLayoutSent);
@@ -249,6 +257,11 @@ fn is_loss(error: &CaptureError) -> bool {
         CaptureError::Memory(error) => error.is_gone(),
         _ => false,
     }
+}
+
+fn live(tree: &[TreeProcess]) -> Vec<(Pid, Vpid)> {
+    let live = tree.iter().filter(|process| process.zombie.is_none());
+    live.map(|process| (process.pid, process.vpid)).collect()
 }
 
 fn descriptors(pid: Pid) -> u32 {

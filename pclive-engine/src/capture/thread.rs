@@ -9,7 +9,8 @@ use super::failure::{CaptureStateError, read_text};
 use super::scheduling::CpuSet;
 use super::signals::{self, AltStackPlan};
 use super::{scheduling, seccomp, xstate};
-use crate::model::state::{ProcessState, SeccompFilter, ThreadState};
+use crate::model::signal::PendingSignal;
+use crate::model::state::{ProcessState, Rseq, Scheduling, SeccompFilter, ThreadState};
 use crate::model::{Pid, Vpid};
 use crate::proc::status::{self, Status};
 use crate::remote::{Answers, Batch, RemoteError, RemoteTask};
@@ -46,18 +47,44 @@ pub fn is_job_stopped(leader: Pid) -> Result<bool, CaptureStateError> {
     Ok(ptrace_state::stop_signal(leader).map_err(failed)? != libc::SIGTRAP)
 }
 
-/// Captures a thread that is not the leader and appends it to its process.
+/// What is read of a thread from outside. Reading takes about as long as the calls that are made in another thread
+/// meanwhile.
+#[derive(Debug)]
+pub struct Outside {
+    pub(super) status: Status,
+    xstate: Vec<u8>,
+    pending: Vec<PendingSignal>,
+    rseq: Option<Rseq>,
+    scheduling: Scheduling,
+}
+
+impl Outside {
+    /// Looks at a stopped thread; `cpus` is what the container may use.
+    pub fn of(pid: Pid, vpid: Vpid, cpus: &CpuSet) -> Result<Self, CaptureStateError> {
+        let request = |what| move |source| CaptureStateError::Request { pid, what, source };
+        let status = read_text(pid, "status", status::parse)?;
+        Ok(Self {
+            xstate: xstate::capture(pid)?,
+            pending: signals::pending(pid, vpid, false, status.pending)?,
+            rseq: ptrace_state::rseq(pid).map_err(request("rseq area"))?,
+            scheduling: scheduling::capture(pid, vpid, cpus)?,
+            status,
+        })
+    }
+}
+
+/// Captures a thread that is not the leader and appends it to its process; `meanwhile` is done while it makes its calls.
 pub fn capture(
     task: &mut dyn RemoteTask,
     frame: Frame<'_>,
-    cpus: &CpuSet,
+    outside: Outside,
     process: &mut ProcessState,
+    meanwhile: &mut dyn FnMut(),
 ) -> Result<(), CaptureStateError> {
     let mut batch = Batch::new(task);
     let plan = ThreadPlan::plan(&mut batch)?;
-    let answers = batch.run(task)?;
-    let status = read_text(task.pid(), "status", status::parse)?;
-    let mut thread = plan.take(&answers, task, frame, cpus, &status, &mut process.seccomp_filters)?;
+    let answers = batch.run_beside(task, meanwhile)?;
+    let mut thread = plan.take(&answers, task, frame, outside, &mut process.seccomp_filters)?;
     thread.xstate = xstate::pack(&thread.xstate, &process.xstate_layout);
     process.threads.push(thread);
     Ok(())
@@ -86,26 +113,25 @@ impl ThreadPlan {
         answers: &Answers,
         task: &mut dyn RemoteTask,
         frame: Frame<'_>,
-        cpus: &CpuSet,
-        status: &Status,
+        outside: Outside,
         filters: &mut Vec<SeccompFilter>,
     ) -> Result<ThreadState, CaptureStateError> {
         let (pid, vpid) = (task.pid(), task.vpid());
-        let request = |what| move |source| CaptureStateError::Request { pid, what, source };
+        let Outside { status, xstate, pending, rseq, scheduling } = outside;
         let attributes = self.attributes.take(answers, vpid)?;
         Ok(ThreadState {
             vtid: vpid,
             comm: attributes.comm,
             registers: registers_to_bytes(frame.registers),
-            xstate: xstate::capture(pid)?,
+            xstate,
             signal_mask: frame.signal_mask,
-            pending: signals::pending(pid, vpid, false, status.pending)?,
+            pending,
             alt_stack: self.alt_stack.take(answers, vpid)?,
             robust_list: attributes.robust_list,
             clear_child_tid: attributes.clear_child_tid,
-            rseq: ptrace_state::rseq(pid).map_err(request("rseq area"))?,
-            scheduling: scheduling::capture(pid, vpid, cpus)?,
-            credentials: self.credentials.take(answers, task, status)?,
+            rseq,
+            scheduling,
+            credentials: self.credentials.take(answers, task, &status)?,
             parent_death_signal: attributes.parent_death_signal,
             timer_slack_ns: attributes.timer_slack_ns,
             personality: attributes.personality,
@@ -114,7 +140,7 @@ impl ThreadPlan {
             tsc_faults: attributes.tsc_faults,
             cpuid_faults: attributes.cpuid_faults,
             machine_check_policy: attributes.machine_check_policy,
-            seccomp: seccomp::capture(pid, vpid, status, filters)?,
+            seccomp: seccomp::capture(pid, vpid, &status, filters)?,
         })
     }
 }

@@ -90,7 +90,7 @@ fn settle(pid: Pid, captive: &mut Captive) -> Result<(Slot, OwnedFd), CaptureErr
 
 /// Where the vdso of a process is.
 pub(super) fn vdso_of(pid: Pid) -> Result<(u64, u64), RemoteError> {
-    let maps = std::fs::read(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let maps = crate::proc::read(format!("/proc/{pid}/maps")).unwrap_or_default();
     let entries = parse_maps(&maps).unwrap_or_default();
     let vdso = entries.iter().find(|entry| entry.name == b"[vdso]");
     vdso.map(|entry| (entry.start, entry.end)).ok_or(RemoteError::NoVdso { pid })

@@ -177,8 +177,8 @@ fn layout_of(ids: &TaskIds, stat: &TaskStat) -> ThreadLayout {
 
 fn task(path: &str) -> Result<Option<(TaskIds, TaskStat)>, TreeError> {
     let (status_path, stat_path) = (format!("{path}/status"), format!("{path}/stat"));
-    let Some(status) = present(&status_path, std::fs::read(&status_path))? else { return Ok(None) };
-    let Some(stat) = present(&stat_path, std::fs::read(&stat_path))? else { return Ok(None) };
+    let Some(status) = present(&status_path, crate::proc::read(&status_path))? else { return Ok(None) };
+    let Some(stat) = present(&stat_path, crate::proc::read(&stat_path))? else { return Ok(None) };
     let ids = task_ids::parse_status(&status).ok_or(TreeError::Parse { path: status_path })?;
     let stat = task_ids::parse_stat(&stat).ok_or(TreeError::Parse { path: stat_path })?;
     Ok(Some((ids, stat)))
@@ -186,7 +186,8 @@ fn task(path: &str) -> Result<Option<(TaskIds, TaskStat)>, TreeError> {
 
 fn children_of(path: &str) -> Result<Vec<Pid>, TreeError> {
     let path = format!("{path}/children");
-    let text = present(&path, std::fs::read_to_string(&path))?.unwrap_or_default();
+    let text = present(&path, crate::proc::read(&path))?.unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
     Ok(text.split_ascii_whitespace().filter_map(|word| word.parse().ok()).map(Pid).collect())
 }
 

@@ -125,7 +125,8 @@ fn carry_flags(old: &[Vma], new: &mut [Vma]) -> bool {
 /// Every mapping below the end of user memory; without flags, those are unset.
 fn read_entries(pid: Pid, with_flags: bool) -> Result<Vec<SmapsEntry>, MemoryError> {
     let name = if with_flags { "smaps" } else { "maps" };
-    let text = std::fs::read(format!("/proc/{pid}/{name}")).map_err(|error| unreadable(pid, name, &error))?;
+    let text =
+        crate::proc::read(format!("/proc/{pid}/{name}")).map_err(|error| unreadable(pid, name, &error))?;
     let plain = |map: MapsEntry| {
         let flags = VmaFlags { grows_down: map.name == b"[stack]", ..VmaFlags::default() };
         SmapsEntry { map, flags, kind: VmaKind::default() }

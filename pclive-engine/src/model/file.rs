@@ -127,6 +127,16 @@ pub enum FileKind {
     },
 }
 
+/// What processes have open while the container runs, as far as it can be opened before the stop. The final state has the
+/// last word on all of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OpenFiles {
+    /// Of [`FileKind::Path`]; offsets and owners mean nothing.
+    pub files: Vec<OpenFile>,
+    /// Who has them under which numbers.
+    pub descriptors: Vec<(Vpid, Vec<Descriptor>)>,
+}
+
 /// An entry of an epoll instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EpollWatch {

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::file::OpenFiles;
 use super::ids::Vpid;
 use super::tree::{MemoryTree, Ownership, Segment};
 
@@ -14,6 +15,8 @@ pub struct Layout {
     pub objects: Vec<ObjectLayout>,
     /// Contents of the container's file systems in memory.
     pub trees: Vec<MemoryTree>,
+    /// Files to open ahead of the stop; `None` leaves those of the round before as they are.
+    pub open: Option<OpenFiles>,
 }
 
 /// A process and its address space.

@@ -20,7 +20,7 @@ pub mod timer;
 pub mod tree;
 
 pub use blocker::{Blocker, Place};
-pub use file::{Descriptor, FileId, FileKind, OpenFile};
+pub use file::{Descriptor, FileId, FileKind, OpenFile, OpenFiles};
 pub use ids::{Deadline, Pid, RemoteAddr, Vpid};
 pub use layout::{Layout, Mapping, ProcessLayout, Protection, ThreadLayout, Vma, VmaFlags};
 pub use pages::{Batch, Extent, ExtentKind, PAGE_SIZE, Target};

@@ -82,14 +82,24 @@ impl Batch {
     }
 
     /// Runs the calls; an empty batch does not touch the task.
-    pub fn run(mut self, task: &mut dyn RemoteTask) -> Result<Answers, RemoteError> {
+    pub fn run(self, task: &mut dyn RemoteTask) -> Result<Answers, RemoteError> {
+        self.run_beside(task, &mut || {})
+    }
+
+    /// The same; `meanwhile` is done once while the task makes its calls. It must not touch the task.
+    pub fn run_beside(
+        mut self,
+        task: &mut dyn RemoteTask,
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<Answers, RemoteError> {
         if self.calls.is_empty() {
+            meanwhile();
             return Ok(Answers { results: Vec::new(), bytes: self.bytes });
         }
         if !self.bytes.is_empty() {
             task.write(self.area.start, &self.bytes)?;
         }
-        let results = task.run(&self.calls)?;
+        let results = task.run_beside(&self.calls, meanwhile)?;
         if !self.bytes.is_empty() {
             task.read(self.area.start, &mut self.bytes)?;
         }

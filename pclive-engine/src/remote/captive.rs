@@ -171,6 +171,15 @@ impl Captive {
 
     /// Runs calls of which the last may be an `execve`.
     pub fn run_to(&mut self, calls: &[Call]) -> Result<(Outcome, Vec<i64>), RemoteError> {
+        self.run_to_beside(calls, &mut || {})
+    }
+
+    /// The same; `meanwhile` is done once the thread is on its way.
+    fn run_to_beside(
+        &mut self,
+        calls: &[Call],
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(Outcome, Vec<i64>), RemoteError> {
         let slot = self.slot_there()?;
         self.load(slot, calls)?;
         let mut registers = self.original;
@@ -182,8 +191,9 @@ impl Captive {
             self.mask_changed = true;
         }
         let marker_entry = slot.calls().0 + (calls.len() * ENTRY_BYTES) as u64;
+        self.resume()?;
+        meanwhile();
         loop {
-            self.resume()?;
             match self.wait()? {
                 Stop::Signal(signal) if signal == self.marker => {
                     let registers = self.stopped()?.registers()?;
@@ -208,6 +218,7 @@ impl Captive {
                     return Err(self.unexpected(stop));
                 }
             }
+            self.resume()?;
         }
         let mut bytes = vec![0; calls.len() * ENTRY_BYTES];
         self.memory.read(slot.calls(), &mut bytes)?;
@@ -402,9 +413,14 @@ impl RemoteTask for Captive {
     }
 
     fn run(&mut self, calls: &[Call]) -> Result<Vec<i64>, RemoteError> {
+        self.run_beside(calls, &mut || {})
+    }
+
+    fn run_beside(&mut self, calls: &[Call], meanwhile: &mut dyn FnMut()) -> Result<Vec<i64>, RemoteError> {
         let mut results = Vec::with_capacity(calls.len());
+        let mut first = Some(meanwhile);
         for part in calls.chunks(MAX_CALLS) {
-            match self.run_to(part)? {
+            match self.run_to_beside(part, first.take().unwrap_or(&mut || {}))? {
                 (Outcome::Done, part) => results.extend(part),
                 (Outcome::Replaced, _) => {
                     let event = Stop::Event(libc::PTRACE_EVENT_EXEC);

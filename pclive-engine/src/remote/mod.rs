@@ -125,6 +125,12 @@ pub trait RemoteTask {
     /// Runs the calls in order; the results are raw (`-errno` on failure). A few hundred calls fit one batch.
     fn run(&mut self, calls: &[Call]) -> Result<Vec<i64>, RemoteError>;
 
+    /// The same; `meanwhile` is done once while the task makes its calls. It must not touch the task.
+    fn run_beside(&mut self, calls: &[Call], meanwhile: &mut dyn FnMut()) -> Result<Vec<i64>, RemoteError> {
+        meanwhile();
+        self.run(calls)
+    }
+
     /// Writes into the task's memory.
     fn write(&mut self, to: RemoteAddr, bytes: &[u8]) -> Result<(), RemoteError>;
 

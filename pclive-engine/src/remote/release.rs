@@ -33,7 +33,7 @@ pub fn release(leader: Captive, others: impl IntoIterator<Item = Captive>) -> Re
 fn await_signals_taken(leader: Pid) {
     let deadline = Deadline::after(PATIENCE);
     let mut pause = Pause::default();
-    while let Ok(text) = std::fs::read(format!("/proc/{leader}/status")) {
+    while let Ok(text) = crate::proc::read(format!("/proc/{leader}/status")) {
         let Ok(status) = status::parse(&text) else { return };
         if status.shared_pending & status.caught & !status.blocked == 0 || deadline.passed() {
             return;

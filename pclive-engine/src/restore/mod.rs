@@ -48,6 +48,7 @@ use crate::tail::{Lack, Later};
 use absent::Absent;
 pub use absent::can_go_without_pages;
 pub use error::RestoreError;
+use files::Ahead;
 use mappings::Mappings;
 use restorer::Restorer;
 use skeleton::Skeleton;
@@ -84,6 +85,7 @@ pub struct Destination {
     skeleton: Skeleton,
     mappings: Mappings,
     layout: Layout,
+    ahead: Ahead,
     sockets: Option<BuiltSockets>,
     awake: Awake,
     absent: Absent,
@@ -98,16 +100,26 @@ impl Destination {
         fault::reached(Point::DestinationSeized);
         let mappings = Mappings::below(init)?;
         let layout = Layout::default();
-        let absent = Absent::default();
+        let (absent, ahead) = (Absent::default(), Ahead::default());
         let (sockets, awake, warnings) = (None, Awake::default(), Vec::new());
-        Ok(Self { init, skeleton, mappings, layout, sockets, awake, absent, warnings })
+        Ok(Self { init, skeleton, mappings, layout, ahead, sockets, awake, absent, warnings })
     }
 
-    /// Makes the skeleton match `layout`: tasks born and gone, mappings made, moved and dropped.
+    /// Makes the skeleton match `layout`: tasks born and gone, mappings made, moved and dropped, files opened.
     pub fn apply_layout(&mut self, layout: &Layout) -> Result<(), RestoreError> {
+        if self.skeleton.will_execute(layout) {
+            let tables = self.skeleton.take_tables();
+            let tables = self.ahead.release_programs(tables, &mut self.skeleton)?;
+            self.skeleton.put_tables(tables);
+        }
         self.skeleton.follow(layout, &mut self.mappings)?;
         fault::reached(Point::DestinationSkeleton);
-        self.layout = layout.clone();
+        if let Some(open) = &layout.open {
+            let (root, tables) = (self.root()?, self.skeleton.take_tables());
+            let tables = self.ahead.follow(open, tables, &root, &mut self.skeleton)?;
+            self.skeleton.put_tables(tables);
+        }
+        self.layout = Layout { open: None, ..layout.clone() };
         self.absent = Absent::default();
         Ok(())
     }
@@ -210,9 +222,13 @@ impl Destination {
         result
     }
 
-    fn restore_files(&mut self, state: &FinalState) -> Result<(), RestoreError> {
+    fn root(&self) -> Result<ContainerRoot, RestoreError> {
         let root = ContainerRoot::open(self.init);
-        let root = root.map_err(|source| RestoreError::Root { pid: self.init, source })?;
+        root.map_err(|source| RestoreError::Root { pid: self.init, source })
+    }
+
+    fn restore_files(&mut self, state: &FinalState) -> Result<(), RestoreError> {
+        let root = self.root()?;
         let mut builder = Builder::new(self.init)?;
         let wanted: Vec<(Vpid, Vec<Descriptor>)> =
             state.processes.iter().map(|process| (process.vpid, process.descriptors.clone())).collect();
@@ -221,7 +237,8 @@ impl Destination {
         let restored = files::restore(
             &state.files,
             &wanted,
-            (&root, self.mappings.objects()),
+            files::Place { root: &root, objects: self.mappings.objects() },
+            (std::mem::take(&mut self.ahead), self.skeleton.take_tables()),
             &mut builder,
             &mut terminals,
             &mut self.skeleton,

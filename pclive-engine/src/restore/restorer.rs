@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::RestoreError;
 use super::channel::need;
+use super::files::Installed;
 use super::spans::{self, Span};
 use crate::model::layout::VdsoLayout;
 use crate::model::{Pid, ProcessLayout, RemoteAddr, ThreadLayout, Vma, Vpid};
@@ -47,6 +48,8 @@ pub(super) struct Restorer {
     pub(super) threads: Vec<(ThreadLayout, Captive)>,
     pub(super) vmas: Vec<Vma>,
     pub(super) vdso: VdsoLayout,
+    /// What it has open, if that is known.
+    pub(super) descriptors: Option<Installed>,
 }
 
 impl Restorer {
@@ -67,6 +70,7 @@ impl Restorer {
             threads: Vec::new(),
             vmas: Vec::new(),
             vdso: VdsoLayout::default(),
+            descriptors: None,
         })
     }
 
@@ -88,8 +92,10 @@ impl Restorer {
             threads: Vec::new(),
             vmas: Vec::new(),
             vdso: self.vdso,
+            descriptors: Some(Installed::new()),
         };
-        child.wipe()?;
+        // It has what its parent has open.
+        child.wipe_after(vec![Call::new(libc::SYS_close_range, &[0, u64::from(u32::MAX), 0])])?;
         Ok(child)
     }
 
@@ -131,6 +137,7 @@ impl Restorer {
         }
         self.execute(&layout.exe)?;
         self.threads.clear();
+        self.descriptors = None;
         let vdso = self.own_vdso()?;
         self.leader.settle(vdso, Spot::At(RemoteAddr(spot)))?;
         self.exe.clone_from(&layout.exe);
@@ -178,14 +185,17 @@ impl Restorer {
 
     /// Unmaps everything but the slot and the kernel's own mappings.
     pub(super) fn wipe(&mut self) -> Result<(), RestoreError> {
+        self.wipe_after(Vec::new())
+    }
+
+    /// The same after other calls.
+    fn wipe_after(&mut self, mut calls: Vec<Call>) -> Result<(), RestoreError> {
         let mut keep: Vec<Span> = spans::spans_of(&self.vdso);
         keep.push(self.slot()?.range());
-        let calls: Vec<Call> = spans::complement(&mut keep)
-            .into_iter()
-            .map(|(start, end)| Call::new(libc::SYS_munmap, &[start, end - start]))
-            .collect();
+        let unmap = |(start, end): Span| Call::new(libc::SYS_munmap, &[start, end - start]);
+        calls.extend(spans::complement(&mut keep).into_iter().map(unmap));
         for result in self.leader.run(&calls)? {
-            need(self.vpid, result, "clear the address space")?;
+            need(self.vpid, result, "clear the process")?;
         }
         self.vmas.clear();
         Ok(())

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use super::RestoreError;
 use super::channel::need;
+use super::files::Tables;
 use super::mappings::Mappings;
 use super::restorer::Restorer;
 use super::terminals::Terminals;
@@ -101,6 +102,27 @@ impl Skeleton {
             result.map_err(|source| RestoreError::ChooseId { vpid: Vpid(last), source })?;
         }
         Ok(())
+    }
+
+    /// Whether some process is to execute a program for this layout.
+    pub(super) fn will_execute(&self, layout: &Layout) -> bool {
+        layout.processes.iter().filter(|process| process.zombie.is_none()).any(|process| {
+            let there = self.restorers.iter().find(|restorer| restorer.vpid == process.vpid);
+            there.is_none_or(|restorer| restorer.exe != process.exe)
+        })
+    }
+
+    /// Takes out what is known to be open in the processes.
+    pub(super) fn take_tables(&mut self) -> Tables {
+        let take = |restorer: &mut Restorer| Some((restorer.vpid, restorer.descriptors.take()?));
+        self.restorers.iter_mut().filter_map(take).collect()
+    }
+
+    /// Notes what is open in the processes.
+    pub(super) fn put_tables(&mut self, mut tables: Tables) {
+        for restorer in &mut self.restorers {
+            restorer.descriptors = tables.remove(&restorer.vpid);
+        }
     }
 
     /// A process.

@@ -87,7 +87,7 @@ pub(super) fn moves(here: &VdsoLayout, wanted: &VdsoLayout) -> Option<Vec<(u64, 
 /// Where the kernel's mappings of a process are now.
 pub(super) fn kernel_mappings(pid: Pid) -> Result<VdsoLayout, RestoreError> {
     let failed = |source| RestoreError::Maps { pid, source };
-    let text = std::fs::read(format!("/proc/{pid}/maps")).map_err(failed)?;
+    let text = crate::proc::read(format!("/proc/{pid}/maps")).map_err(failed)?;
     let entries = parse_maps(&text).map_err(|error| failed(std::io::Error::other(error)))?;
     let mut found = VdsoLayout::default();
     for entry in entries {

@@ -53,6 +53,9 @@ pub fn layout(layout: &Layout) -> Result<(), RestoreError> {
             return Err(refuse("there are too many tasks"));
         }
     }
+    if let Some(open) = &layout.open {
+        super::files::check_ahead(open)?;
+    }
     objects(layout)
 }
 

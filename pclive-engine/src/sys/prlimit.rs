@@ -15,3 +15,12 @@ pub fn set(pid: Pid, resource: u32, limit: Rlimit) -> nix::Result<()> {
     // SAFETY: `new` lives across the call, which only reads it; a null old limit is allowed.
     Errno::result(unsafe { libc::prlimit64(pid.0, resource, &raw const new, none) }).map(drop)
 }
+
+/// Resource limit `resource` (`RLIMIT_*`) of a process. EPERM: another user's process, without CAP_SYS_RESOURCE.
+pub fn get(pid: Pid, resource: u32) -> nix::Result<Rlimit> {
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let none = std::ptr::null::<libc::rlimit64>();
+    // SAFETY: `old` lives across the call, which writes it; a null new limit is allowed.
+    Errno::result(unsafe { libc::prlimit64(pid.0, resource, none, &raw mut old) })?;
+    Ok(Rlimit { soft: old.rlim_cur, hard: old.rlim_max })
+}

@@ -54,7 +54,7 @@ fn check<T>(operation: &'static str, pid: Pid, result: io::Result<T>) -> Result<
 }
 
 fn is_alive(pid: Pid) -> bool {
-    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let stat = crate::proc::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     parse_stat(&stat).is_some_and(|stat| !matches!(stat.state, b'Z' | b'X'))
 }
 

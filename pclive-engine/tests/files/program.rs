@@ -4,7 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 use pclive_engine::capture::files::{Files, Mode, Table};
-use pclive_engine::model::{Pid, Vpid};
+use pclive_engine::memory::Objects;
+use pclive_engine::model::{OpenFiles, Pid, Vpid};
 
 /// A program that has printed "ready" and a list of numbers, and waits until it is dropped.
 pub(crate) struct Program {
@@ -47,13 +48,23 @@ impl Program {
 
     /// What the program has, and the children whose ids it printed first: processes 1, 2 ...
     pub(crate) fn dump(&self, children: usize) -> Files {
+        let table = Table::open(self.pid()).unwrap();
+        let files = table.collect(&self.processes(children), Mode::Dump).unwrap();
+        assert!(files.blockers.is_empty(), "{:?}", files.blockers);
+        files
+    }
+
+    /// What of it can be opened ahead.
+    pub(crate) fn ahead(&self, children: usize) -> OpenFiles {
+        Table::open(self.pid()).unwrap().ahead(&self.processes(children), &Objects::new()).unwrap()
+    }
+
+    fn processes(&self, children: usize) -> Vec<(Pid, Vpid)> {
         let mut processes = vec![(self.pid(), Vpid(1))];
         for (index, pid) in self.numbers[..children].iter().enumerate() {
             processes.push((Pid(*pid), Vpid(2 + index as i32)));
         }
-        let files = Table::open(self.pid()).unwrap().collect(&processes, Mode::Dump).unwrap();
-        assert!(files.blockers.is_empty(), "{:?}", files.blockers);
-        files
+        processes
     }
 }
 

@@ -19,7 +19,7 @@ const INCIDENTAL: i32 = 0o100_000;
 
 /// A state that two captures of the same descriptors agree in: files numbered by their first descriptor, pipes and
 /// sockets by order, times left out.
-fn normal(files: &Files) -> (Vec<OpenFile>, Vec<(Vpid, Vec<Descriptor>)>) {
+pub(crate) fn normal(files: &Files) -> (Vec<OpenFile>, Vec<(Vpid, Vec<Descriptor>)>) {
     let mut ids = HashMap::new();
     let mut descriptors = files.descriptors.clone();
     for descriptor in descriptors.iter_mut().flat_map(|(_, descriptors)| descriptors) {
@@ -63,8 +63,11 @@ fn normal(files: &Files) -> (Vec<OpenFile>, Vec<(Vpid, Vec<Descriptor>)>) {
     (normal, descriptors)
 }
 
-/// Captures `program`, restores it elsewhere and compares.
+/// Captures `program`, restores it elsewhere and compares; once more with what can be opened ahead.
 fn round_trip(program: &Program, children: usize) -> Skeleton {
+    let mut prepared = Skeleton::start(1 + children);
+    prepared.follow(&program.ahead(children));
+    drop(round_trip_into(prepared, program, children));
     round_trip_into(Skeleton::start(1 + children), program, children)
 }
 

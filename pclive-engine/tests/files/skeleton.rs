@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use pclive_engine::capture::files::{Files, Mode, Table};
 use pclive_engine::memory::ObjectStore;
-use pclive_engine::model::{Deadline, Descriptor, OpenFile, Pid, Vpid};
+use pclive_engine::model::{Deadline, Descriptor, OpenFile, OpenFiles, Pid, Vpid};
 use pclive_engine::proc::root::ContainerRoot;
 use pclive_engine::remote::{Captive, ProcessMemory, Processes, RemoteTask, Spot};
-use pclive_engine::restore::files::{FilesError, RestoredFiles, restore};
+use pclive_engine::restore::files::{Ahead, FilesError, Place, RestoredFiles, Tables, check_ahead, restore};
 use pclive_engine::restore::sockets::Builder;
 use pclive_engine::restore::terminals::Terminals;
 use pclive_engine::sys::pidfd;
@@ -22,6 +22,8 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Sleeping programs under the engine's control; the first is process 1.
 pub(crate) struct Skeleton {
     members: Vec<(Vpid, Captive, Child)>,
+    ahead: Ahead,
+    tables: Tables,
 }
 
 impl Skeleton {
@@ -39,7 +41,7 @@ impl Skeleton {
             let child = command().arg("1000").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
             (Vpid(1 + index as i32), seize(Pid(child.id() as i32)), child)
         });
-        Self { members: members.collect() }
+        Self { members: members.collect(), ahead: Ahead::default(), tables: Tables::new() }
     }
 
     pub(crate) fn pid_of(&self, vpid: i32) -> Pid {
@@ -59,7 +61,25 @@ impl Skeleton {
         let root = ContainerRoot::open(init).unwrap();
         let mut builder = Builder::new(init).unwrap();
         let mut terminals = Terminals::default();
-        restore(files, wanted, (&root, &ObjectStore::new()), &mut builder, &mut terminals, self)
+        let place = Place { root: &root, objects: &ObjectStore::new() };
+        let ahead = (std::mem::take(&mut self.ahead), std::mem::take(&mut self.tables));
+        restore(files, wanted, place, ahead, &mut builder, &mut terminals, self)
+    }
+
+    /// Opens what a round tells of.
+    pub(crate) fn follow(&mut self, told: &OpenFiles) {
+        check_ahead(told).unwrap();
+        let root = ContainerRoot::open(self.pid_of(1)).unwrap();
+        let (mut ahead, tables) = (std::mem::take(&mut self.ahead), std::mem::take(&mut self.tables));
+        self.tables = ahead.follow(told, tables, &root, self).unwrap();
+        self.ahead = ahead;
+    }
+
+    /// Lets go of what somebody may execute.
+    pub(crate) fn release_programs(&mut self) {
+        let (mut ahead, tables) = (std::mem::take(&mut self.ahead), std::mem::take(&mut self.tables));
+        self.tables = ahead.release_programs(tables, self).unwrap();
+        self.ahead = ahead;
     }
 
     /// What the processes have now.

@@ -177,10 +177,13 @@ async fn drive(
     let packer =
         packer.map_err(|error| Ended::RolledBack(MigrationError::caused(ErrorCode::Internal, &error)))?;
     let outlet = Outlet::new(mouth.clone(), abort.clone(), packer);
+    let mut options = check::source_options(agent);
+    // Nothing is opened before the stop.
+    options.files_each_round &= order.strategy != Strategy::OneShot;
     let plan = Plan {
         container: order.located.id.as_str().into(),
         pid: order.located.container.pid,
-        options: check::source_options(agent),
+        options,
         capture_bytes: agent.config.network.capture_bytes,
         outlet: outlet.clone(),
         bandwidth: order.bandwidth,

@@ -168,7 +168,7 @@ impl Collection<'_> {
 
 /// A blocker of a process.
 pub(super) fn blocker(holder: &Holder, place: Place, refusal: Refusal) -> Blocker {
-    let comm = std::fs::read(format!("/proc/{}/comm", holder.pid)).unwrap_or_default();
+    let comm = crate::proc::read(format!("/proc/{}/comm", holder.pid)).unwrap_or_default();
     let comm = printable(comm.strip_suffix(b"\n").unwrap_or(&comm));
     Blocker { pid: holder.pid.0, vpid: holder.vpid, comm, place, what: refusal.what, hint: refusal.hint }
 }

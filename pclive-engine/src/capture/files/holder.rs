@@ -117,6 +117,13 @@ impl Holder {
         pidfd::getfd(&self.process, fd).map_err(self.failed("duplicate", fd))
     }
 
+    /// What one of its descriptors leads to, as an `O_PATH` descriptor: it keeps nothing open.
+    pub(super) fn look(&self, fd: RawFd) -> Result<OwnedFd, FilesError> {
+        let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+        let found = openat(self.links.as_fd(), fd.to_string().as_str(), flags, Permissions::empty());
+        found.map_err(self.failed("look at", fd))
+    }
+
     /// The entry of a descriptor number.
     pub(super) fn entry(&self, fd: RawFd) -> Option<&Entry> {
         let index = self.entries.binary_search_by_key(&fd, |entry| entry.fd).ok()?;

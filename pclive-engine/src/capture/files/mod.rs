@@ -11,6 +11,7 @@
 //! Kernel: pidfd_getfd(2) (Linux 5.6), kcmp(2) with epoll targets (4.13), `ino` in fdinfo (5.14).
 //! Failure: what cannot be carried is a [`Blocker`], all of them at once; [`FilesError`] is a failed operation.
 
+mod ahead;
 mod collection;
 mod description;
 mod epoll;
@@ -34,6 +35,7 @@ mod timer;
 use std::time::Duration;
 
 use self::collection::{Collection, blocker};
+use self::description::Description;
 use self::epoll::Resolver;
 use self::holder::Holder;
 use self::mounts::Mounts;
@@ -140,6 +142,40 @@ impl Table {
         mode: Mode,
         objects: &Objects,
     ) -> Result<Files, FilesError> {
+        self.look_at(processes, mode, objects, |scene, descriptions| {
+            let holders = scene.holders;
+            let init = holders.iter().find(|holder| holder.pid == self.init);
+            let diag = self.diag.take()?;
+            let collection = Collection {
+                scene,
+                diag: &diag,
+                stdio: Stdio::of(init, mode)?,
+                owners: Owners::new(holders),
+                resolver: Resolver::new(holders, mode),
+                found: Files::default(),
+            };
+            let mut found = collection.run(descriptions)?;
+            for (h, place, refusal) in threads::check(holders, mode)? {
+                found.blockers.push(blocker(&holders[h], place, refusal));
+            }
+            found.descriptors = holders.iter().map(descriptors).collect();
+            if let (Mode::Dump, Some(holder)) = (mode, holders.first()) {
+                let unfinished = self.diag.unfinished()?.into_iter();
+                let refusals = unfinished.map(|refused| socket::Refused::from(refused).refusal);
+                found.transient.extend(refusals.map(|refusal| blocker(holder, Place::Process, refusal)));
+            }
+            Ok(found)
+        })
+    }
+
+    /// Reads the tables of `processes` and finds out which descriptors share a description.
+    fn look_at<T>(
+        &self,
+        processes: &[(Pid, Vpid)],
+        mode: Mode,
+        objects: &Objects,
+        action: impl FnOnce(&Scene<'_>, &[Description]) -> Result<T, FilesError>,
+    ) -> Result<T, FilesError> {
         let mut holders = holder::scan(processes, mode)?;
         let descriptions = description::group(&mut holders, mode)?;
         let mounts = Mounts::read(self.init)?;
@@ -151,27 +187,7 @@ impl Table {
             objects,
             mode,
         };
-        let init = holders.iter().find(|holder| holder.pid == self.init);
-        let diag = self.diag.take()?;
-        let collection = Collection {
-            scene: &scene,
-            diag: &diag,
-            stdio: Stdio::of(init, mode)?,
-            owners: Owners::new(&holders),
-            resolver: Resolver::new(&holders, mode),
-            found: Files::default(),
-        };
-        let mut found = collection.run(&descriptions)?;
-        for (h, place, refusal) in threads::check(&holders, mode)? {
-            found.blockers.push(blocker(&holders[h], place, refusal));
-        }
-        found.descriptors = holders.iter().map(descriptors).collect();
-        if let (Mode::Dump, Some(holder)) = (mode, holders.first()) {
-            let unfinished = self.diag.unfinished()?.into_iter();
-            let refusals = unfinished.map(|refused| socket::Refused::from(refused).refusal);
-            found.transient.extend(refusals.map(|refusal| blocker(holder, Place::Process, refusal)));
-        }
-        Ok(found)
+        action(&scene, &descriptions)
     }
 
     /// Waits, while the container runs, for a moment in which a dump finds no TCP connection that nobody has a descriptor

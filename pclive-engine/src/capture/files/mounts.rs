@@ -42,7 +42,7 @@ pub(crate) fn own_memory(init: Pid) -> Result<Vec<Mount>, FilesError> {
 
 fn mounts_of(process: &str) -> Result<Vec<Mount>, FilesError> {
     let path = format!("/proc/{process}/mountinfo");
-    let text = std::fs::read(&path).map_err(|source| FilesError::Read { path: path.clone(), source })?;
+    let text = crate::proc::read(&path).map_err(|source| FilesError::Read { path: path.clone(), source })?;
     mountinfo::parse(&text).map_err(|source| FilesError::Mounts { path, source })
 }
 

@@ -76,7 +76,7 @@ impl Owners {
 
 /// The last id of a line of `/proc/PID/status` (also of a thread); the last is the innermost namespace's.
 pub(super) fn inner_id(pid: Pid, key: &str) -> Option<Vpid> {
-    let text = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    let text = crate::proc::read(format!("/proc/{pid}/status")).ok()?;
     let text = String::from_utf8_lossy(&text);
     let line = text.lines().find_map(|line| line.strip_prefix(key))?;
     line.split_whitespace().next_back()?.parse().ok().map(Vpid)

@@ -51,7 +51,15 @@ impl<'a> Sample<'a> {
         description: &Description,
     ) -> Result<Self, FilesError> {
         let (holder, entry) = description.first(holders);
-        let file = holder.duplicate(entry.fd)?;
+        Self::of(holder, entry, index, holder.duplicate(entry.fd)?)
+    }
+
+    /// Looks at what is open without duplicating the descriptor: the description ends when its program closes it.
+    pub(super) fn look(holder: &Holder, entry: &'a Entry, index: usize) -> Result<Self, FilesError> {
+        Self::of(holder, entry, index, holder.look(entry.fd)?)
+    }
+
+    fn of(holder: &Holder, entry: &'a Entry, index: usize, file: OwnedFd) -> Result<Self, FilesError> {
         let stat = fstat(&file).map_err(|source| FilesError::Descriptor {
             verb: "stat",
             pid: holder.pid,

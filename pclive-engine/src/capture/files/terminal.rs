@@ -143,7 +143,8 @@ fn session(
         Err(Errno::ENOTTY) => return Ok(Ok(None)),
         Err(source) => return Err(failed("read the session of", sample)(source)),
     };
-    let controlled = std::fs::read(format!("/proc/{pid}/stat")).ok().and_then(|text| stat::parse(&text).ok());
+    let controlled =
+        crate::proc::read(format!("/proc/{pid}/stat")).ok().and_then(|text| stat::parse(&text).ok());
     let controlled = controlled.and_then(|stat| number_of_device(u64::from(stat.tty as u32)));
     match owners.process(pid) {
         // Its last slave was closed: the terminal remembers the session, the session forgot the terminal.

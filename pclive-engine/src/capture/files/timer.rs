@@ -40,7 +40,7 @@ fn timer(detail: &Detail) -> Option<TimerInfo> {
 fn caught_up(sample: &Sample<'_>, stale: TimerInfo) -> Result<TimerInfo, FilesError> {
     let failed = |source| FilesError::Timer { inode: sample.info.inode, source };
     let left = timerfd::time(sample).map_err(failed)?;
-    let text = std::fs::read(format!("/proc/self/fdinfo/{}", sample.file.as_raw_fd()))
+    let text = crate::proc::read(format!("/proc/self/fdinfo/{}", sample.file.as_raw_fd()))
         .map_err(|error| failed(nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
     let fresh = fdinfo::parse(&text).ok().and_then(|info| timer(&info.detail)).unwrap_or(stale);
     Ok(TimerInfo { left_ns: left.value_ns, ..fresh })

@@ -141,7 +141,7 @@ impl UnixDiag {
     /// Multicast groups that applications of the namespace have joined. Reads /proc: for a check.
     pub(super) fn multicast_groups(&self) -> Vec<IpAddr> {
         // A kernel without IPv6 has no igmp6.
-        let read = |file| std::fs::read(format!("/proc/{}/net/{file}", self.init)).unwrap_or_default();
+        let read = |file| crate::proc::read(format!("/proc/{}/net/{file}", self.init)).unwrap_or_default();
         let mut groups = multicast::joined_v4(&read("igmp"));
         groups.extend(multicast::joined_v6(&read("igmp6")));
         groups

@@ -51,7 +51,8 @@ impl Own {
             scan(pid, pagemap.as_fd(), &mut regions, (vma.start, vma.end), query, found)?;
         }
         let maps = if of_files {
-            let text = std::fs::read(format!("/proc/{pid}/maps")).map_err(|error| failed("maps", &error))?;
+            let text =
+                crate::proc::read(format!("/proc/{pid}/maps")).map_err(|error| failed("maps", &error))?;
             parse_maps(&text).map_err(|error| failed("maps", &std::io::Error::other(error)))?
         } else {
             Vec::new()

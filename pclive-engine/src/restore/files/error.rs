@@ -117,13 +117,15 @@ pub enum FilesError {
         /// Why.
         source: Errno,
     },
-    /// The process got other numbers than an empty table gives.
-    #[error("process {vpid} received {received} descriptors under other numbers than expected")]
+    /// The process got other numbers than its table has free.
+    #[error("process {vpid} received descriptors as {received:?} and not as {expected:?}")]
     Numbers {
         /// Inside the container.
         vpid: Vpid,
-        /// How many were sent.
-        received: usize,
+        /// The numbers; none if they were cut short.
+        received: Vec<i32>,
+        /// Those that should have been free.
+        expected: Vec<i32>,
     },
     /// The terminals.
     #[error(transparent)]

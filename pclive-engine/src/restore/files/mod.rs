@@ -1,13 +1,15 @@
 //! Descriptors of the copy: the agent opens or makes every open file description itself, with its own
 //! privileges, and hands each to the processes that had it.
 //!
-//! One call, [`restore`], after the final dump, while every task of the skeleton is stopped. Whatever the
+//! In every round [`Ahead::follow`] opens what processes have open by its path; [`restore`], after the final dump, while
+//! every task of the skeleton is stopped, does the rest. Whatever else the
 //! processes had open before is closed, also what the runtime left. Everything that comes from the source is
 //! checked first. Opening by path relies on both hosts showing the same bind mounts and root file system.
 //!
 //! Kernel: pidfd_getfd(2), openat2(2) (Linux 5.6), close_range(2) (5.9). Thread: the one that owns ptrace.
 //! Failure: nothing of the copy has run; the skeleton is to be discarded.
 
+mod ahead;
 mod epoll;
 mod error;
 mod event;
@@ -25,9 +27,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
+pub use ahead::{Ahead, Installed, Tables};
 pub use error::FilesError;
-pub use validate::all as check;
+pub use validate::{ahead as check_ahead, all as check};
 
+use self::ahead::Claims;
 use self::stdio::Streams;
 use self::terminal::Workshop;
 use self::timer::Timer;
@@ -52,27 +56,38 @@ pub struct RestoredFiles {
     pub warnings: Vec<String>,
 }
 
-/// Opens `files` and gives every process of `wanted` its descriptors, and nothing else. `root` is the root
-/// directory of the created container, `objects` has its files in memory, `sockets` builds in its network namespace, `terminals` has those that sessions
-/// have already.
+/// Where files are opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The root directory of the created container.
+    pub root: &'a ContainerRoot,
+    /// Its files in memory.
+    pub objects: &'a ObjectStore,
+}
+
+/// Opens `files` and gives every process of `wanted` its descriptors, and nothing else. `ahead` is open already, in these
+/// tables; `sockets` builds in the container's network namespace, `terminals` has those that sessions have already.
 ///
 /// On Ok every descriptor is in its place and TCP connections are still in repair mode.
 pub fn restore(
     files: &[OpenFile],
     wanted: &[(Vpid, Vec<Descriptor>)],
-    (root, objects): (&ContainerRoot, &ObjectStore),
+    Place { root, objects }: Place<'_>,
+    (mut ahead, tables): (Ahead, Tables),
     sockets: &mut Builder,
     terminals: &mut Terminals,
     processes: &mut dyn Processes,
 ) -> Result<RestoredFiles, FilesError> {
     validate::all(files, wanted)?;
     let sockets = sockets.build(&sockets_of(files))?;
-    let mut opening = Opening { root, objects, opened: HashMap::new(), warnings: Vec::new() };
+    let streams = ahead.streams.take();
+    let (opened, claims) = ahead.take(files, wanted, &tables, root)?;
+    let mut opening = Opening { root, objects, opened, warnings: Vec::new() };
     let mut workshop = Workshop { root, terminals, processes: &mut *processes };
     terminal::make_all(files, &mut workshop, &mut opening.opened)?;
-    opening.open_all(files, wanted, processes)?;
+    opening.open_all(files, wanted, streams, processes)?;
     let Opening { opened, warnings, .. } = opening;
-    give(&opened, &sockets, wanted, processes)?;
+    give(&opened, &sockets, wanted, (&tables, &claims), processes)?;
     owner::set_all(files, wanted, processes)?;
     epoll::add_watches(files, wanted, processes)?;
     Ok(RestoredFiles { sockets, warnings })
@@ -92,6 +107,7 @@ fn give(
     opened: &HashMap<FileId, OwnedFd>,
     sockets: &BuiltSockets,
     wanted: &[(Vpid, Vec<Descriptor>)],
+    (tables, claims): (&Tables, &Claims),
     processes: &mut dyn Processes,
 ) -> Result<(), FilesError> {
     let all: HashMap<FileId, BorrowedFd<'_>> =
@@ -100,7 +116,15 @@ fn give(
         let missing = || FilesError::NoProcess { vpid: *vpid };
         let pid = processes.pid(*vpid).ok_or_else(missing)?;
         let task = processes.leader(*vpid).ok_or_else(missing)?;
-        table::fill(task, (pid, *vpid), descriptors, &all)?;
+        let known = tables.get(vpid);
+        match table::fill(task, (pid, *vpid), descriptors, &all, (known, claims)) {
+            // It is not what it was taken for.
+            Err(error @ FilesError::Numbers { .. }) if known.is_some() => {
+                tracing::warn!(%vpid, %error, "the descriptors of a restorer are put in place anew");
+                table::fill(task, (pid, *vpid), descriptors, &all, (None, claims))?;
+            }
+            filled => filled?,
+        }
     }
     Ok(())
 }
@@ -118,14 +142,17 @@ impl Opening<'_> {
         &mut self,
         files: &[OpenFile],
         wanted: &[(Vpid, Vec<Descriptor>)],
+        streams: Option<Streams>,
         processes: &dyn Processes,
     ) -> Result<(), FilesError> {
         let init = processes.pid(INIT).ok_or(FilesError::NoProcess { vpid: INIT })?;
-        let mut streams = Streams::fetch(init, files)?;
+        let mut streams = streams.map_or_else(|| Streams::fetch(init), Ok)?;
         pipe::make_all(files, self.root, &mut self.opened, &mut self.warnings)?;
         let of_init = wanted.iter().find(|(vpid, _)| *vpid == INIT).map_or(&[][..], |(_, all)| all);
         for file in stdio::own_first(files, of_init) {
-            if let Some(opened) = self.open(file, &mut streams)? {
+            if !self.opened.contains_key(&file.id)
+                && let Some(opened) = self.open(file, &mut streams)?
+            {
                 self.opened.insert(file.id, opened);
             }
         }

@@ -49,10 +49,30 @@ pub(super) fn open(
         return Err(other_type(path, "another device", file_type));
     }
     let file = reopen(&place, opening_flags(flags)).map_err(FilesError::path("open", path))?;
-    if offset != 0 && file_type != libc::S_IFCHR {
-        lseek(&file, offset, Whence::SeekSet).map_err(FilesError::path("set the offset of", path))?;
-    }
+    set_offset(&file, path, flags, offset, file_type)?;
     Ok(file)
+}
+
+/// Sets the offset of a file that was opened at its beginning.
+pub(super) fn set_offset(
+    file: &OwnedFd,
+    path: &[u8],
+    flags: i32,
+    offset: i64,
+    file_type: u32,
+) -> Result<(), FilesError> {
+    if offset != 0 && file_type != libc::S_IFCHR && flags & libc::O_PATH == 0 {
+        lseek(file, offset, Whence::SeekSet).map_err(FilesError::path("set the offset of", path))?;
+    }
+    Ok(())
+}
+
+/// Makes a directory list what is in it now: some file systems take note of its end when it is opened.
+pub(super) fn rewind(file: &OwnedFd, path: &[u8], flags: i32, file_type: u32) -> Result<(), FilesError> {
+    if file_type == libc::S_IFDIR && flags & libc::O_PATH == 0 {
+        lseek(file, 0, Whence::SeekSet).map_err(FilesError::path("rewind", path))?;
+    }
+    Ok(())
 }
 
 /// Opens a file of [`crate::model::FileKind::Memory`] once more.

@@ -5,12 +5,14 @@
 
 use std::os::fd::OwnedFd;
 
+use nix::errno::Errno;
+
 use super::error::FilesError;
 use super::path::opening_flags;
 use crate::model::{Descriptor, FileKind, OpenFile, Pid};
 use crate::sys::{fcntl, openat2, pidfd};
 
-/// The streams of the created init, those that are wanted.
+/// The streams of the created init, those that it has.
 #[derive(Debug)]
 pub(super) struct Streams {
     streams: [Option<OwnedFd>; 3],
@@ -18,17 +20,17 @@ pub(super) struct Streams {
 }
 
 impl Streams {
-    /// Fetches the streams that `files` refer to.
-    pub(super) fn fetch(init: Pid, files: &[OpenFile]) -> Result<Self, FilesError> {
+    /// Fetches the streams.
+    pub(super) fn fetch(init: Pid) -> Result<Self, FilesError> {
+        let failed = |source| FilesError::Stream { stream: 0, source };
+        let process = pidfd::open(init).map_err(failed)?;
         let mut streams = [None, None, None];
-        for file in files {
-            let FileKind::Stdio(stream) = file.kind else { continue };
-            let failed = |source| FilesError::Stream { stream, source };
-            let Some(slot) = streams.get_mut(usize::from(stream)) else { continue };
-            if slot.is_none() {
-                let process = pidfd::open(init).map_err(failed)?;
-                *slot = Some(pidfd::getfd(process, i32::from(stream)).map_err(failed)?);
-            }
+        for (stream, slot) in (0..).zip(&mut streams) {
+            *slot = match pidfd::getfd(&process, stream) {
+                Ok(file) => Some(file),
+                Err(Errno::EBADF) => None,
+                Err(source) => return Err(FilesError::Stream { stream: stream as u8, source }),
+            };
         }
         Ok(Self { streams, used: [false; 3] })
     }

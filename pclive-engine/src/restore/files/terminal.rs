@@ -17,7 +17,7 @@ use super::path::{check_type, opening_flags};
 use crate::model::terminal::{Terminal, number_of_device};
 use crate::model::{FileId, FileKind, OpenFile, Vpid};
 use crate::proc::root::ContainerRoot;
-use crate::remote::{Batch, Processes};
+use crate::remote::{Batch, Call, Processes};
 use crate::restore::terminals::{Ends, TerminalError, Terminals};
 use crate::sys::{fcntl, openat2, pidfd, terminal};
 
@@ -102,7 +102,7 @@ impl Workshop<'_> {
         }
     }
 
-    /// Opens `/dev/tty` in a process. Its descriptors are replaced afterwards: none needs to be closed.
+    /// Opens `/dev/tty` in a process, whose table is the same afterwards.
     fn open_in(&mut self, vpid: Vpid, path: &[u8], flags: OFlag) -> Result<OwnedFd, FilesError> {
         let failed = |verb| FilesError::path(verb, path);
         let pid = self.processes.pid(vpid).ok_or(FilesError::NoProcess { vpid })?;
@@ -113,8 +113,9 @@ impl Workshop<'_> {
         let open = batch.call(libc::SYS_openat, &[libc::AT_FDCWD as u64, name, flags, 0]);
         let answers = batch.run(task)?;
         let fd = answers.result(open).map_err(failed("open"))?;
-        let process = pidfd::open(pid).map_err(failed("fetch"))?;
-        pidfd::getfd(process, fd as i32).map_err(failed("fetch"))
+        let fetched = pidfd::open(pid).and_then(|process| pidfd::getfd(process, fd as i32));
+        task.run(&[Call::new(libc::SYS_close, &[fd])])?;
+        fetched.map_err(failed("fetch"))
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::error::FilesError;
 use crate::model::file::{EpollWatch, Owner};
 use crate::model::terminal::MOST_TERMINALS;
-use crate::model::{Descriptor, FileId, FileKind, OpenFile, Vpid};
+use crate::model::{Descriptor, FileId, FileKind, OpenFile, OpenFiles, Vpid};
 
 /// Descriptor numbers end here (`fs.nr_open` by default).
 pub(super) const MOST_DESCRIPTORS: i32 = 1 << 20;
@@ -22,6 +22,17 @@ type Check = Result<(), String>;
 /// Checks every file by itself, and all references.
 pub fn all(files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)]) -> Result<(), FilesError> {
     check(files, wanted).map_err(|what| FilesError::Invalid { what })
+}
+
+/// Checks what is to be opened ahead.
+pub fn ahead(told: &OpenFiles) -> Result<(), FilesError> {
+    all(&told.files, &told.descriptors)?;
+    let other = told.files.iter().find(|file| !matches!(file.kind, FileKind::Path { .. }));
+    other.map_or(Ok(()), |file| {
+        Err(FilesError::Invalid {
+            what: format!("open file {}, which has no path, ahead of the stop", file.id.0),
+        })
+    })
 }
 
 fn check(files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)]) -> Check {

@@ -1,0 +1,281 @@
+//! Files that restorers have open before the stop.
+//!
+//! To open a file by its path takes most of the time that a descriptor costs. What processes have open while the
+//! container runs is therefore opened, and put in its place, round by round. At the stop a file is taken only if its path
+//! still leads to it: it is the same then as if it were opened at that moment. This holds for file systems whose names
+//! and inodes this kernel alone looks after; files of others, and what cannot be opened ahead, are left for the stop.
+//!
+//! Invariant: an [`Installed`] table is what the restorer has, and nothing else. Where that is not known there is none.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::resource::{Resource, getrlimit};
+use nix::sys::stat::fstat;
+use nix::sys::statfs::fstatfs;
+
+use super::error::FilesError;
+use super::stdio::Streams;
+use super::{INIT, path, table};
+use crate::model::{Descriptor, FileId, FileKind, OpenFile, OpenFiles, Pid, Vpid};
+use crate::proc::root::ContainerRoot;
+use crate::remote::Processes;
+
+/// Most files that are open ahead: more are left for the stop. At most a quarter of what the agent may have open, too.
+const MOST_FILES: usize = 1 << 14;
+/// Numbers that stay free in every table, so that the engine can hand descriptors in for its own purposes.
+const RESERVE: u64 = 256;
+
+/// ext2 to ext4, XFS, Btrfs, F2FS, ZFS, tmpfs, overlayfs, SquashFS and EROFS: the names of others (a network's, FUSE's) change
+/// without this kernel's knowledge, and their inode numbers may be used again while a file is open.
+const LOCAL: [i64; 9] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0xf2f5_2010,
+    0x2fc1_2fc1,
+    0x0102_1994,
+    0x794c_7630,
+    0x7371_7368,
+    0xe0f5_e1e2,
+];
+
+/// The descriptors of a restorer, by number.
+pub type Installed = BTreeMap<i32, Occupant>;
+
+/// The tables that are known.
+pub type Tables = HashMap<Vpid, Installed>;
+
+/// Which open file each file that is wanted is.
+pub(super) type Claims = HashMap<FileId, u64>;
+
+/// What is under a number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Occupant {
+    /// Names a file of [`Ahead`].
+    pub(super) early: u64,
+    /// `FD_CLOEXEC`.
+    pub(super) close_on_exec: bool,
+}
+
+/// The files that are open ahead.
+#[derive(Debug, Default)]
+pub struct Ahead {
+    /// Of the created container's init, which loses them when its table is filled for the first time.
+    pub(super) streams: Option<Streams>,
+    files: HashMap<u64, Early>,
+    last: u64,
+}
+
+/// A file that is open.
+#[derive(Debug)]
+struct Early {
+    key: Key,
+    /// Device and inode.
+    identity: (u64, u64),
+    file: OwnedFd,
+}
+
+/// Files of one key are as good as each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Key {
+    path: Vec<u8>,
+    flags: i32,
+    file_type: u32,
+}
+
+impl Key {
+    /// `None` for what is not opened by its path.
+    fn of(file: &OpenFile) -> Option<Self> {
+        match &file.kind {
+            FileKind::Path { path, file_type, .. } => {
+                let flags = file.flags & !libc::O_ASYNC;
+                Some(Self { path: path.clone(), flags, file_type: *file_type })
+            }
+            FileKind::Memory { .. }
+            | FileKind::Pipe { .. }
+            | FileKind::Stdio(_)
+            | FileKind::Event { .. }
+            | FileKind::Timer { .. }
+            | FileKind::Signal { .. }
+            | FileKind::Epoll { .. }
+            | FileKind::Socket(_)
+            | FileKind::Master(_)
+            | FileKind::Slave { .. } => None,
+        }
+    }
+}
+
+impl Ahead {
+    /// Opens what `told` (which was checked) lists and gives it to the processes that have it, and closes what it does not
+    /// list. `tables` are those of the restorers, and so is what is returned.
+    pub fn follow(
+        &mut self,
+        told: &OpenFiles,
+        tables: Tables,
+        root: &ContainerRoot,
+        processes: &mut dyn Processes,
+    ) -> Result<Tables, FilesError> {
+        if self.streams.is_none() {
+            let init = processes.pid(INIT).ok_or(FilesError::NoProcess { vpid: INIT })?;
+            self.streams = Some(Streams::fetch(init)?);
+        }
+        let mut claims = self.claim(&told.files, &told.descriptors, &tables);
+        let kept: HashSet<u64> = claims.values().copied().collect();
+        self.files.retain(|early, _| kept.contains(early));
+        let fillable: Vec<(Vpid, Pid, Vec<Descriptor>)> =
+            told.descriptors.iter().filter_map(|(vpid, own)| fillable(*vpid, own, &*processes)).collect();
+        let wanted: HashSet<FileId> =
+            fillable.iter().flat_map(|(_, _, own)| own.iter().map(|descriptor| descriptor.file)).collect();
+        for file in told.files.iter().filter(|file| wanted.contains(&file.id)).take(most_files()) {
+            if !claims.contains_key(&file.id) {
+                claims.extend(self.open(file, root).map(|early| (file.id, early)));
+            }
+        }
+        let opened: HashMap<FileId, BorrowedFd<'_>> = claims
+            .iter()
+            .filter_map(|(id, early)| Some((*id, self.files.get(early)?.file.as_fd())))
+            .collect();
+        let mut filled = Tables::new();
+        for (vpid, pid, mut wanted) in fillable {
+            wanted.retain(|descriptor| claims.contains_key(&descriptor.file));
+            let Some(task) = processes.leader(vpid) else { continue };
+            match table::fill(task, (pid, vpid), &wanted, &opened, (tables.get(&vpid), &claims)) {
+                Ok(()) => drop(filled.insert(vpid, installed(&wanted, &claims))),
+                // Its table is emptied before it is filled again.
+                Err(error) => tracing::warn!(%vpid, %error, "descriptors are left for the stop"),
+            }
+        }
+        Ok(filled)
+    }
+
+    /// Lets go of programs that are open for writing: nobody can execute a file that is. A process that has one loses
+    /// everything that was put in its place; the next round, or the stop, puts it there again.
+    pub fn release_programs(
+        &mut self,
+        mut tables: Tables,
+        processes: &mut dyn Processes,
+    ) -> Result<Tables, FilesError> {
+        let programs: HashSet<u64> =
+            self.files.iter().filter(|(_, early)| is_writable_program(early)).map(|(id, _)| *id).collect();
+        for (vpid, table) in &mut tables {
+            if !table.values().any(|occupant| programs.contains(&occupant.early)) {
+                continue;
+            }
+            let missing = FilesError::NoProcess { vpid: *vpid };
+            let (Some(pid), Some(task)) = (processes.pid(*vpid), processes.leader(*vpid)) else {
+                return Err(missing);
+            };
+            table::fill(task, (pid, *vpid), &[], &HashMap::new(), (None, &Claims::new()))?;
+            table.clear();
+        }
+        self.files.retain(|early, _| !programs.contains(early));
+        Ok(tables)
+    }
+
+    /// At the stop: the files that are open already, with their offsets set, and which of the early ones they are.
+    pub(super) fn take(
+        mut self,
+        files: &[OpenFile],
+        wanted: &[(Vpid, Vec<Descriptor>)],
+        tables: &Tables,
+        root: &ContainerRoot,
+    ) -> Result<(HashMap<FileId, OwnedFd>, Claims), FilesError> {
+        let mut claims = self.claim(files, wanted, tables);
+        let mut opened = HashMap::new();
+        for file in files {
+            let FileKind::Path { path, offset, file_type } = &file.kind else { continue };
+            let early = claims.get(&file.id).and_then(|early| self.files.remove(early));
+            match early.filter(|early| is_current(early, root)) {
+                Some(Early { file: there, .. }) => {
+                    path::rewind(&there, path, file.flags, *file_type)?;
+                    path::set_offset(&there, path, file.flags, *offset, *file_type)?;
+                    opened.insert(file.id, there);
+                }
+                None => drop(claims.remove(&file.id)),
+            }
+        }
+        Ok((opened, claims))
+    }
+
+    /// A wanted file is an early one of the same key that a process has where it wants it.
+    fn claim(&self, files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)], tables: &Tables) -> Claims {
+        let keys: HashMap<FileId, Key> =
+            files.iter().filter_map(|file| Some((file.id, Key::of(file)?))).collect();
+        let (mut claims, mut taken) = (Claims::new(), HashSet::new());
+        for (vpid, descriptors) in wanted {
+            let Some(table) = tables.get(vpid) else { continue };
+            for descriptor in descriptors {
+                let Some(Occupant { early, .. }) = table.get(&descriptor.fd) else { continue };
+                let same =
+                    self.files.get(early).is_some_and(|early| keys.get(&descriptor.file) == Some(&early.key));
+                if same && !claims.contains_key(&descriptor.file) && taken.insert(*early) {
+                    claims.insert(descriptor.file, *early);
+                }
+            }
+        }
+        claims
+    }
+
+    /// `None` if it cannot be opened now.
+    fn open(&mut self, file: &OpenFile, root: &ContainerRoot) -> Option<u64> {
+        let key = Key::of(file)?;
+        match path::open(root, &key.path, key.flags, 0, key.file_type) {
+            Ok(opened) => {
+                let identity = identity(&opened).filter(|_| is_local(&opened))?;
+                self.last += 1;
+                self.files.insert(self.last, Early { key, identity, file: opened });
+                Some(self.last)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a file is left for the stop");
+                None
+            }
+        }
+    }
+}
+
+fn installed(wanted: &[Descriptor], claims: &Claims) -> Installed {
+    let occupant = |descriptor: &Descriptor| {
+        let early = *claims.get(&descriptor.file)?;
+        Some((descriptor.fd, Occupant { early, close_on_exec: descriptor.close_on_exec }))
+    };
+    wanted.iter().filter_map(occupant).collect()
+}
+
+/// Whether the path leads to the file that is open: while it is, nothing else of its file system has its inode.
+fn is_current(early: &Early, root: &ContainerRoot) -> bool {
+    root.resolve(&early.key.path).ok().and_then(identity) == Some(early.identity)
+}
+
+fn identity(file: impl AsFd) -> Option<(u64, u64)> {
+    fstat(file).ok().map(|stat| (stat.st_dev, stat.st_ino))
+}
+
+/// The descriptors that a process can be given ahead; `None` if it is not there.
+fn fillable(
+    vpid: Vpid,
+    descriptors: &[Descriptor],
+    processes: &dyn Processes,
+) -> Option<(Vpid, Pid, Vec<Descriptor>)> {
+    let pid = processes.pid(vpid)?;
+    let limit = crate::sys::prlimit::get(pid, libc::RLIMIT_NOFILE).ok()?.soft.saturating_sub(RESERVE);
+    let below = descriptors.iter().filter(|descriptor| (descriptor.fd as u64) < limit);
+    Some((vpid, pid, below.copied().collect()))
+}
+
+fn most_files() -> usize {
+    let own = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft / 4);
+    usize::try_from(own).unwrap_or(usize::MAX).min(MOST_FILES)
+}
+
+fn is_local(file: &OwnedFd) -> bool {
+    fstatfs(file).is_ok_and(|about| LOCAL.contains(&about.filesystem_type().0))
+}
+
+fn is_writable_program(early: &Early) -> bool {
+    let writable = early.key.flags & libc::O_ACCMODE != libc::O_RDONLY && early.key.flags & libc::O_PATH == 0;
+    writable
+        && early.key.file_type == libc::S_IFREG
+        && fstat(&early.file).is_ok_and(|stat| stat.st_mode & 0o111 != 0)
+}
