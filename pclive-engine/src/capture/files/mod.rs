@@ -154,14 +154,20 @@ impl Table {
                 resolver: Resolver::new(holders, mode),
                 found: Files::default(),
             };
-            let mut found = collection.run(descriptions)?;
+            let (mut found, unfinished) = std::thread::scope(|scope| {
+                // The kernel looks through the connections of the whole machine, which takes as long as all the rest. Nothing
+                // else asks over this socket meanwhile: only checks ask for single connections.
+                let unfinished = (mode == Mode::Dump).then(|| scope.spawn(|| self.diag.unfinished()));
+                let found = collection.run(descriptions)?;
+                let unfinished = unfinished.map(|thread| thread.join().map_err(|_| FilesError::Thread));
+                Ok::<_, FilesError>((found, unfinished.transpose()?.transpose()?.unwrap_or_default()))
+            })?;
             for (h, place, refusal) in threads::check(holders, mode)? {
                 found.blockers.push(blocker(&holders[h], place, refusal));
             }
             found.descriptors = holders.iter().map(descriptors).collect();
-            if let (Mode::Dump, Some(holder)) = (mode, holders.first()) {
-                let unfinished = self.diag.unfinished()?.into_iter();
-                let refusals = unfinished.map(|refused| socket::Refused::from(refused).refusal);
+            if let Some(holder) = holders.first() {
+                let refusals = unfinished.into_iter().map(|refused| socket::Refused::from(refused).refusal);
                 found.transient.extend(refusals.map(|refusal| blocker(holder, Place::Process, refusal)));
             }
             Ok(found)

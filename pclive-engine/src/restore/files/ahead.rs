@@ -220,9 +220,10 @@ impl Ahead {
     /// `None` if it cannot be opened now.
     fn open(&mut self, file: &OpenFile, root: &ContainerRoot) -> Option<u64> {
         let key = Key::of(file)?;
+        root.resolve(&key.path).ok().filter(is_local)?;
         match path::open(root, &key.path, key.flags, 0, key.file_type) {
             Ok(opened) => {
-                let identity = identity(&opened).filter(|_| is_local(&opened))?;
+                let identity = identity(&opened)?;
                 self.last += 1;
                 self.files.insert(self.last, Early { key, identity, file: opened });
                 Some(self.last)
