@@ -87,22 +87,8 @@ struct Key {
 impl Key {
     /// `None` for what is not opened by its path.
     fn of(file: &OpenFile) -> Option<Self> {
-        match &file.kind {
-            FileKind::Path { path, file_type, .. } => {
-                let flags = file.flags & !libc::O_ASYNC;
-                Some(Self { path: path.clone(), flags, file_type: *file_type })
-            }
-            FileKind::Memory { .. }
-            | FileKind::Pipe { .. }
-            | FileKind::Stdio(_)
-            | FileKind::Event { .. }
-            | FileKind::Timer { .. }
-            | FileKind::Signal { .. }
-            | FileKind::Epoll { .. }
-            | FileKind::Socket(_)
-            | FileKind::Master(_)
-            | FileKind::Slave { .. } => None,
-        }
+        let FileKind::Path { path, file_type, .. } = &file.kind else { return None };
+        Some(Self { path: path.clone(), flags: file.flags & !libc::O_ASYNC, file_type: *file_type })
     }
 }
 
