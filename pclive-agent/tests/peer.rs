@@ -48,6 +48,7 @@ fn prepare() -> Prepare {
         tail_token: String::new(),
         conversation_token: String::new(),
         verify: false,
+        close_connections: false,
     }
 }
 

@@ -25,6 +25,7 @@ pub struct Bundle {
     fifos: Vec<String>,
     uid: u32,
     separate_rootfs: bool,
+    network: Option<String>,
 }
 
 impl Bundle {
@@ -41,6 +42,7 @@ impl Bundle {
             fifos: Vec::new(),
             uid: 0,
             separate_rootfs: false,
+            network: None,
         }
     }
 
@@ -90,6 +92,12 @@ impl Bundle {
     /// Gives each host its own copy of the root file system; only `/data` is on storage that the hosts share.
     pub fn separate_rootfs(mut self) -> Self {
         self.separate_rootfs = true;
+        self
+    }
+
+    /// Runs it in the network `name` of its host ([`crate::Host::network`]), as platforms do that make networks themselves.
+    pub fn network(mut self, name: &str) -> Self {
+        self.network = Some(name.into());
         self
     }
 
@@ -153,6 +161,11 @@ impl Bundle {
             json!([{ "type": "RLIMIT_NOFILE", "hard": DESCRIPTORS, "soft": DESCRIPTORS }]);
         config["root"] = json!({ "path": root, "readonly": false });
         config["hostname"] = json!(self.name);
+        if let Some(name) = &self.network {
+            let namespaces = config["linux"]["namespaces"].as_array_mut();
+            let network = namespaces.into_iter().flatten().find(|namespace| namespace["type"] == "network");
+            network.into_iter().for_each(|network| network["path"] = json!(format!("/run/netns/{name}")));
+        }
         config["linux"]["cgroupsPath"] = json!(format!("{cgroup}/{}", self.name));
     }
 }

@@ -49,6 +49,18 @@ impl Container {
     ///
     /// Its standard output and error go to files of the host; see [`Container::log`].
     pub fn start(&self, host: &Host) -> Result<()> {
+        self.create(host)?;
+        self.plug(host)?;
+        self.run(host)
+    }
+
+    /// Starts it in the network that its bundle names.
+    pub fn start_in_its_network(&self, host: &Host) -> Result<()> {
+        self.create(host)?;
+        self.run(host)
+    }
+
+    fn create(&self, host: &Host) -> Result<()> {
         let log = File::create(host.container_log(&self.name)).context("cannot make the container's log")?;
         let mut create = host.runc();
         create.args(["create", "--bundle"]).arg(host.bundle(&self.name)).arg(&self.name);
@@ -56,7 +68,10 @@ impl Container {
         if !status.success() {
             bail!("cannot create {}: {}", self.name, self.log(host));
         }
-        self.plug(host)?;
+        Ok(())
+    }
+
+    fn run(&self, host: &Host) -> Result<()> {
         host.runc_output(&["start", &self.name])?;
         let comm = format!("/proc/{}/comm", self.pid(host)?);
         until("the start of the container's program", LIMIT, || {

@@ -181,6 +181,19 @@ impl Host {
         [self.container_log(container), self.directory.join("stdio").join(format!("{container}.log"))]
     }
 
+    /// Makes the network `name`, with this address on its `eth0`, as platforms do before they start a container in it.
+    pub fn network(&self, name: &str, address: &str) -> Result<()> {
+        let (node, port) = (&self.node, format!("net-{name}"));
+        node.run(&["ip", "netns", "add", name])?;
+        let pair = ["ip", "link", "add", &port, "type", "veth", "peer", "name", "eth0", "netns", name];
+        node.run(&pair)?;
+        node.run(&["ip", "link", "set", &port, "master", BRIDGE, "up"])?;
+        let inside = |words: &[&str]| node.run(&[&["ip", "-n", name], words].concat()).map(drop);
+        inside(&["link", "set", "lo", "up"])?;
+        inside(&["address", "add", address, "dev", "eth0"])?;
+        inside(&["link", "set", "eth0", "up"])
+    }
+
     /// `runc` on this host.
     pub fn runc(&self) -> Command {
         self.node.command("runc")

@@ -113,6 +113,9 @@ pub struct Record {
     /// Source: who has it may fetch the last pages; empty if they never come later.
     #[serde(default)]
     pub tail_token: String,
+    /// Source: connections end, and the network may not move with the container.
+    #[serde(default)]
+    pub close_connections: bool,
     /// Who asked for it.
     #[serde(default)]
     pub asked_by: Asker,

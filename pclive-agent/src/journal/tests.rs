@@ -20,6 +20,7 @@ pub(crate) fn record() -> Record {
         init: Some(Process { pid: 7, start_time: 9 }),
         tail: None,
         tail_token: String::new(),
+        close_connections: false,
         asked_by: Asker::Unknown,
         phase: Phase::Begun,
     }

@@ -98,7 +98,7 @@ pub(crate) async fn start(
         Err(error) => return known(agent, &request)?.ok_or(error),
     };
     warn_of_plain_text(agent, &entry);
-    let allow_clock_step_back = request.allow_clock_step_back;
+    let StartMigrationRequest { allow_clock_step_back, close_connections, .. } = request;
     let tail_token = match limits.policy {
         Policy::PostCopy => Uuid::new_v4().to_string(),
         Policy::StopAnyway | Policy::Throttle | Policy::Cancel => String::new(),
@@ -107,6 +107,7 @@ pub(crate) async fn start(
         request_id: request.request_id,
         strategy,
         tail_token: tail_token.clone(),
+        close_connections,
         asked_by: Asker::from(caller),
     };
     warn_of_experiment(&limits, &entry);
@@ -128,6 +129,7 @@ pub(crate) async fn start(
         tail_token,
         streams,
         verify,
+        close_connections,
         log,
     };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
@@ -161,6 +163,7 @@ struct Begun {
     request_id: String,
     strategy: Strategy,
     tail_token: String,
+    close_connections: bool,
     asked_by: Asker,
 }
 
@@ -168,7 +171,7 @@ struct Begun {
 async fn begin_journal(
     agent: &Arc<Agent>,
     entry: &Entry,
-    Begun { request_id, strategy, tail_token, asked_by }: Begun,
+    Begun { request_id, strategy, tail_token, close_connections, asked_by }: Begun,
     located: &Located,
     destination: &PeerAddress,
 ) -> Result<SharedLog, MigrationError> {
@@ -187,6 +190,7 @@ async fn begin_journal(
         init: process::identify(located.container.pid),
         tail: None,
         tail_token,
+        close_connections,
         asked_by,
         phase: journal::Phase::Begun,
     };

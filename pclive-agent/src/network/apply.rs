@@ -144,6 +144,7 @@ impl Applied {
                 if is_link_local(address.ip) {
                     continue;
                 }
+                Self::refuse_other_network(&inside, own, interface, address.ip)?;
                 let elsewhere =
                     inside.iter().find(|(index, used)| Some(*index) != own && used.ip == address.ip);
                 let on_host = host.iter().find(|(_, used)| used.ip == address.ip);
@@ -157,6 +158,26 @@ impl Applied {
             }
         }
         Ok(())
+    }
+
+    /// What the runtime has given to the interface `own` must be of the network that the original is in.
+    fn refuse_other_network(
+        inside: &[(u32, Address)],
+        own: Option<u32>,
+        interface: &Interface,
+        address: IpAddr,
+    ) -> Result<()> {
+        let of_family = |given: &&(u32, Address)| {
+            let (index, given) = given;
+            Some(*index) == own && given.ip.is_ipv4() == address.is_ipv4() && !is_link_local(given.ip)
+        };
+        let given: Vec<&Address> = inside.iter().filter(of_family).map(|(_, given)| given).collect();
+        match given.first() {
+            Some(first) if !given.iter().any(|given| given.reaches(address)) => {
+                Err(Error::OtherNetwork { address, interface: interface.name.clone(), given: first.ip })
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn create_missing(

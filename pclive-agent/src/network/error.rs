@@ -50,6 +50,10 @@ pub enum Error {
     NameTaken { host_end: String },
     #[error("cannot give address {address} to interface {interface}: {user} has it already")]
     AddressInUse { address: IpAddr, interface: String, user: String },
+    #[error(
+        "cannot give address {address} to interface {interface}: the runtime has given it {given}, of another network"
+    )]
+    OtherNetwork { address: IpAddr, interface: String, given: IpAddr },
     #[error("cannot {verb} packet filter table {table}")]
     Filter { verb: &'static str, table: String, source: io::Error },
     #[error("cannot block what leaves {devices}: the kernel has no netdev egress hook")]
@@ -84,6 +88,9 @@ impl Error {
             Self::AddressInUse { .. } => {
                 Some("free the address at the destination: it moves with the container")
             }
+            Self::OtherNetwork { .. } => Some(
+                "connections need their address: attach the destination to the same network, or let them end with --tcp close",
+            ),
             Self::NoEgressHook { .. } => {
                 Some("use Linux 5.16 or newer with CONFIG_NETFILTER_EGRESS and nf_tables")
             }

@@ -37,6 +37,22 @@ impl Interface {
     }
 }
 
+impl Address {
+    /// Whether `ip` is in its network.
+    pub(super) fn reaches(&self, ip: IpAddr) -> bool {
+        let prefix = u32::from(self.prefix);
+        match (self.ip, ip) {
+            (IpAddr::V4(own), IpAddr::V4(ip)) => {
+                (own.to_bits() ^ ip.to_bits()).checked_shr(32_u32.saturating_sub(prefix)).unwrap_or(0) == 0
+            }
+            (IpAddr::V6(own), IpAddr::V6(ip)) => {
+                (own.to_bits() ^ ip.to_bits()).checked_shr(128_u32.saturating_sub(prefix)).unwrap_or(0) == 0
+            }
+            (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
 /// The driver of an interface, as far as it decides how the interface can be made again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {

@@ -62,7 +62,9 @@ pub(super) fn destroy(record: &Record, timeout: Duration) -> Result<(), Migratio
     let interfaces = network::capture(&namespace).map_err(|error| network_error(&error))?;
     let leftover = Leftover::find(Pid(init.pid)).map_err(|error| capture_error(&error))?;
     leftover.destroy(timeout).map_err(|error| capture_error(&error))?;
-    network::retire(&namespace, &record.container, &interfaces).map_err(|error| network_error(&error))
+    // Whether the addresses have moved is not known any more: the lock that stays silences them.
+    let moved = if record.close_connections { &[] } else { interfaces.as_slice() };
+    network::retire(&namespace, &record.container, moved).map_err(|error| network_error(&error))
 }
 
 /// Opens the network of a copy that runs: its agent may have died before it could.

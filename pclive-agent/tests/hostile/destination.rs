@@ -86,7 +86,7 @@ const SWAPS: [Swap; 15] = [
     }),
     ("a machine with a terminal's orders", &["machine", "the source is"], is_accepted, || {
         let host = Some(pclive_proto::peer::HostFacts { machine: long_and_evil(), ..Default::default() });
-        vec![Message::Accepted(Accepted { host, agent_name: long_and_evil() })]
+        vec![Message::Accepted(Accepted { host, agent_name: long_and_evil(), ..Accepted::default() })]
     }),
     ("another round", &["RoundApplied out of turn"], is_applied, || {
         vec![Message::RoundApplied(RoundApplied { round: 7, ..Default::default() })]

@@ -1,4 +1,6 @@
-use pclive_agent::network::{Applied, Error, HOST_END_PREFIX, Interface, NetworkConfig, apply, capture};
+use pclive_agent::network::{
+    Applied, Error, HOST_END_PREFIX, Interface, NetworkConfig, addresses, apply, capture, native,
+};
 
 use crate::site::{
     BRIDGE, BRIDGE_IP, BRIDGE_IP6, Container, IP, IP6, MAC, Site, answers_arp, bridge_mac, host_udp, passes,
@@ -224,6 +226,51 @@ fn address_in_use_is_a_conflict() {
     let error = apply(container.namespace(), "redis-1", &wanted, &on_bridge()).err().unwrap();
     assert!(matches!(error, Error::AddressInUse { .. }), "{error}");
     assert!(!run("ip -o link").contains(HOST_END_PREFIX));
+}
+
+/// A container whose `eth0` the runtime has given this address.
+fn given(address: &str) -> Container {
+    let container = Container::new();
+    container.run("ip link add eth0 type veth peer name other");
+    container.run(&format!("ip addr add {address} dev eth0"));
+    container.run("ip link set eth0 up");
+    container
+}
+
+#[test]
+fn address_of_another_network_is_refused() {
+    let site = Site::new();
+    let wanted = moved(&site);
+    let container = given("192.0.2.1/24");
+    let before = container.run("ip -o addr");
+    let error = apply(container.namespace(), "redis-1", &wanted, &on_bridge()).err().unwrap();
+    assert!(matches!(error, Error::OtherNetwork { .. }), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("--tcp close")));
+    assert_eq!(container.run("ip -o addr"), before);
+}
+
+#[test]
+fn network_that_the_runtime_has_made_stays_where_connections_end() {
+    let site = Site::new();
+    let wanted = moved(&site);
+    let container = given("192.0.2.1/24");
+    let made = native(&container.namespace(), &wanted).unwrap();
+    let reached: Vec<String> = addresses(&made).map(|ip| ip.to_string()).collect();
+    assert_eq!(reached, ["192.0.2.1"]);
+    let before = container.run("ip -o addr show dev eth0");
+    applied(&container, &made).keep().unwrap();
+    assert_eq!(container.run("ip -o addr show dev eth0"), before);
+    assert!(
+        container.run("ip -o addr show dev lo").contains("10.9.9.9"),
+        "what the runtime left out is made"
+    );
+
+    let empty = Container::new();
+    let made = native(&empty.namespace(), &wanted).unwrap();
+    assert!(
+        addresses(&made).eq(addresses(&wanted)),
+        "an interface without an address is that of the original"
+    );
 }
 
 #[test]

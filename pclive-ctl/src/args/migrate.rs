@@ -34,6 +34,9 @@ pub(crate) struct Migrate {
     /// Compare the memory of both ends before the commit, or not [default: the agent's configuration]
     #[arg(long, value_name = "true|false", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) verify: Option<bool>,
+    /// What becomes of TCP connections; those that the container has with itself are always kept
+    #[arg(long, value_enum, default_value_t = Tcp::Keep)]
+    pub(crate) tcp: Tcp,
     /// Runtime of the container [default: the one that knows it]
     #[arg(long, value_name = "NAME")]
     pub(crate) runtime: Option<String>,
@@ -131,6 +134,15 @@ impl From<Policy> for WirePolicy {
     }
 }
 
+/// What becomes of TCP connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tcp {
+    /// They move with the container and its addresses
+    Keep,
+    /// They end: the container lives with the addresses that the destination gives it, and still listens
+    Close,
+}
+
 impl Limits {
     fn max_downtime_ms(&self) -> u64 {
         self.max_downtime.map_or(0, whole_milliseconds)
@@ -180,6 +192,7 @@ impl Migrate {
             restore_after: self.restore_after,
             streams: self.streams.unwrap_or(0),
             verify: self.verify,
+            close_connections: self.tcp == Tcp::Close,
         }
     }
 }
@@ -232,6 +245,8 @@ mod tests {
             "--request-id",
             "job-7",
             "--verify",
+            "--tcp",
+            "close",
         ];
         let expected = StartMigrationRequest {
             container: "redis-1".into(),
@@ -248,6 +263,7 @@ mod tests {
             restore_after: Some(2),
             streams: 0,
             verify: Some(true),
+            close_connections: true,
         };
         assert_eq!(migrate(&arguments).unwrap(), expected);
     }

@@ -106,6 +106,11 @@ impl<'a> Frozen<'a> {
         Ok(())
     }
 
+    /// After [`Self::hold`]: connections are to end like those of any program that is killed. Its network may be open.
+    pub fn unmute(&mut self) {
+        drop(std::mem::take(&mut self.connections));
+    }
+
     /// Leaves the container frozen, whatever becomes of the agent: COMMIT was sent and nobody knows what came of it.
     /// [`Leftover`](super::Leftover) is how it is found again.
     pub fn abandon(mut self) {

@@ -46,4 +46,5 @@ pub use error::CaptureError;
 pub use frozen::{Dumped, Frozen};
 pub use leftover::Leftover;
 pub use sink::{LastPages, RoundStats, Sink, SinkError};
+pub use sockets::Connections;
 pub use source::{Source, SourceOptions};

@@ -1,6 +1,7 @@
 //! A container at the source.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::calls::InterruptedCalls;
@@ -11,6 +12,7 @@ use super::in_memory::{self, InMemory};
 use super::round::{self, Detail, Shape};
 use super::scheduling::CpuSet;
 use super::sink::{CountedSink, RoundStats, Sink};
+use super::sockets::Connections;
 use super::tracked::Tracked;
 use super::tree::{self, TreeProcess};
 use super::{CaptureError, check, stop};
@@ -33,11 +35,18 @@ pub struct SourceOptions {
     pub stop_timeout: Duration,
     /// Rounds tell what is open by a path, so that the destination opens it before the stop.
     pub files_each_round: bool,
+    /// What becomes of TCP connections that leave the container.
+    pub connections: Connections,
 }
 
 impl Default for SourceOptions {
     fn default() -> Self {
-        Self { batch_bytes: 1 << 20, stop_timeout: Duration::from_secs(5), files_each_round: true }
+        Self {
+            batch_bytes: 1 << 20,
+            stop_timeout: Duration::from_secs(5),
+            files_each_round: true,
+            connections: Connections::Carry,
+        }
     }
 }
 
@@ -66,6 +75,7 @@ impl Source {
         tree::read(init)?;
         Ok(Self {
             init,
+            files: Table::open(init)?.with(options.connections),
             options,
             tracked: HashMap::new(),
             generations: HashMap::new(),
@@ -73,7 +83,6 @@ impl Source {
             strangers: false,
             cpus: CpuSet::of(init),
             calls: InterruptedCalls::default(),
-            files: Table::open(init)?,
             freezer: None,
         })
     }
@@ -81,6 +90,12 @@ impl Source {
     /// Everything that stands in the way of a migration. Nothing is stopped or changed.
     pub fn check(&mut self) -> Result<Vec<Blocker>, CaptureError> {
         check::container(self.init, &self.files)
+    }
+
+    /// What stands in the way where the container is to live with `addresses` instead of its own: sockets that are bound
+    /// to one of these.
+    pub fn check_addresses(&self, addresses: &[IpAddr]) -> Result<Vec<Blocker>, CaptureError> {
+        Ok(self.files.bound_elsewhere(&live(&tree::read(self.init)?), addresses)?)
     }
 
     /// Resident memory of all processes in bytes, shared pages counted as often as they are mapped, and files in

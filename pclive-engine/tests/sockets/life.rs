@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use pclive_engine::capture::sockets::{Mode, RepairGuard, capture_socket};
+use pclive_engine::capture::sockets::{Connections, Mode, Reading, RepairGuard, capture_socket};
 use pclive_engine::model::FileId;
 use pclive_engine::model::socket::{Socket, SocketKind, TcpState};
 use pclive_engine::sys::socket::{Queue, queue_length};
@@ -229,6 +229,59 @@ fn connection_that_waits_to_be_accepted_is_transient() {
     let refusal = network.server.capture(&listener, Mode::Dump).unwrap_err();
     assert!(refusal.transient && refusal.what.contains("1 connections not yet accepted"), "{refusal}");
     network.server.capture(&listener, Mode::Check).unwrap();
+}
+
+/// A dump that ends connections with others.
+const CLOSING: Reading = Reading { mode: Mode::Dump, connections: Connections::Close };
+
+#[test]
+fn connections_that_are_to_end_are_over_afterwards_and_their_listener_goes_on() {
+    let network = Network::new();
+    let (server, mut client, listener) = network.connect(SERVER4);
+    let _waits = network.client.run(|| TcpStream::connect(SERVER4).unwrap());
+    client.write_all(b"unread").unwrap();
+    let diag = network.server.diag();
+    let take = |fd: &OwnedFd| capture_socket(fd.try_clone().unwrap(), &diag, CLOSING).unwrap();
+    let originals = [OwnedFd::from(server), OwnedFd::from(listener)];
+    let captured = originals.each_ref().map(take);
+    let sockets = captured.map(|captured| captured.socket);
+    // As of a program that is killed: the peers hear of it.
+    drop(originals);
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    let mut built = network.server.build(&sockets);
+    let mut server = TcpStream::from(built.fds.remove(&FileId(0)).unwrap());
+    let listener = TcpListener::from(built.fds.remove(&FileId(1)).unwrap());
+    built.go().unwrap();
+    assert_eq!(server.read(&mut [0]).unwrap(), 0);
+    assert_eq!(server.write(&[0]).unwrap_err().kind(), ErrorKind::BrokenPipe);
+    let mut client = network.client.run(|| TcpStream::connect(SERVER4).unwrap());
+    listener.accept().unwrap().0.write_all(b"hello").unwrap();
+    assert_eq!(read_to_end(&mut client), b"hello");
+}
+
+#[test]
+fn reset_that_the_application_has_not_seen_is_in_no_way_where_connections_end() {
+    let network = Network::new();
+    let (server, client, _listener) = network.connect(SERVER4);
+    network.client.run(|| drop(reset_on_close(client)));
+    wait_for_state(&server, 7);
+    let captured = capture_socket(server.into(), &network.server.diag(), CLOSING).unwrap();
+    assert!(matches!(captured.socket.kind, SocketKind::TcpClosed { dead: true, .. }));
+}
+
+#[test]
+fn connection_of_a_container_with_itself_is_carried_where_others_end() {
+    let host = Namespace::new();
+    for address in ["127.0.0.1:0", "[::1]:0"] {
+        let (client, _server) = host.run(|| {
+            let listener = TcpListener::bind(address).unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (client, listener.accept().unwrap().0)
+        });
+        let captured = capture_socket(client.into(), &host.diag(), CLOSING).unwrap();
+        assert!(matches!(captured.socket.kind, SocketKind::TcpConnection(_)), "{address}");
+        assert!(captured.guard.is_some());
+    }
 }
 
 #[test]

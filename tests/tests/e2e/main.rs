@@ -2,6 +2,7 @@
 
 mod cancel;
 mod clients;
+mod closing;
 mod compression;
 mod connections;
 mod convergence;

@@ -150,6 +150,7 @@ async fn begin_journal(
         init: None,
         tail: None,
         tail_token: String::new(),
+        close_connections: prepare.close_connections,
         asked_by,
         phase: journal::Phase::Begun,
     };

@@ -37,7 +37,10 @@ pub(super) struct Plan {
     /// Init of the created container.
     pub(super) pid: i32,
     pub(super) options: DestinationOptions,
+    /// Those of the original.
     pub(super) interfaces: Vec<Interface>,
+    /// Its connections end, and what the runtime has given the copy is its network.
+    pub(super) close_connections: bool,
     pub(super) network: NetworkConfig,
     /// Most bytes of frames that arrive at the source during the stop; 0: none are wanted.
     pub(super) capture_bytes: u64,
@@ -70,6 +73,15 @@ impl Whole {
         let Self { staged_bytes, backlog } = self;
         RoundApplied { round, staged_bytes, apply_ns: ns(took), backlog_ns: ns(backlog) }
     }
+}
+
+/// A copy that has its network and waits for its layout.
+#[derive(Debug)]
+pub(super) struct Begun {
+    /// What the administrator should know of the network.
+    pub(super) warnings: Vec<String>,
+    /// Its network.
+    pub(super) interfaces: Vec<Interface>,
 }
 
 /// What restoring brought.
@@ -118,9 +130,8 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread: it adopts the container and gives it its network, silently. The answer is what the
-    /// administrator should know of the latter.
-    pub(super) async fn start(plan: Plan) -> Result<(Self, Vec<String>), MigrationError> {
+    /// Starts the thread: it adopts the container and gives it its network, silently.
+    pub(super) async fn start(plan: Plan) -> Result<(Self, Begun), MigrationError> {
         let (commands, queue) = mpsc::channel(QUEUE);
         let (ready, answer) = oneshot::channel();
         let (ending, ended) = watch::channel(None);
@@ -132,7 +143,7 @@ impl Engine {
         thread.map_err(|error: io::Error| MigrationError::caused(ErrorCode::Internal, &error))?;
         let engine = Self { commands, ended };
         match answer.await {
-            Ok(warnings) => Ok((engine, warnings)),
+            Ok(begun) => Ok((engine, begun)),
             Err(_) => Err(engine.why().await),
         }
     }
@@ -259,11 +270,11 @@ struct Closing {
 fn run(
     plan: &Plan,
     mut commands: mpsc::Receiver<Command>,
-    ready: oneshot::Sender<Vec<String>>,
+    ready: oneshot::Sender<Begun>,
 ) -> Result<Vec<String>, MigrationError> {
-    let mut copy = prepare(plan)?;
+    let (mut copy, begun) = prepare(plan)?;
     // A driver that is gone lets go at once, below.
-    let _ = ready.send(copy.network.warnings().to_vec());
+    let _ = ready.send(begun);
     let mut closing = None;
     // While something waits that may be put in place, that goes on in slices between the commands.
     while let Some(command) = next(&mut commands, copy.placement.lags() || closing.is_some()) {
@@ -306,28 +317,34 @@ fn next(commands: &mut mpsc::Receiver<Command>, busy: bool) -> Option<Option<Com
     }
 }
 
-fn prepare(plan: &Plan) -> Result<Copy, MigrationError> {
+fn prepare(plan: &Plan) -> Result<(Copy, Begun), MigrationError> {
     let namespace = Namespace::of(plan.pid).map_err(network_error)?;
     let destination = Destination::adopt(Pid(plan.pid), plan.options.clone()).map_err(restore_error)?;
+    let interfaces = match plan.close_connections {
+        true => network::native(&namespace, &plan.interfaces).map_err(network_error)?,
+        false => plan.interfaces.clone(),
+    };
     let network =
-        network::apply(namespace, &plan.container, &plan.interfaces, &plan.network).map_err(network_error)?;
-    let announcer = Announcer::prepare(network.namespace(), &plan.interfaces).map_err(network_error)?;
+        network::apply(namespace, &plan.container, &interfaces, &plan.network).map_err(network_error)?;
+    let announcer = Announcer::prepare(network.namespace(), &interfaces).map_err(network_error)?;
     let injector = injector(plan, network.namespace());
+    let begun = Begun { warnings: network.warnings().to_vec(), interfaces };
     fault::reached(Point::DestinationNetworkBuilt);
     let placement = Placement::new(destination, plan.staging)?;
-    Ok(Copy {
+    let copy = Copy {
         network,
         announcer,
         injector,
         placement,
         unpacker: Unpacker::default(),
         reconcile: Duration::ZERO,
-    })
+    };
+    Ok((copy, begun))
 }
 
 /// A courtesy to clients: without it they wait for TCP's retransmission.
 fn injector(plan: &Plan, namespace: &Namespace) -> Option<Injector> {
-    if plan.capture_bytes == 0 {
+    if plan.capture_bytes == 0 || plan.close_connections {
         return None;
     }
     let prepared = Injector::prepare(namespace, &plan.interfaces, plan.capture_bytes);

@@ -49,7 +49,7 @@ use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
 use crate::host::{self, UsageMeter};
 use crate::journal::{Ending, JournalError};
-use crate::network::Waiting;
+use crate::network::{self, Interface, Waiting};
 use crate::recovery::doubt;
 use crate::registry::Entry;
 use crate::tail::Fetcher;
@@ -137,19 +137,21 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, mut incoming: Incoming, ans
         pid: created.pid,
         options: DestinationOptions { stop_timeout: agent.config.migration.stop_timeout() },
         interfaces,
+        close_connections: prepare.close_connections,
         network: (&agent.config.network).into(),
         capture_bytes: agent.config.network.capture_bytes,
         staging,
         catch_up: agent.config.migration.progress_timeout() / 2,
     };
     let started = match start(&agent, &prepare, &log, created.pid).await {
-        Ok(fetcher) => Engine::start(plan).await.map(|(engine, warnings)| (fetcher, engine, warnings)),
+        Ok(fetcher) => Engine::start(plan).await.map(|(engine, begun)| (fetcher, engine, begun)),
         Err(error) => Err(error),
     };
     let outcome = match started {
-        Ok((fetcher, engine, warnings)) => {
-            warnings.into_iter().for_each(|warning| entry.warn(warning));
+        Ok((fetcher, engine, begun)) => {
+            begun.warnings.into_iter().for_each(|warning| entry.warn(warning));
             let shared = Arc::clone(&log);
+            let interfaces = if prepare.close_connections { begun.interfaces } else { Vec::new() };
             let comparison = prepare.verify.then(|| comparison_patience(prepare.memory_bytes));
             let receiver = Receiver::new(
                 &agent,
@@ -157,7 +159,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, mut incoming: Incoming, ans
                 shared,
                 incoming,
                 answers.clone(),
-                Copy { engine, fetcher, init_pid: created.pid, comparison },
+                Copy { engine, fetcher, init_pid: created.pid, comparison, interfaces },
             );
             receiver.receive(&meter).await
         }
@@ -226,6 +228,8 @@ struct Copy {
     fetcher: Option<Fetcher>,
     init_pid: i32,
     comparison: Option<Duration>,
+    /// What the source is told of its network.
+    interfaces: Vec<Interface>,
 }
 
 /// A copy that was let go.
@@ -274,6 +278,8 @@ struct Receiver<'a> {
     init_pid: i32,
     /// The source compares memory before it commits, which may take so much longer.
     comparison: Option<Duration>,
+    /// What the source is told of the copy's network.
+    interfaces: Vec<Interface>,
     /// The layout or final state that is arriving.
     document: Arriving,
     /// The round that is arriving.
@@ -289,7 +295,7 @@ impl<'a> Receiver<'a> {
         log: SharedLog,
         incoming: Incoming,
         answers: Answers,
-        Copy { engine, fetcher, init_pid, comparison }: Copy,
+        Copy { engine, fetcher, init_pid, comparison, interfaces }: Copy,
     ) -> Self {
         Self {
             agent,
@@ -308,6 +314,7 @@ impl<'a> Receiver<'a> {
             document: Arriving::new(host::memory_available().unwrap_or(0)),
             init_pid,
             comparison,
+            interfaces,
             round: control::Round::default(),
             round_began: Instant::now(),
             rounds: Vec::new(),
@@ -380,7 +387,11 @@ impl<'a> Receiver<'a> {
 
     async fn accept(&mut self) -> Result<(), MigrationError> {
         let facts = host::facts().map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
-        let accepted = Accepted { host: Some(facts), agent_name: self.agent.name.clone() };
+        let accepted = Accepted {
+            host: Some(facts),
+            agent_name: self.agent.name.clone(),
+            interfaces: network::encode(&self.interfaces),
+        };
         self.advance(Event::Prepared)?;
         self.say(Message::Accepted(accepted)).await?;
         fault::reached(Point::DestinationAccepted);

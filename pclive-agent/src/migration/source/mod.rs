@@ -21,6 +21,7 @@ mod verification;
 
 use std::sync::Arc;
 
+use pclive_engine::capture::Connections;
 use pclive_proto::control;
 use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
@@ -44,7 +45,7 @@ use super::{SharedLog, conclude, wire};
 use crate::agent::{Agent, Located};
 use crate::config::{Compression, Strategy};
 use crate::conversation;
-use crate::error::{ErrorCode, MigrationError, printable_name};
+use crate::error::{ErrorCode, MigrationError, chain, printable_name};
 use crate::fault::{self, Point};
 use crate::host::compatibility::{self, Demand};
 use crate::host::{self, UsageMeter};
@@ -71,6 +72,8 @@ pub(super) struct Order {
     pub(super) streams: u32,
     /// Memory is compared before the commit.
     pub(super) verify: bool,
+    /// Connections that leave the container end.
+    pub(super) close_connections: bool,
     /// Begun, with `Committing` staged.
     pub(super) log: SharedLog,
 }
@@ -180,11 +183,16 @@ async fn drive(
     let mut options = check::source_options(agent);
     // Nothing is opened before the stop.
     options.files_each_round &= order.strategy != Strategy::OneShot;
+    if order.close_connections {
+        options.connections = Connections::Close;
+    }
+    // Nobody at the destination could make anything of them.
+    let capture_bytes = if order.close_connections { 0 } else { agent.config.network.capture_bytes };
     let plan = Plan {
         container: order.located.id.as_str().into(),
         pid: order.located.container.pid,
         options,
-        capture_bytes: agent.config.network.capture_bytes,
+        capture_bytes,
         outlet: outlet.clone(),
         bandwidth: order.bandwidth,
     };
@@ -305,17 +313,18 @@ impl Driver<'_> {
             tail_token: order.tail_token.clone(),
             conversation_token: self.token.clone(),
             verify: order.verify,
+            close_connections: order.close_connections,
         };
         let patience = self.agent.config.migration.prepare_timeout();
         self.session.send(Message::Prepare(prepare), patience).await?;
         fault::reached(Point::SourcePrepareSent);
         match self.session.answer("accept the container", patience).await? {
-            Answered::Accepted(accepted) => self.accepted(&facts, &accepted, opened.memory_bytes),
+            Answered::Accepted(accepted) => self.accepted(&facts, &accepted, opened.memory_bytes).await,
             other => Err(out_of_turn(&other)),
         }
     }
 
-    fn accepted(
+    async fn accepted(
         &mut self,
         here: &peer::HostFacts,
         accepted: &Accepted,
@@ -328,6 +337,13 @@ impl Driver<'_> {
             self.session.entry.warn(warning);
         }
         info!(agent = printable_name(&accepted.agent_name), memory_bytes, "accepted");
+        if self.order.close_connections {
+            let there = network::decode(&accepted.interfaces)
+                .map_err(|error| wire::bad(format!("a network that cannot be: {}", chain(&error))))?;
+            let there = network::addresses(&there).collect();
+            let patience = self.agent.config.migration.prepare_timeout();
+            self.session.step(self.engine.elsewhere(there), patience).await?;
+        }
         self.lines.widen(self.order.streams);
         self.session.advance(Event::Accepted)?;
         fault::reached(Point::SourceNegotiated);

@@ -95,7 +95,7 @@ impl Collection<'_> {
     }
 
     fn capture_socket(&mut self, description: &Description, file: OwnedFd) -> Option<Finding> {
-        match socket::capture(file, self.diag, self.scene.mode) {
+        match socket::capture(file, self.diag, (self.scene.mode, self.scene.connections)) {
             Ok(captured) => {
                 self.found.sockets.push(captured.guard);
                 Some(Finding::Carried(FileKind::Socket(Box::new(captured.socket))))

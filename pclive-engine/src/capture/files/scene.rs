@@ -10,6 +10,7 @@ use super::holder::{Entry, Holder};
 use super::mounts::Mounts;
 use super::refusal::Refusal;
 use super::{FilesError, Mode, pipe};
+use crate::capture::sockets::Connections;
 use crate::memory::Objects;
 use crate::model::FileKind;
 use crate::proc::fdinfo::FdInfo;
@@ -24,6 +25,7 @@ pub(super) struct Scene<'a> {
     pub(super) pipes: HashMap<pipe::Key<'a>, pipe::Ends>,
     pub(super) objects: &'a Objects,
     pub(super) mode: Mode,
+    pub(super) connections: Connections,
 }
 
 impl<'a> Scene<'a> {

@@ -7,7 +7,9 @@ use nix::errno::Errno;
 
 use super::Mode;
 use super::refusal::Refusal;
-use crate::capture::sockets::{self, CapturedSocket, RepairGuard, SocketRefusal, UnixDiag, strangers};
+use crate::capture::sockets::{
+    self, CapturedSocket, Connections, Reading, RepairGuard, SocketRefusal, UnixDiag, strangers,
+};
 use crate::model::{FileId, FileKind, OpenFile};
 
 /// The TCP connections that a dump has read. They are mute from `silence` on; dropping them ends that, so that the
@@ -63,12 +65,16 @@ impl From<SocketRefusal> for Refused {
 }
 
 /// Captures the socket behind a duplicate of its descriptor.
-pub(super) fn capture(file: OwnedFd, diag: &UnixDiag, mode: Mode) -> Result<CapturedSocket, Refused> {
+pub(super) fn capture(
+    file: OwnedFd,
+    diag: &UnixDiag,
+    (mode, connections): (Mode, Connections),
+) -> Result<CapturedSocket, Refused> {
     let mode = match mode {
         Mode::Check => sockets::Mode::Check,
         Mode::Dump => sockets::Mode::Dump,
     };
-    Ok(sockets::capture_socket(file, diag, mode)?)
+    Ok(sockets::capture_socket(file, diag, Reading { mode, connections })?)
 }
 
 /// Captured unix sockets whose peers nobody in the container has.

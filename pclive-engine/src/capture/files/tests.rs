@@ -364,6 +364,28 @@ fn sockets_are_carried_and_dropped_guards_leave_connections_as_they_were() {
 }
 
 #[test]
+fn sockets_that_need_an_address_which_is_not_at_the_destination_are_named() {
+    let program = Program::start(
+        "def at(kind,address):\n\
+         \ts=socket.socket(socket.AF_INET,kind); s.setsockopt(0,15,1); s.bind((address,0)); return s\n\
+         l=at(socket.SOCK_STREAM,'192.0.2.9'); l.listen(5); u=at(socket.SOCK_DGRAM,'192.0.2.9')\n\
+         o=at(socket.SOCK_DGRAM,'192.0.2.10'); w=at(socket.SOCK_STREAM,'0.0.0.0'); i=at(socket.SOCK_DGRAM,'127.0.0.1')\n\
+         ready(l.fileno(),u.fileno(),o.fileno())",
+    );
+    let table = Table::open(program.pid()).unwrap();
+    let processes = [(program.pid(), Vpid(1))];
+    let bound = |addresses: &[&str]| {
+        let addresses: Vec<_> = addresses.iter().map(|address| address.parse().unwrap()).collect();
+        table.bound_elsewhere(&processes, &addresses).unwrap()
+    };
+    assert_eq!(bound(&["192.0.2.9", "192.0.2.10"]), []);
+    let found = bound(&["192.0.2.10"]);
+    assert!(found.iter().all(|blocker| blocker.what.contains("bound to 192.0.2.9:")), "{found:?}");
+    let places: Vec<Place> = found.into_iter().map(|blocker| blocker.place).collect();
+    assert_eq!(places, program.numbers[..2].iter().map(|fd| Place::Descriptor(*fd)).collect::<Vec<_>>());
+}
+
+#[test]
 fn socket_stdio_whose_peer_is_outside_is_stdio() {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
     let script = Program::whole("p=os.dup(2); ready(p)");

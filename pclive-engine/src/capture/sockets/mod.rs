@@ -46,6 +46,32 @@ pub enum Mode {
     Dump,
 }
 
+/// What becomes of TCP connections that leave the container. Those that it has with itself (127.0.0.0/8, ::1) are always
+/// carried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Connections {
+    /// They live on at the destination.
+    #[default]
+    Carry,
+    /// At the destination they are over: reads end, writes fail. Listeners are carried.
+    Close,
+}
+
+/// How sockets are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    /// What for.
+    pub mode: Mode,
+    /// What becomes of connections.
+    pub connections: Connections,
+}
+
+impl From<Mode> for Reading {
+    fn from(mode: Mode) -> Self {
+        Self { mode, connections: Connections::Carry }
+    }
+}
+
 /// A socket and, for a TCP connection at the dump, the way to silence it.
 #[derive(Debug)]
 pub struct CapturedSocket {
@@ -89,7 +115,13 @@ impl SocketRefusal {
 
 /// Reads the socket behind `fd`, a duplicate of the container's descriptor. `diag` is the namespace's view, taken
 /// after the tasks were stopped if this is the dump. On `Err` the socket is as it was.
-pub fn capture_socket(fd: OwnedFd, diag: &UnixDiag, mode: Mode) -> Result<CapturedSocket, SocketRefusal> {
+pub fn capture_socket(
+    fd: OwnedFd,
+    diag: &UnixDiag,
+    reading: impl Into<Reading>,
+) -> Result<CapturedSocket, SocketRefusal> {
+    let reading = reading.into();
+    let mode = reading.mode;
     let identity = Identity::read(fd.as_fd())?;
     if identity.netns != diag.netns() {
         return Err(SocketRefusal::lasting(
@@ -113,7 +145,7 @@ pub fn capture_socket(fd: OwnedFd, diag: &UnixDiag, mode: Mode) -> Result<Captur
             let kind = unix::capture(&fd, &identity, &base.socket.options, diag, mode)?;
             Ok(base.plain(kind))
         }
-        (_, libc::SOCK_STREAM) => tcp::capture(fd, &identity, base, diag, mode),
+        (_, libc::SOCK_STREAM) => tcp::capture(fd, &identity, base, diag, reading),
         _ => udp::capture(&fd, &identity, diag, mode).map(|kind| base.plain(kind)),
     }
 }

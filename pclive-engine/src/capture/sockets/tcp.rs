@@ -9,7 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, getsockname, recv};
 
-use super::{Base, CapturedSocket, Identity, Mode, RepairGuard, SocketRefusal, UnixDiag, queue, raw};
+use super::{
+    Base, CapturedSocket, Connections, Identity, Mode, Reading, RepairGuard, SocketRefusal, UnixDiag, queue,
+    raw,
+};
 use crate::fault::{self, Point};
 use crate::model::socket::{SocketKind, TcpConnection, TcpState, TcpWindow};
 use crate::sys::socket::{Queue, Readiness, get_int, get_option, queue_length, readiness};
@@ -26,23 +29,53 @@ pub(super) fn capture(
     identity: &Identity,
     base: Base,
     diag: &UnixDiag,
-    mode: Mode,
+    reading: Reading,
 ) -> Result<CapturedSocket, SocketRefusal> {
+    let mode = reading.mode;
     let info = tcp::info(fd.as_fd()).map_err(|e| SocketRefusal::failed("read its TCP_INFO", e))?;
+    if reading.connections == Connections::Close && leaves(&fd, &info)? {
+        return over(fd, identity, base, mode);
+    }
     refuse_protocol(fd.as_fd())?;
     if mode == Mode::Check {
         refuse_authentication(&fd, diag)?;
     }
     match (info.state, TcpState::from_kernel(info.state)) {
-        (LISTEN, _) => listener(&fd, &info, mode).map(|kind| base.plain(kind)),
-        (CLOSE, _) => closed(&fd, identity, mode).map(|kind| base.plain(kind)),
+        (LISTEN, _) => listener(&fd, &info, reading).map(|kind| base.plain(kind)),
+        (CLOSE, _) => closed(&fd, identity, reading).map(|kind| base.plain(kind)),
         (_, Some(state)) => connection(fd, identity, base, state, &info, mode),
         (number, None) if mode == Mode::Dump => {
             Err(SocketRefusal::transient(format!("TCP connection that is being set up (state {number})")))
         }
         // A connect in progress: it may be over at the dump.
-        (_, None) => closed(&fd, identity, mode).map(|kind| base.plain(kind)),
+        (_, None) => closed(&fd, identity, reading).map(|kind| base.plain(kind)),
     }
+}
+
+/// A connection, or the attempt at one, with somebody outside the container.
+fn leaves(fd: &OwnedFd, info: &TcpInfo) -> Result<bool, SocketRefusal> {
+    if matches!(info.state, LISTEN | CLOSE) {
+        return Ok(false);
+    }
+    let is_inside = |address: Option<SocketAddr>| {
+        address.is_some_and(|address| address.ip().to_canonical().is_loopback())
+    };
+    Ok(!(is_inside(local_address(fd)?) && is_inside(remote_address(fd)?)))
+}
+
+/// A connection that does not come along, and the way to silence the original.
+fn over(fd: OwnedFd, identity: &Identity, base: Base, mode: Mode) -> Result<CapturedSocket, SocketRefusal> {
+    let guard = match mode {
+        Mode::Check => None,
+        Mode::Dump => {
+            let failed = |errno| SocketRefusal::failed("try the repair mode of a TCP connection", errno);
+            let guard = RepairGuard::engage(fd, base.socket.reuse_address).map_err(failed)?;
+            guard.rest().map_err(failed)?;
+            Some(guard)
+        }
+    };
+    let kind = SocketKind::TcpClosed { family: identity.family, bound: None, dead: true };
+    Ok(CapturedSocket { socket: base.with(kind), guard })
 }
 
 /// A protocol of the kernel on top of the connection (TLS).
@@ -77,7 +110,7 @@ fn refuse_authentication(fd: &OwnedFd, diag: &UnixDiag) -> Result<(), SocketRefu
     Ok(())
 }
 
-fn listener(fd: &OwnedFd, info: &TcpInfo, mode: Mode) -> Result<SocketKind, SocketRefusal> {
+fn listener(fd: &OwnedFd, info: &TcpInfo, reading: Reading) -> Result<SocketKind, SocketRefusal> {
     let local = local_address(fd)?.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     refuse_link_local(local)?;
     if get_int(fd.as_fd(), libc::IPPROTO_TCP, TCP_FASTOPEN).is_ok_and(|queue| queue != 0) {
@@ -85,7 +118,7 @@ fn listener(fd: &OwnedFd, info: &TcpInfo, mode: Mode) -> Result<SocketKind, Sock
         return Err(SocketRefusal::lasting(format!("TCP listener {local} with fast open"), hint));
     }
     // tcpi_unacked and tcpi_sacked of a listener: connections to accept, and their limit.
-    if mode == Mode::Dump && info.unacked > 0 {
+    if reading == Mode::Dump.into() && info.unacked > 0 {
         let what = format!("TCP listener {local} with {} connections not yet accepted", info.unacked);
         return Err(SocketRefusal::transient(what));
     }
@@ -93,10 +126,13 @@ fn listener(fd: &OwnedFd, info: &TcpInfo, mode: Mode) -> Result<SocketKind, Sock
 }
 
 /// A socket without a connection: fresh, or its connection is over.
-fn closed(fd: &OwnedFd, identity: &Identity, mode: Mode) -> Result<SocketKind, SocketRefusal> {
+fn closed(fd: &OwnedFd, identity: &Identity, reading: Reading) -> Result<SocketKind, SocketRefusal> {
     let ready = readiness_of(fd)?;
     let unread = queue_length(fd.as_fd(), Queue::Unread).unwrap_or_default();
-    if mode == Mode::Dump && (ready.error || unread > 0) {
+    if reading.mode == Mode::Dump && (ready.error || unread > 0) {
+        if reading.connections == Connections::Close {
+            return Ok(SocketKind::TcpClosed { family: identity.family, bound: None, dead: true });
+        }
         return Err(SocketRefusal::transient(
             "TCP connection that the peer has reset, not yet noticed by the application",
         ));

@@ -9,6 +9,7 @@ mod stop;
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::IpAddr;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -104,6 +105,7 @@ pub(super) struct Stopped {
 #[derive(Debug)]
 enum Step {
     Round(u32, Reply<Moved>),
+    Elsewhere(Vec<IpAddr>, Reply<()>),
     Pending(Reply<Option<u64>>),
     Outdated(Reply<u64>),
     Freeze(Option<Throttle>, Reply<Stopped>),
@@ -141,6 +143,11 @@ impl Engine {
     /// One round while the container runs: layout, pages, `RoundEnd`.
     pub(super) fn round(&self, number: u32) -> Answer<Moved> {
         self.ask(|reply| Step::Round(number, reply))
+    }
+
+    /// The copy will have these addresses, and none of the container's connections: what needs another one is refused.
+    pub(super) fn elsewhere(&self, addresses: Vec<IpAddr>) -> Answer<()> {
+        self.ask(|reply| Step::Elsewhere(addresses, reply))
     }
 
     /// Counts the pages written since the last round began; `None` when that could not be done.
@@ -238,8 +245,15 @@ fn tell<T>(reply: Reply<T>, outcome: Result<T, MigrationError>) -> Option<()> {
 
 struct Opening {
     source: Source,
+    network: Network,
+}
+
+/// The container's network at the source.
+struct Network {
     namespace: Namespace,
     interfaces: Vec<Interface>,
+    /// The copy lives with other addresses: these stay, and their connections end as any program's do.
+    stays: bool,
 }
 
 fn run(plan: &Plan, steps: &Receiver<Step>, opened: Reply<Opened>) {
@@ -263,15 +277,21 @@ fn open(plan: &Plan) -> Result<(Opening, Opened), MigrationError> {
     namespace.refuse_host().map_err(network_error)?;
     let interfaces = network::capture(&namespace).map_err(network_error)?;
     let found = Opened { blockers, memory_bytes, interfaces: interfaces.clone() };
-    Ok((Opening { source, namespace, interfaces }, found))
+    let network = Network { namespace, interfaces, stays: false };
+    Ok((Opening { source, network }, found))
 }
 
 /// `None` when the driver has let go or a step failed.
 fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
-    let Opening { mut source, namespace, interfaces } = opening;
+    let Opening { mut source, mut network } = opening;
     loop {
         match steps.recv().ok()? {
             Step::Round(number, reply) => tell(reply, round(plan, &mut source, number))?,
+            Step::Elsewhere(there, reply) => {
+                network.stays =
+                    network::addresses(&network.interfaces).all(|address| !there.contains(&address));
+                tell(reply, elsewhere(plan, &source, &there))?;
+            }
             Step::Pending(reply) => {
                 // Not worth ending a migration for: without it the rounds' own figures are used.
                 let counted = source.pending_pages();
@@ -280,8 +300,7 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
             }
             Step::Outdated(reply) => tell(reply, outdated(plan, &mut source))?,
             Step::Freeze(throttle, reply) => {
-                let reached =
-                    stop::freeze(plan, steps, &mut source, (&namespace, &interfaces), throttle, reply)?;
+                let reached = stop::freeze(plan, steps, &mut source, &network, throttle, reply)?;
                 let Reached::Rounds(put_off) = reached else { return None };
                 put_off.tell(plan)?;
             }
@@ -302,6 +321,11 @@ fn round(plan: &Plan, source: &mut Source, number: u32) -> Result<Moved, Migrati
     let bytes = sink.bytes + end_round(plan, number, &stats)?;
     fault::reached(Point::SourceRoundSent);
     Ok(Moved { stats, bytes, saved: sink.saved, elapsed: began.elapsed(), began })
+}
+
+fn elsewhere(plan: &Plan, source: &Source, addresses: &[IpAddr]) -> Result<(), MigrationError> {
+    let blockers = source.check_addresses(addresses).map_err(capture_error(plan))?;
+    if blockers.is_empty() { Ok(()) } else { Err(MigrationError::blocked(&plan.container, blockers)) }
 }
 
 fn outdated(plan: &Plan, source: &mut Source) -> Result<u64, MigrationError> {

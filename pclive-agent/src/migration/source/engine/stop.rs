@@ -9,26 +9,27 @@ use pclive_proto::peer::FinalState;
 use pclive_proto::peer::source_message::Message;
 
 use super::{
-    Digested, Dump, Moved, Plan, Reply, Step, Stopped, capture_error, end_round, network_error, out_of_step,
-    send, stream_error, tell,
+    Digested, Dump, Moved, Network, Plan, Reply, Step, Stopped, capture_error, end_round, network_error,
+    out_of_step, send, stream_error, tell,
 };
-use crate::error::MigrationError;
+use crate::error::{MigrationError, chain};
 use crate::fault::{self, Point};
 use crate::migration::document;
 use crate::migration::source::relay::Relay;
 use crate::migration::source::sink::RoundSink;
 use crate::migration::throttle::Throttle;
-use crate::network::{self, Interface, Lock, Namespace, Tenure};
+use crate::network::{self, Lock, Tenure};
 
 pub(super) fn freeze(
     plan: &Plan,
     steps: &Receiver<Step>,
     source: &mut Source,
-    (namespace, interfaces): (&Namespace, &[Interface]),
+    network: &Network,
     throttle: Option<Throttle>,
     reply: Reply<Stopped>,
 ) -> Option<Reached> {
     // What can fail or is slow comes before the stop.
+    let Network { namespace, interfaces, .. } = network;
     let prepared =
         Lock::prepare(namespace, &plan.container, interfaces, Tenure::Agent).map_err(network_error);
     let mut lock = match prepared {
@@ -53,7 +54,7 @@ pub(super) fn freeze(
     let reached = stopped(plan, steps, &mut frozen, &mut lock, &mut relay);
     match reached {
         Some(Reached::Commit) => {
-            committed(plan, steps, frozen, lock, relay, (namespace, interfaces));
+            committed(plan, steps, frozen, lock, relay, network);
         }
         Some(Reached::Rounds(_)) | None => let_go(frozen, lock, relay),
     }
@@ -120,6 +121,7 @@ fn stopped(
             Step::Committed => return Some(Reached::Commit),
             Step::LetGo => return None,
             Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
+            Step::Elsewhere(_, reply) => tell(reply, Err(out_of_step("elsewhere")))?,
             Step::Pending(reply) => tell(reply, Err(out_of_step("pending")))?,
             Step::Outdated(reply) => tell(reply, Err(out_of_step("outdated")))?,
             Step::Freeze(_, reply) => tell(reply, Err(out_of_step("freeze")))?,
@@ -174,16 +176,21 @@ fn hold(plan: &Plan, frozen: &mut Frozen<'_>, lock: &mut Lock) -> Result<(), Mig
 fn committed(
     plan: &Plan,
     steps: &Receiver<Step>,
-    frozen: Frozen<'_>,
-    lock: Lock,
+    mut frozen: Frozen<'_>,
+    mut lock: Lock,
     mut relay: Relay,
-    (namespace, interfaces): (&Namespace, &[Interface]),
+    network: &Network,
 ) {
     match next(plan, steps, &mut relay) {
         Some(Step::Destroy(reply)) => {
+            if network.stays {
+                // Its peers are to hear that their connections end. What cannot be opened, they learn by their timers.
+                frozen.unmute();
+                let _ = lock.release().inspect_err(|error| tracing::warn!("{}", chain(error)));
+            }
             // What cannot be killed is told; the network goes all the same.
             let _ = tell(reply, frozen.destroy().map_err(capture_error(plan)));
-            retire(plan, steps, relay, namespace, interfaces);
+            retire(plan, steps, relay, network);
             // The namespace ends with the container.
             lock.abandon();
         }
@@ -191,6 +198,7 @@ fn committed(
         // The outcome is not known: neither the tasks nor the network may be let go.
         Some(
             Step::Round(..)
+            | Step::Elsewhere(..)
             | Step::Pending(_)
             | Step::Outdated(_)
             | Step::Freeze(..)
@@ -218,18 +226,14 @@ fn let_go(frozen: Frozen<'_>, lock: Lock, relay: Relay) {
 }
 
 /// Frames are handed on while the driver has other things to do, and until nothing comes any more.
-fn retire(
-    plan: &Plan,
-    steps: &Receiver<Step>,
-    mut relay: Relay,
-    namespace: &Namespace,
-    interfaces: &[Interface],
-) {
+fn retire(plan: &Plan, steps: &Receiver<Step>, mut relay: Relay, network: &Network) {
     let destroyed = Instant::now();
     let step = next(plan, steps, &mut relay);
     relay.linger(&plan.outlet, destroyed);
     fault::reached(Point::SourceRelayed);
-    let retired = network::retire(namespace, &plan.container, interfaces).map_err(network_error);
+    // The addresses that stay are the site's to take away.
+    let interfaces = if network.stays { &[] } else { network.interfaces.as_slice() };
+    let retired = network::retire(&network.namespace, &plan.container, interfaces).map_err(network_error);
     if let Some(Step::Retire(reply)) = step {
         let _ = tell(reply, retired);
     } else if let Err(error) = retired {
