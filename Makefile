@@ -10,14 +10,19 @@ CARGO   ?= cargo
 PREFIX  ?= /usr/local
 DESTDIR ?=
 
-.PHONY: faulty-agent build demo test bench soak lint install deps
+.PHONY: faulty-agent build tests demo test bench soak lint install deps
 
 build:
 	$(CARGO) build --release --workspace --bins
 
-# For tests only: an agent that can be made to end at named points of a migration.
+# Every test, and the programs that they start.
+tests:
+	$(CARGO) test --release --workspace --no-run
+
+# For tests only: an agent that can be made to end at named points of a migration. With a test beside it, so that it uses the
+# dependencies as the tests have them, and nothing but the agent is compiled again.
 faulty-agent:
-	$(CARGO) build --release --workspace --features pclive-agent/fault-injection --bin pclive-agent-faulty
+	$(CARGO) build --release --workspace --features pclive-agent/fault-injection --bin pclive-agent-faulty --test corpora
 
 demo: deps build
 	target/release/demo
@@ -29,13 +34,13 @@ soak: deps build
 	target/release/soak
 
 # The tests of whole migrations run one after the other: each has two hosts, agents and a gigabyte or more.
-test: deps build faulty-agent
+test: deps tests faulty-agent
 	tests/run-tests
 
 lint:
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+	$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --release --workspace --no-deps
 
 install: build
 	install -D -m 0755 target/release/pclive-agent $(DESTDIR)$(PREFIX)/sbin/pclive-agent

@@ -1,4 +1,4 @@
-//! What is fuzzed: the readers of bytes that come from a source, from the kernel about the container, from the disk and
+//! What is fuzzed: the readers of bytes that come from the other agent, from the kernel about the container, from the disk and
 //! from the administrator. A reader may refuse; it may not panic, nor take memory without a bound. Where it accepts,
 //! what it has accepted must hold together.
 
@@ -15,8 +15,9 @@ use xxhash_rust::xxh3::xxh3_64;
 pub type Target = fn(&[u8]);
 
 /// Every target, by the name of its folder of the corpus.
-pub const TARGETS: [(&str, Target); 5] = [
+pub const TARGETS: [(&str, Target); 6] = [
     ("peer", peer),
+    ("answers", answers),
     ("state", state),
     ("journal", journal),
     ("proc", proc),
@@ -26,6 +27,11 @@ pub const TARGETS: [(&str, Target); 5] = [
 /// A message of the source.
 pub fn peer(bytes: &[u8]) {
     let _ = untrusted::source_message(bytes);
+}
+
+/// A message of the destination.
+pub fn answers(bytes: &[u8]) {
+    let _ = untrusted::destination_message(bytes);
 }
 
 /// A layout and a final state, as a destination looks at them before it builds anything.

@@ -36,6 +36,11 @@ pclive_engine::fault_points! {
     SourceBeginRenamed "source-begin-renamed" => Source, "stop-anyway";
     SourceCommittingStaged "source-committing-staged" => Source, "stop-anyway";
     SourceCommittingRenamed "source-committing-renamed" => Source, "stop-anyway";
+    SourceKeptStaged "source-kept-staged" => Destination, "keep";
+    SourceKeptRenamed "source-kept-renamed" => Destination, "keep";
+    SourceUndoingStaged "source-undoing-staged" => Destination, "undo";
+    SourceUndoingRenamed "source-undoing-renamed" => Source, "undo";
+    SourceUndone "source-undone" => Source, "undo";
     SourceEndStaged "source-end-staged" => Destination, "stop-anyway";
     SourceEndRenamed "source-end-renamed" => Destination, "stop-anyway";
     DestinationAdmitted "destination-admitted" => Source, "stop-anyway";
@@ -66,6 +71,9 @@ pclive_engine::fault_points! {
     DestinationCommittingRenamed "destination-committing-renamed" => Source, "stop-anyway";
     DestinationTailStaged "destination-tail-staged" => Destination, "post-copy";
     DestinationTailRenamed "destination-tail-renamed" => Destination, "post-copy";
+    DestinationWithdrawnStaged "destination-withdrawn-staged" => Source, "undo";
+    DestinationWithdrawnRenamed "destination-withdrawn-renamed" => Source, "undo";
+    DestinationWithdrawn "destination-withdrawn" => Source, "undo";
     DestinationEndStaged "destination-end-staged" => Destination, "stop-anyway";
     DestinationEndRenamed "destination-end-renamed" => Destination, "stop-anyway";
 }
@@ -80,7 +88,11 @@ pub(crate) fn staged(record: &Record) {
         (Role::Destination, Phase::Committing) => Point::DestinationCommittingStaged,
         (Role::Destination, Phase::Tail) => Point::DestinationTailStaged,
         (Role::Destination, Phase::Ended(_)) => Point::DestinationEndStaged,
-        (_, Phase::Discarded | Phase::Torn | Phase::Tail) => return,
+        (Role::Source, Phase::Kept(_)) => Point::SourceKeptStaged,
+        (Role::Source, Phase::Undoing(_)) => Point::SourceUndoingStaged,
+        (Role::Destination, Phase::Withdrawn) => Point::DestinationWithdrawnStaged,
+        (_, Phase::Discarded | Phase::Torn | Phase::Tail | Phase::Kept(_) | Phase::Undoing(_))
+        | (Role::Source, Phase::Withdrawn) => return,
     };
     reached(point);
 }
@@ -95,7 +107,11 @@ pub(crate) fn renamed(record: &Record) {
         (Role::Destination, Phase::Committing) => Point::DestinationCommittingRenamed,
         (Role::Destination, Phase::Tail) => Point::DestinationTailRenamed,
         (Role::Destination, Phase::Ended(_)) => Point::DestinationEndRenamed,
-        (_, Phase::Discarded | Phase::Torn | Phase::Tail) => return,
+        (Role::Source, Phase::Kept(_)) => Point::SourceKeptRenamed,
+        (Role::Source, Phase::Undoing(_)) => Point::SourceUndoingRenamed,
+        (Role::Destination, Phase::Withdrawn) => Point::DestinationWithdrawnRenamed,
+        (_, Phase::Discarded | Phase::Torn | Phase::Tail | Phase::Kept(_) | Phase::Undoing(_))
+        | (Role::Source, Phase::Withdrawn) => return,
     };
     reached(point);
 }

@@ -15,6 +15,11 @@ pub fn source_message(bytes: &[u8]) -> Result<(), MigrationError> {
     migration::take_apart(bytes)
 }
 
+/// A message of the destination, taken apart by what a source calls for it.
+pub fn destination_message(bytes: &[u8]) -> Result<(), MigrationError> {
+    migration::take_apart_answer(bytes)
+}
+
 /// A file of the journal.
 pub fn journal(bytes: &[u8]) -> Result<Record, PageError> {
     journal::decode(bytes)

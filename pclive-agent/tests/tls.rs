@@ -235,6 +235,7 @@ async fn what_became_of_a_migration_is_told_to_no_agent_under_anothers_name() {
             migration_id: "7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a69".into(),
             container_id: "web".into(),
             source_agent: source_agent.into(),
+            withdraw: false,
         };
         client.inquire(request).await
     };

@@ -11,7 +11,7 @@ use pclive_proto::control::{
     CancelMigrationRequest, CheckContainerRequest, CheckContainerResponse, Container, Event, GetHostRequest,
     GetMigrationRequest, Host, ListContainersRequest, ListMigrationsRequest, Migration, Phase,
     PlanMigrationRequest, PlanMigrationResponse, ResolveMigrationRequest, ResolveMigrationResponse,
-    StartMigrationRequest, WatchMigrationRequest,
+    StartMigrationRequest, UndoMigrationRequest, UndoMigrationResponse, WatchMigrationRequest,
 };
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -119,6 +119,16 @@ impl Client {
     ) -> Result<ResolveMigrationResponse, Failure> {
         let what = format!("resolve migration {}", request.migration_id);
         let answer = self.control.resolve_migration(within(INSPECT_TIMEOUT, request)).await;
+        Ok(answer.map_err(|status| Failure::call(what, status))?.into_inner())
+    }
+
+    /// Goes back to an original that is kept, if it is confirmed; the agent waits for the destination.
+    pub(crate) async fn undo(
+        &mut self,
+        request: UndoMigrationRequest,
+    ) -> Result<UndoMigrationResponse, Failure> {
+        let what = format!("undo migration {}", request.migration_id);
+        let answer = self.control.undo_migration(within(INSPECT_TIMEOUT, request)).await;
         Ok(answer.map_err(|status| Failure::call(what, status))?.into_inner())
     }
 

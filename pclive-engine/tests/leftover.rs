@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use pclive_engine::capture::{LastPages, Leftover, Source, SourceOptions};
+use pclive_engine::capture::{Connections, LastPages, Leftover, Source, SourceOptions};
 use pclive_engine::model::{Batch, Deadline, Layout, Pid};
 use support::Created;
 
@@ -64,7 +64,7 @@ fn an_abandoned_container_stands_still_until_it_is_let_go() {
     let stopped_at = last_number(&container.output());
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(last_number(&container.output()), stopped_at, "it is stopped");
-    leftover.let_go().unwrap();
+    leftover.let_go(Connections::Carry).unwrap();
     wait_until("counting on", || last_number(&container.output()) > stopped_at + 100);
     let numbers: Vec<u64> = container.output().lines().map(|line| line.trim().parse().unwrap()).collect();
     assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "no number is lost and none comes twice");
@@ -86,7 +86,7 @@ fn a_container_that_nobody_froze_is_let_go_without_effect() {
     container.start();
     let leftover = Leftover::find(container.init()).unwrap();
     assert!(!leftover.is_frozen().unwrap());
-    leftover.let_go().unwrap();
+    leftover.let_go(Connections::Carry).unwrap();
     let seen = last_number(&container.output());
     wait_until("counting", || last_number(&container.output()) > seen);
 }

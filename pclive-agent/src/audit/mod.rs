@@ -17,6 +17,8 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use crate::error::ErrorCode;
+
 pub use line::{End, Line, Moved};
 
 /// Least size at which the file may be rotated, bytes: more than the longest line.
@@ -49,14 +51,15 @@ impl Audit {
         Self { path: state_dir.join("audit.jsonl"), most_bytes, writing: Mutex::default() }
     }
 
-    /// Adds a line. With `once`, only if there is none of this migration yet: for migrations that an earlier agent began.
+    /// Adds a line. With `once`, only if there is none of this migration yet: for migrations that an earlier agent began. One
+    /// that is undone after it was done has a line of each.
     pub fn append(&self, line: &Line<'_>, once: bool) -> Result<(), AuditError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(line, once).map_err(|source| AuditError { path: self.path.clone(), source })
     }
 
     fn write(&self, line: &Line<'_>, once: bool) -> io::Result<()> {
-        if once && self.has(line.id)? {
+        if once && self.has(line)? {
             return Ok(());
         }
         let mut text = serde_json::to_vec(line)?;
@@ -80,17 +83,21 @@ impl Audit {
         if length == 0 { self.flush_names() } else { Ok(()) }
     }
 
-    /// Whether there is a line of this migration.
-    fn has(&self, id: &str) -> io::Result<bool> {
+    /// Whether there is a line like this one.
+    fn has(&self, line: &Line<'_>) -> io::Result<bool> {
+        let is_undone = |outcome: &str| outcome == ErrorCode::Undone.as_str();
         for path in [&self.path, &self.older()] {
             let file = match File::open(path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
                 Err(error) => return Err(error),
             };
-            for line in BufReader::new(file).split(b'\n') {
-                let known: Option<Known> = serde_json::from_slice(&line?).ok();
-                if known.is_some_and(|known| known.id == id) {
+            for written in BufReader::new(file).split(b'\n') {
+                let known: Option<Known> = serde_json::from_slice(&written?).ok();
+                let like = |known: Known| {
+                    known.id == line.id && is_undone(&known.outcome) == is_undone(line.outcome)
+                };
+                if known.is_some_and(like) {
                     return Ok(true);
                 }
             }
@@ -119,6 +126,7 @@ impl Audit {
 #[derive(serde::Deserialize)]
 struct Known {
     id: String,
+    outcome: String,
 }
 
 /// True if the last line has no end.

@@ -81,6 +81,10 @@ pub enum ErrorCode {
     PeerDisagrees,
     /// There is nothing to decide about the migration.
     NotInDoubt,
+    /// The original of the migration is not kept.
+    NotKept,
+    /// The original was wanted back, and goes on at the source.
+    Undone,
     /// A fault of the agent itself.
     Internal,
     /// A code of the other agent that this one does not know.
@@ -88,7 +92,7 @@ pub enum ErrorCode {
 }
 
 /// Every code, for look-ups and tests.
-const ALL: [ErrorCode; 40] = [
+const ALL: [ErrorCode; 42] = [
     ErrorCode::ContainerNotFound,
     ErrorCode::ContainerNotRunning,
     ErrorCode::ContainerAmbiguous,
@@ -127,6 +131,8 @@ const ALL: [ErrorCode; 40] = [
     ErrorCode::PagesLost,
     ErrorCode::PeerDisagrees,
     ErrorCode::NotInDoubt,
+    ErrorCode::NotKept,
+    ErrorCode::Undone,
     ErrorCode::Internal,
     ErrorCode::PeerFailed,
 ];
@@ -173,6 +179,8 @@ impl ErrorCode {
             Self::PagesLost => "pages-lost",
             Self::PeerDisagrees => "peer-disagrees",
             Self::NotInDoubt => "not-in-doubt",
+            Self::NotKept => "not-kept",
+            Self::Undone => "undone",
             Self::Internal => "internal",
             Self::PeerFailed => "peer-failed",
         }
@@ -224,6 +232,8 @@ impl ErrorCode {
             | Self::PagesLost
             | Self::PeerDisagrees
             | Self::NotInDoubt
+            | Self::NotKept
+            | Self::Undone
             | Self::Internal
             | Self::PeerFailed => false,
         }
@@ -277,6 +287,12 @@ impl ErrorCode {
                 "wait until the peer answers; --override decides against it: two copies may run then, or none"
             }
             Self::NotInDoubt => "`pclivectl status` shows what became of the migration",
+            Self::NotKept => {
+                "an original is kept if the migration was started with --keep-source-for, until that time is over"
+            }
+            Self::Undone => {
+                "what it did at the destination is lost, and its connections have ended; it can be migrated again"
+            }
             Self::InvalidRequest
             | Self::RuntimeFailed
             | Self::TlsFailed
@@ -309,7 +325,8 @@ impl ErrorCode {
             | Self::IncompatibleHost
             | Self::AlreadyCommitted
             | Self::PeerDisagrees
-            | Self::NotInDoubt => Code::FailedPrecondition,
+            | Self::NotInDoubt
+            | Self::NotKept => Code::FailedPrecondition,
             Self::TlsFailed => Code::Unauthenticated,
             Self::AccessDenied => Code::PermissionDenied,
             Self::Busy
@@ -317,7 +334,8 @@ impl ErrorCode {
             | Self::Cancelled
             | Self::NotConverging
             | Self::AgentRestarted
-            | Self::Discarded => Code::Aborted,
+            | Self::Discarded
+            | Self::Undone => Code::Aborted,
             Self::TooMany | Self::NoMemory => Code::ResourceExhausted,
             Self::ShuttingDown | Self::PeerUnreachable | Self::PeerLost => Code::Unavailable,
             Self::Timeout => Code::DeadlineExceeded,

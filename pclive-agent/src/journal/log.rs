@@ -31,6 +31,8 @@ pub enum Standing {
     Tail,
     /// The copy was let go, and lost pages.
     Torn,
+    /// The copy was let go, and is being ended for its source.
+    Withdrawn,
 }
 
 /// A migration's record and its file.
@@ -147,6 +149,9 @@ impl Log {
             Phase::Ended(super::Ending::Failed(_)) | Phase::Discarded => Ok(Standing::Discarded),
             Phase::Tail => Ok(Standing::Tail),
             Phase::Torn => Ok(Standing::Torn),
+            Phase::Withdrawn => Ok(Standing::Withdrawn),
+            // Of a source only, which nobody asks.
+            Phase::Kept(_) | Phase::Undoing(_) => Ok(Standing::Pending),
             Phase::Begun | Phase::Committing if self.let_go => Ok(Standing::Pending),
             Phase::Begun | Phase::Committing => {
                 self.put(Record { phase: Phase::Discarded, ..self.record.clone() })?;

@@ -27,7 +27,7 @@ pub use asker::Asker;
 pub use log::{Log, Standing};
 pub use page::PageError;
 pub(crate) use page::decode;
-pub use record::{Ending, Peer, Phase, Process, Reason, Record, Role};
+pub use record::{Ending, Kept, Peer, Phase, Process, Reason, Record, Role};
 pub use slowed::Slowed;
 
 /// The journal cannot be kept. What was in force is in force.
@@ -158,6 +158,18 @@ impl Journal {
     /// The log of a migration that is remembered.
     pub fn log(&self, id: &str) -> Option<Arc<Mutex<Log>>> {
         self.lock().get(id).cloned()
+    }
+
+    /// Whether the very process that a destination's record is about has been moved on from here, or is being.
+    pub fn has_moved_on(&self, record: &Record) -> bool {
+        self.lock().values().any(|log| {
+            let log = guard(log);
+            let later = log.record();
+            later.role == Role::Source
+                && later.init.is_some()
+                && (later.init, &later.boot_id) == (record.init, &record.boot_id)
+                && !matches!(later.phase, Phase::Ended(Ending::Failed(_)))
+        })
     }
 
     /// Forgets the oldest ended migrations.

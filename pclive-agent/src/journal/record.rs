@@ -46,8 +46,23 @@ pub enum Phase {
     /// Destination only: the copy was let go, and pages of it were lost. It was ended, and waits for an operator's decision
     /// about the original.
     Torn,
+    /// Source only: the copy runs, and the original is kept for a while.
+    Kept(Kept),
+    /// Source only: the original is wanted back, and goes on once the destination has ended the copy.
+    Undoing(Kept),
+    /// Destination only: the copy ran, and ends because the source wants the original back.
+    Withdrawn,
     /// Nothing is left to be done.
     Ended(Ending),
+}
+
+/// An original that is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// `CLOCK_BOOTTIME` of the record's boot, milliseconds.
+    pub until_boottime_ms: u64,
+    /// When the container was stopped: Unix time, milliseconds, to be shown.
+    pub stopped_ms: u64,
 }
 
 /// How it ended.
@@ -134,7 +149,8 @@ impl Record {
         uuid::Uuid::try_parse(&self.id).is_ok()
             && crate::runtime::ContainerId::parse(&self.container).is_some()
             && !(self.role == Role::Source
-                && matches!(self.phase, Phase::Discarded | Phase::Tail | Phase::Torn))
+                && matches!(self.phase, Phase::Discarded | Phase::Tail | Phase::Torn | Phase::Withdrawn))
+            && !(self.role == Role::Destination && matches!(self.phase, Phase::Kept(_) | Phase::Undoing(_)))
             && !(self.role == Role::Source && self.init.is_none())
     }
 }

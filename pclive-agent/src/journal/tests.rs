@@ -117,6 +117,30 @@ fn a_copy_is_not_let_go_before_that_is_written() {
 }
 
 #[test]
+fn a_copy_that_a_later_migration_took_away_has_moved_on() {
+    let id = |digit: u8| format!("7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a6{digit}");
+    let ended = Record { phase: Phase::Ended(Ending::Done), role: Role::Destination, ..record() };
+    let failed = Ending::Failed(Reason::new(ErrorCode::Cancelled, "x", ""));
+    let kept = Kept { until_boottime_ms: 1, stopped_ms: 2 };
+    let later = Record { id: id(0), ..record() };
+    let cases = [
+        (Record { phase: Phase::Ended(Ending::Done), ..later.clone() }, true),
+        (Record { phase: Phase::Kept(kept), ..later.clone() }, true),
+        (Record { phase: Phase::Committing, ..later.clone() }, true),
+        (Record { phase: Phase::Ended(failed), ..later.clone() }, false),
+        (Record { init: Some(Process { pid: 7, start_time: 10 }), ..later.clone() }, false),
+        (Record { boot_id: "another".into(), ..later.clone() }, false),
+    ];
+    for (later, expected) in cases {
+        let (_directory, journal) = journal();
+        journal.begin(ended.clone()).unwrap();
+        assert!(!journal.has_moved_on(&ended));
+        journal.begin(later.clone()).unwrap();
+        assert_eq!(journal.has_moved_on(&ended), expected, "{later:?}");
+    }
+}
+
+#[test]
 fn damaged_foreign_and_newer_files_are_named_and_left_alone() {
     let (directory, journal) = journal();
     journal.begin(record()).unwrap();

@@ -18,6 +18,7 @@ mod source;
 pub(crate) mod throttle;
 mod wire;
 
+pub(crate) use source::take_apart_answer;
 pub(crate) use wire::take_apart;
 
 use std::num::NonZero;
@@ -70,6 +71,7 @@ pub(crate) async fn start(
         return Ok(known);
     }
     let destination = agent.peer_address(&request.destination)?;
+    agent.registry.refuse_moving(&request.container)?;
     let located = agent.locate_running(&request.container, &request.runtime).await?;
     let strategy = agent.strategy(request.strategy());
     let wishes = Wishes {
@@ -81,6 +83,7 @@ pub(crate) async fn start(
         restore_after: request.restore_after,
     };
     let streams = streams(agent, request.streams)?;
+    let keep_source_for = kept_for(request.keep_source_for_ms)?;
     let (limits, bandwidth) = wishes.or_configured(agent, strategy)?;
     let verify = verified(agent, request.verify, limits.policy)?;
     let begun = agent.registry.begin(Description {
@@ -130,6 +133,7 @@ pub(crate) async fn start(
         streams,
         verify,
         close_connections,
+        keep_source_for,
         log,
     };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
@@ -229,10 +233,24 @@ async fn conclude(agent: &Agent, entry: &Entry, log: &SharedLog, ending: Ending)
 /// destination waits for progress.
 pub const LEAST_BANDWIDTH: u64 = 125_000;
 
+/// Longest time that an original is kept.
+const LONGEST_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// Most connections of one migration.
 pub const MOST_STREAMS: u32 = 16;
 const MOST_STREAMS_BY_CPUS: u32 = 8;
 const CPUS_A_STREAM: usize = 4;
+
+/// How long an original is kept, if it is.
+fn kept_for(milliseconds: u64) -> Result<Option<Duration>, MigrationError> {
+    let time = Duration::from_millis(milliseconds);
+    if time > LONGEST_KEPT {
+        let message = format!("cannot keep the original for {time:?}");
+        return Err(MigrationError::new(ErrorCode::InvalidRequest, message)
+            .hint("it takes the container's memory twice: 7 days at most"));
+    }
+    Ok(Some(time).filter(|time| !time.is_zero()))
+}
 
 /// What a user may ask for of the limits; 0 and unspecified: as configured.
 #[derive(Debug, Clone, Copy)]

@@ -82,6 +82,7 @@ pub(super) fn report(
         staging_peak_bytes: answer.staging_peak_bytes,
         tail: None,
         verification: None,
+        kept: None,
         verdict: reason.to_string(),
         predicted_downtime_ns: handover.predicted.map_or(0, ns),
     }

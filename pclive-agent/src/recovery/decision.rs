@@ -46,15 +46,29 @@ pub enum SourceStep {
     Lost,
     /// Leave it as it is and ask (again).
     Ask,
+    /// Keep it as before: the copy is not to be had back.
+    Keep,
 }
 
-/// What the source does with what it knows.
+/// What the source does with what it knows. Of a migration that is being undone the answer is that to a demand: the copy
+/// has ended (`Discarded`), or is not there to be ended (`Runs`).
 pub fn source(phase: &Phase, held: Held, answer: Answer) -> SourceStep {
     match (phase, held) {
-        (Phase::Ended(_) | Phase::Discarded | Phase::Tail | Phase::Torn, _) => SourceStep::Nothing,
-        (Phase::Begun, Held::Frozen | Held::Free) | (Phase::Committing, Held::Free) => SourceStep::LetGo,
+        (
+            Phase::Ended(_)
+            | Phase::Discarded
+            | Phase::Tail
+            | Phase::Torn
+            | Phase::Kept(_)
+            | Phase::Withdrawn,
+            _,
+        ) => SourceStep::Nothing,
+        (Phase::Begun, Held::Frozen | Held::Free) | (Phase::Committing | Phase::Undoing(_), Held::Free) => {
+            SourceStep::LetGo
+        }
         (Phase::Begun, Held::Gone) => SourceStep::Lost,
-        (Phase::Committing, Held::Frozen | Held::Gone) => match answer {
+        (Phase::Committing | Phase::Undoing(_), Held::Frozen | Held::Gone) => match answer {
+            Answer::Runs if matches!(phase, Phase::Undoing(_)) => SourceStep::Keep,
             Answer::Runs => SourceStep::Destroy,
             Answer::Discarded if held == Held::Gone => SourceStep::Lost,
             Answer::Discarded => SourceStep::LetGo,
@@ -76,6 +90,8 @@ pub enum DestinationStep {
     Follow,
     /// The copy runs and lacks pages that nobody fetches any more: end it, and leave the rest to an operator.
     Tear,
+    /// The copy is to end because its source wants the original back: end it.
+    Withdraw,
 }
 
 /// What became of the process that fetches the last pages.
@@ -94,7 +110,8 @@ pub enum Fetching {
 /// What a restarted destination does; `lives`: the copy's init is there.
 pub fn destination(phase: &Phase, lives: bool, fetching: Fetching) -> DestinationStep {
     match (phase, fetching) {
-        (Phase::Ended(_), _) => DestinationStep::Nothing,
+        (Phase::Ended(_) | Phase::Kept(_) | Phase::Undoing(_), _) => DestinationStep::Nothing,
+        (Phase::Withdrawn, _) => DestinationStep::Withdraw,
         (Phase::Begun | Phase::Discarded, _) => DestinationStep::Discard,
         (Phase::Torn, _) => DestinationStep::Tear,
         (Phase::Committing | Phase::Tail, Fetching::Complete) => DestinationStep::Finish,
@@ -130,13 +147,15 @@ pub fn confirms(answer: Answer, wish: Wish) -> bool {
 mod tests {
     use super::*;
     use crate::error::ErrorCode;
-    use crate::journal::{Ending, Reason};
+    use crate::journal::{Ending, Kept, Reason};
 
     const HELD: [Held; 3] = [Held::Frozen, Held::Free, Held::Gone];
     const ANSWERS: [Answer; 5] =
         [Answer::Runs, Answer::Discarded, Answer::Pending, Answer::Unknown, Answer::Silent];
 
     const FETCHING: [Fetching; 4] = [Fetching::Never, Fetching::Running, Fetching::Complete, Fetching::Lost];
+
+    const KEPT: Kept = Kept { until_boottime_ms: 1, stopped_ms: 2 };
 
     fn phases() -> [Phase; 5] {
         let failed = Ending::Failed(Reason::new(ErrorCode::PeerLost, "x", ""));
@@ -148,18 +167,21 @@ mod tests {
     /// The whole table of the source, in the order of `HELD` and `ANSWERS`.
     #[test]
     fn every_phase_remainder_and_answer_has_its_step() {
-        use SourceStep::{Ask, Destroy, LetGo, Lost, Nothing};
+        use SourceStep::{Ask, Destroy, Keep, LetGo, Lost, Nothing};
+        let phases = phases().into_iter().chain([Phase::Kept(KEPT), Phase::Undoing(KEPT)]);
         let table = [
             [[LetGo; 5], [LetGo; 5], [Lost; 5]],
             [[Destroy, LetGo, Ask, Ask, Ask], [LetGo; 5], [Destroy, Lost, Ask, Ask, Ask]],
             [[Nothing; 5]; 3],
             [[Nothing; 5]; 3],
             [[Nothing; 5]; 3],
+            [[Nothing; 5]; 3],
+            [[Keep, LetGo, Ask, Ask, Ask], [LetGo; 5], [Keep, Lost, Ask, Ask, Ask]],
         ];
-        for (phase, of_phase) in phases().iter().zip(table) {
+        for (phase, of_phase) in phases.zip(table) {
             for (held, of_held) in HELD.into_iter().zip(of_phase) {
                 for (answer, expected) in ANSWERS.into_iter().zip(of_held) {
-                    assert_eq!(source(phase, held, answer), expected, "{phase:?} {held:?} {answer:?}");
+                    assert_eq!(source(&phase, held, answer), expected, "{phase:?} {held:?} {answer:?}");
                 }
             }
         }
@@ -167,8 +189,8 @@ mod tests {
 
     #[test]
     fn every_phase_of_the_destination_has_its_step() {
-        use DestinationStep::{Discard, Finish, Follow, Nothing, Tear};
-        let phases = phases().into_iter().chain([Phase::Tail, Phase::Torn]);
+        use DestinationStep::{Discard, Finish, Follow, Nothing, Tear, Withdraw};
+        let phases = phases().into_iter().chain([Phase::Tail, Phase::Torn, Phase::Withdrawn]);
         let table = [
             [[Discard; 4]; 2],
             [[Finish, Follow, Finish, Tear], [Discard, Discard, Finish, Discard]],
@@ -177,6 +199,7 @@ mod tests {
             [[Nothing; 4]; 2],
             [[Finish, Follow, Finish, Tear], [Tear, Follow, Finish, Tear]],
             [[Tear; 4]; 2],
+            [[Withdraw; 4]; 2],
         ];
         for (phase, of_phase) in phases.zip(table) {
             for (lives, of_life) in [true, false].into_iter().zip(of_phase) {
@@ -206,6 +229,16 @@ mod tests {
     fn copy_that_is_gone_without_its_last_pages_is_never_said_to_run() {
         for fetching in FETCHING.into_iter().filter(|fetching| *fetching != Fetching::Complete) {
             assert_ne!(destination(&Phase::Tail, false, fetching), DestinationStep::Finish, "{fetching:?}");
+        }
+    }
+
+    /// An original that is wanted back goes on only when its copy has ended, and is never removed for that.
+    #[test]
+    fn an_original_that_is_wanted_back_goes_on_only_after_its_copy() {
+        for answer in ANSWERS {
+            let step = source(&Phase::Undoing(KEPT), Held::Frozen, answer);
+            assert_eq!(step == SourceStep::LetGo, answer == Answer::Discarded, "{answer:?}");
+            assert_ne!(step, SourceStep::Destroy);
         }
     }
 

@@ -10,10 +10,11 @@ use pclive_proto::control::{Doubt, Phase, Role};
 
 use super::decision::{self, Answer, Held, SourceStep, Wish, confirms};
 use super::inquiry::{self, Heard};
-use super::{remains, tail};
+use super::{keep, remains, tail, withdrawal};
 use crate::agent::{Agent, container_id};
 use crate::audit::{End, Line, Moved};
 use crate::error::{ErrorCode, MigrationError, chain};
+use crate::fault::{self, Point};
 use crate::hooks;
 use crate::journal::{self, Asker, Ending, Log, Reason, Record};
 use crate::registry::Entry;
@@ -28,46 +29,76 @@ pub(super) enum Outcome {
     Failed(MigrationError),
 }
 
-/// Does at the source what this answer allows; `None`: nothing, it must be asked again. On `Err` it can be tried
-/// again.
+/// What an answer of the destination came to.
+#[derive(Debug)]
+pub(super) enum Verdict {
+    /// It is over.
+    Over(Outcome),
+    /// The original, which was wanted back, is kept as before.
+    Kept,
+    /// It must be asked again.
+    Open,
+}
+
+/// Does at the source what this answer allows. On `Err` it can be tried again.
 pub(super) async fn attempt(
     agent: &Agent,
     record: &Record,
     answer: Answer,
-) -> Result<Option<Outcome>, MigrationError> {
+) -> Result<Verdict, MigrationError> {
     let held = blocking(record, remains::held).await?;
     let step = decision::source(&record.phase, held, answer);
     tracing::info!(id = record.id, phase = ?record.phase, ?held, ?answer, ?step, "recovering");
     take(agent, record, step).await
 }
 
-async fn take(agent: &Agent, record: &Record, step: SourceStep) -> Result<Option<Outcome>, MigrationError> {
+pub(super) async fn take(
+    agent: &Agent,
+    record: &Record,
+    step: SourceStep,
+) -> Result<Verdict, MigrationError> {
     let name = &record.container;
     match step {
-        SourceStep::Nothing | SourceStep::Ask => Ok(None),
+        SourceStep::Nothing | SourceStep::Ask => Ok(Verdict::Open),
+        SourceStep::Keep => Ok(Verdict::Kept),
         SourceStep::LetGo => {
             agent.tails.close(&record.id);
             blocking(record, remains::let_go).await?;
+            if matches!(record.phase, journal::Phase::Undoing(_)) {
+                announce(record).await;
+                fault::reached(Point::SourceUndone);
+                return Ok(Verdict::Over(Outcome::Failed(withdrawal::undone(record))));
+            }
             let message = format!("the migration of container {name} ended early; it runs on here");
-            Ok(Some(Outcome::Failed(MigrationError::new(ErrorCode::AgentRestarted, message))))
+            Ok(Verdict::Over(Outcome::Failed(MigrationError::new(ErrorCode::AgentRestarted, message))))
         }
         SourceStep::Lost => {
             let message =
                 format!("the migration of container {name} ended early, and it has ended here, too");
             let error = MigrationError::new(ErrorCode::AgentRestarted, message).hint("start it again");
-            Ok(Some(Outcome::Failed(error)))
+            Ok(Verdict::Over(Outcome::Failed(error)))
         }
         SourceStep::Destroy => {
             let timeout = agent.config.migration.stop_timeout();
             blocking(record, move |record| remains::destroy(record, timeout)).await?;
             forget(agent, record).await?;
-            Ok(Some(Outcome::Done))
+            Ok(Verdict::Over(Outcome::Done))
         }
     }
 }
 
+/// Tells the neighbours that the container is here again.
+async fn announce(record: &Record) {
+    let announced = blocking(record, |record| {
+        remains::announce(record).map_err(|error| MigrationError::caused(ErrorCode::NetworkFailed, &error))
+    });
+    if let Err(error) = announced.await {
+        tracing::warn!(id = record.id, "cannot announce the container again: {error}");
+    }
+}
+
 /// Makes the runtime forget the container that the migration was about, and no other of its name.
-async fn forget(agent: &Agent, record: &Record) -> Result<(), MigrationError> {
+pub(super) async fn forget(agent: &Agent, record: &Record) -> Result<(), MigrationError> {
     let (id, runtime) = (container_id(&record.container)?, agent.runtime(&record.runtime)?);
     if !runtime.knows(&id) {
         return Ok(());
@@ -154,17 +185,21 @@ pub(crate) fn pursue(agent: &Arc<Agent>, entry: &Arc<Entry>) {
 }
 
 /// True once there is no doubt.
-async fn round(agent: &Agent, entry: &Entry) -> bool {
+async fn round(agent: &Arc<Agent>, entry: &Arc<Entry>) -> bool {
     let _deciding = entry.deciding.lock().await;
     let Some((log, record)) = open(agent, entry) else { return true };
     let heard = inquiry::ask(agent, &record).await;
     note(entry, &record, &heard, None);
     match attempt(agent, &record, heard.answer).await {
-        Ok(Some(outcome)) => {
+        Ok(Verdict::Over(outcome)) => {
             conclude(agent, entry, log, outcome).await;
             true
         }
-        Ok(None) => false,
+        Ok(Verdict::Kept) => {
+            keep::keep_on(agent, entry, log).await;
+            true
+        }
+        Ok(Verdict::Open) => false,
         Err(error) => {
             tracing::error!(id = record.id, "cannot end a migration in doubt: {error}");
             note(entry, &record, &heard, Some(&error));
@@ -192,11 +227,9 @@ fn note(entry: &Entry, record: &Record, heard: &Heard, trouble: Option<&Migratio
     entry.doubt(Doubt { here, there: heard.words.clone(), questions, asked_ms: now_ms() });
 }
 
-async fn conclude(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, outcome: Outcome) {
-    let ending = ending(&outcome);
-    let record = journal::guard(&log).record().clone();
-    hooks::after(agent, entry, &record, &ending).await;
-    write_end(agent, log, ending).await;
+/// Brings a migration to its end that was not known, or has become another.
+pub(super) async fn conclude(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, outcome: Outcome) {
+    end(agent, entry, log, ending(&outcome)).await;
     match outcome {
         Outcome::Done => {
             tracing::info!(id = entry.id(), "no doubt any more: the container runs at the destination");
@@ -210,6 +243,13 @@ async fn conclude(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, outcome: O
     agent.registry.ended();
 }
 
+/// What follows an end: the site's hook, then the journal.
+pub(super) async fn end(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, ending: Ending) {
+    let record = journal::guard(&log).record().clone();
+    hooks::after(agent, entry, &record, &ending).await;
+    write_end(agent, log, ending).await;
+}
+
 /// Decides as `operator` wishes, if the destination confirms it or `overridden`. The phase afterwards, and what the
 /// destination said.
 pub async fn resolve(
@@ -221,6 +261,10 @@ pub async fn resolve(
 ) -> Result<(Phase, String), MigrationError> {
     let entry = agent.registry.get(id)?;
     let _deciding = entry.deciding.lock().await;
+    if let Some((log, record, _)) = keep::kept(agent, &entry) {
+        keep::resolve(agent, &entry, log, &record, wish).await?;
+        return Ok((entry.current_phase(), String::new()));
+    }
     let Some((log, record)) = open(agent, &entry) else {
         let message = format!("cannot resolve migration {id}: it is not in doubt");
         return Err(MigrationError::new(ErrorCode::NotInDoubt, message));
@@ -244,7 +288,7 @@ pub async fn resolve(
     };
     tracing::warn!(id, ?wish, overridden, peer = heard.words, "an operator decides");
     let outcome = take(agent, &record, step).await.map_err(|error| error.at(Role::Source, Phase::Unknown))?;
-    let Some(outcome) = outcome else {
+    let Verdict::Over(outcome) = outcome else {
         return Err(MigrationError::new(ErrorCode::Internal, "a decision without an outcome"));
     };
     entry.resolved_by(operator);

@@ -5,9 +5,10 @@ use pclive_proto::peer::inquire_response::Answer as WireAnswer;
 use pclive_proto::peer::{InquireRequest, InquireResponse};
 
 use super::decision::Answer;
+use super::withdrawal;
 use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain, printable};
-use crate::journal::{self, Record, Role, Standing};
+use crate::journal::{self, Phase, Record, Role, Standing};
 use crate::link::{self, PeerAddress};
 
 /// What the destination said, and that in words.
@@ -36,6 +37,7 @@ async fn request(agent: &Agent, record: &Record) -> Result<InquireResponse, Migr
         migration_id: record.id.clone(),
         container_id: record.container.clone(),
         source_agent: agent.name.clone(),
+        withdraw: matches!(record.phase, Phase::Undoing(_)),
     };
     let patience = agent.config.migration.connect_timeout();
     match tokio::time::timeout(patience, client.inquire(request)).await {
@@ -80,6 +82,15 @@ pub async fn answer(agent: &Agent, request: InquireRequest) -> Result<InquireRes
     let Some(log) = log else {
         return Ok(respond(WireAnswer::Unknown, container_there(agent, &request.container_id).await));
     };
+    if request.withdraw {
+        let (answer, detail) = withdrawal::withdraw(agent, log).await;
+        tracing::info!(
+            id = request.migration_id,
+            answer = answer.as_str_name(),
+            "source wants its container back"
+        );
+        return Ok(respond(answer, detail));
+    }
     let standing = tokio::task::spawn_blocking(move || journal::guard(&log).answer()).await;
     let standing = standing.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
     let response = match standing {
@@ -92,6 +103,7 @@ pub async fn answer(agent: &Agent, request: InquireRequest) -> Result<InquireRes
             let detail = "it ran there, lost its last pages and was ended: an operator has to decide about the original";
             respond(WireAnswer::Pending, detail.into())
         }
+        Ok(Standing::Withdrawn) => respond(WireAnswer::Pending, "it ran there and is being ended".into()),
         Ok(Standing::Discarded) => {
             revoke(agent, &request.migration_id);
             respond(WireAnswer::Discarded, String::new())

@@ -8,9 +8,11 @@
 pub mod decision;
 pub(crate) mod doubt;
 pub(crate) mod inquiry;
+pub(crate) mod keep;
 pub(crate) mod process;
 mod remains;
 pub(crate) mod tail;
+mod withdrawal;
 
 use std::sync::Arc;
 
@@ -18,9 +20,10 @@ use pclive_proto::control;
 
 pub use doubt::resolve;
 pub use inquiry::answer;
+pub use keep::undo;
 
 use self::decision::{Answer, DestinationStep};
-use self::doubt::Outcome;
+use self::doubt::{Outcome, Verdict};
 use crate::agent::{Agent, container_id};
 use crate::config::Strategy;
 use crate::error::{ErrorCode, MigrationError, chain};
@@ -41,14 +44,31 @@ pub async fn recover(agent: &Arc<Agent>) -> Result<(), JournalError> {
             (Phase::Ended(ending), _) => {
                 restore(agent, &record, record.ended_ms, past(record.role, ending));
             }
+            (Phase::Kept(kept), Role::Source) => {
+                let entry = restore(agent, &record, doubt::now_ms(), Past::Done);
+                keep::take_over(agent, &entry, &record, *kept);
+            }
             (
-                Phase::Begun | Phase::Committing | Phase::Discarded | Phase::Tail | Phase::Torn,
+                Phase::Begun
+                | Phase::Committing
+                | Phase::Discarded
+                | Phase::Tail
+                | Phase::Torn
+                | Phase::Undoing(_)
+                | Phase::Withdrawn,
                 Role::Source,
             ) => {
                 source(agent, &record).await;
             }
             (
-                Phase::Begun | Phase::Committing | Phase::Discarded | Phase::Tail | Phase::Torn,
+                Phase::Begun
+                | Phase::Committing
+                | Phase::Discarded
+                | Phase::Tail
+                | Phase::Torn
+                | Phase::Kept(_)
+                | Phase::Undoing(_)
+                | Phase::Withdrawn,
                 Role::Destination,
             ) => {
                 destination(agent, &record).await;
@@ -62,12 +82,18 @@ pub async fn recover(agent: &Arc<Agent>) -> Result<(), JournalError> {
 async fn source(agent: &Arc<Agent>, record: &Record) {
     speed_up(agent, record).await;
     match doubt::attempt(agent, record, Answer::Silent).await {
-        Ok(Some(outcome)) => end(agent, record, outcome).await,
-        Ok(None) => {
-            let message = format!(
-                "this agent ended while the destination took container {} over, and it is not known whether it did",
-                record.container
-            );
+        Ok(Verdict::Over(outcome)) => end(agent, record, outcome).await,
+        Ok(Verdict::Kept | Verdict::Open) => {
+            let name = &record.container;
+            let message = match record.phase {
+                Phase::Undoing(_) => format!(
+                    "this agent ended while the original of container {name} was wanted back, and it is not known \
+                     whether its copy has ended"
+                ),
+                _ => format!(
+                    "this agent ended while the destination took container {name} over, and it is not known whether it did"
+                ),
+            };
             in_doubt(agent, record, MigrationError::new(ErrorCode::CommitUnknown, message));
         }
         Err(error) => {
@@ -110,10 +136,21 @@ async fn destination(agent: &Arc<Agent>, record: &Record) {
         DestinationStep::Nothing => return,
         DestinationStep::Follow => return tail::follow(agent, record).await,
         DestinationStep::Tear => return tail::tear_anew(agent, record).await,
+        DestinationStep::Withdraw => match withdrawal::end_copy(agent, record).await {
+            Ok(()) => Outcome::Failed(withdrawal::undone(record)),
+            Err(error) => return still_there(agent, record, error),
+        },
         DestinationStep::Finish => finish(agent, record).await,
         DestinationStep::Discard => discard(agent, record).await,
     };
     end(agent, record, outcome).await;
+}
+
+/// A copy that was to end lives on: its source asks again, and it is tried again then.
+fn still_there(agent: &Agent, record: &Record, error: MigrationError) {
+    tracing::error!(id = record.id, "a copy that was withdrawn has not ended: {error}");
+    let error = error.at(control::Role::Destination, control::Phase::Unknown);
+    restore(agent, record, 0, Past::InDoubt(control::Error::from(&error)));
 }
 
 /// The copy runs: its agent may have died before it could open its network.

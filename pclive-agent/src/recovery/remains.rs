@@ -5,13 +5,13 @@
 
 use std::time::Duration;
 
-use pclive_engine::capture::Leftover;
+use pclive_engine::capture::{Connections, Leftover};
 use pclive_engine::model::Pid;
 
 use super::decision::Held;
 use super::process;
 use crate::error::{ErrorCode, MigrationError};
-use crate::journal::{Process, Record};
+use crate::journal::{Phase, Process, Record};
 use crate::network::{self, Namespace};
 
 fn capture_error(error: &pclive_engine::capture::CaptureError) -> MigrationError {
@@ -50,10 +50,14 @@ pub(super) fn let_go(record: &Record) -> Result<(), MigrationError> {
     let namespace = Namespace::of(init.pid).map_err(|error| network_error(&error))?;
     network::remove_stale_lock(&namespace, &record.container).map_err(|error| network_error(&error))?;
     let leftover = Leftover::find(Pid(init.pid)).map_err(|error| capture_error(&error))?;
-    leftover.let_go().map_err(|error| capture_error(&error))
+    // Of one that runs already the connections are its own.
+    let wanted_back = matches!(record.phase, Phase::Undoing(_));
+    let frozen = leftover.is_frozen().map_err(|error| capture_error(&error))?;
+    let connections = if wanted_back && frozen { Connections::Close } else { Connections::Carry };
+    leftover.let_go(connections).map_err(|error| capture_error(&error))
 }
 
-/// Ends the container at its source without letting it run or speak.
+/// Ends the container without letting it run; one that its source has frozen does not speak any more.
 pub(super) fn destroy(record: &Record, timeout: Duration) -> Result<(), MigrationError> {
     let Some(init) = init(record) else {
         return network::remove_host_ends(&record.container).map(drop).map_err(|error| network_error(&error));

@@ -104,10 +104,19 @@ pub(super) fn give_up(record: &Record, wish: Wish, overridden: bool) -> Result<O
         }
         (Phase::Torn, Wish::RunHere) => format!("cannot run container {name} here: it lost its last pages"),
         (
-            Phase::Begun | Phase::Committing | Phase::Discarded | Phase::Tail | Phase::Ended(_),
+            Phase::Begun
+            | Phase::Committing
+            | Phase::Discarded
+            | Phase::Tail
+            | Phase::Kept(_)
+            | Phase::Undoing(_)
+            | Phase::Ended(_),
             Wish::RunHere | Wish::DiscardHere,
         ) => {
             format!("cannot resolve the migration of container {name} here: its last pages are being fetched")
+        }
+        (Phase::Withdrawn, Wish::RunHere | Wish::DiscardHere) => {
+            format!("cannot resolve the migration of container {name} here: its source has taken it back")
         }
     };
     Err(MigrationError::new(ErrorCode::NotInDoubt, message))
@@ -153,7 +162,13 @@ async fn wrote(log: &Arc<Mutex<Log>>, phase: &Phase) -> bool {
         let is_next = match log.record().phase {
             Phase::Committing => true,
             Phase::Tail => phase == Phase::Torn,
-            Phase::Begun | Phase::Discarded | Phase::Torn | Phase::Ended(_) => false,
+            Phase::Begun
+            | Phase::Discarded
+            | Phase::Torn
+            | Phase::Kept(_)
+            | Phase::Undoing(_)
+            | Phase::Withdrawn
+            | Phase::Ended(_) => false,
         };
         let record = Record { phase, ..log.record().clone() };
         let put = if is_next { log.put(record) } else { Ok(()) };

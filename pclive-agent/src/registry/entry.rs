@@ -80,8 +80,12 @@ struct Record {
     committing: bool,
     /// What is known while it is in doubt.
     doubt: Option<control::Doubt>,
-    /// Who cancelled it, or resolved it.
+    /// Who cancelled it, or resolved it, or undid it.
     decided_by: Option<Asker>,
+    /// While its original is kept.
+    kept: Option<control::Kept>,
+    /// Its container is not to be moved.
+    reserved: bool,
 }
 
 /// What a watcher has not seen.
@@ -155,6 +159,8 @@ impl Entry {
                 committing: false,
                 doubt: None,
                 decided_by: None,
+                kept: None,
+                reserved: false,
             }),
             version: watch::Sender::new(0),
             cancel: watch::Sender::new(None),
@@ -197,7 +203,28 @@ impl Entry {
     /// True until it has ended well or been rolled back: its container is taken.
     pub(super) fn is_live(&self) -> bool {
         let record = self.lock();
-        record.ended_at.is_none() || record.phase == Phase::Unknown
+        record.ended_at.is_none()
+            || record.phase == Phase::Unknown
+            || record.kept.is_some()
+            || record.reserved
+    }
+
+    /// Its original is kept, or not any more. While it is, the container's name is taken here.
+    pub fn keep(&self, kept: Option<control::Kept>) {
+        self.change(|record| {
+            record.kept = kept;
+            None
+        });
+    }
+
+    /// What is kept of it.
+    pub fn kept(&self) -> Option<control::Kept> {
+        self.lock().kept
+    }
+
+    /// Its container is not to be moved, or may be again.
+    pub(crate) fn reserve(&self, reserved: bool) {
+        self.lock().reserved = reserved;
     }
 
     /// True while something is being done for it.
@@ -273,6 +300,12 @@ impl Entry {
         });
     }
 
+    /// It was to be undone, and is not: it is done as it was before.
+    pub fn done_after_all(&self) {
+        let report = self.lock().report.clone();
+        self.finish(report);
+    }
+
     /// What is known of a migration in doubt.
     pub fn doubt(&self, doubt: control::Doubt) {
         self.change(|record| {
@@ -316,6 +349,9 @@ impl Entry {
         self.forget_doubt();
         self.phase(phase);
         self.change(|record| {
+            (record.kept, record.reserved) = (None, false);
+            // One that was done is not any more.
+            record.events.retain(|event| !matches!(event.event, Some(event::Event::Done(_))));
             record.error = Some(error.clone());
             record.ended_at = Some(SystemTime::now());
             Some(event::Event::Failed(error))
@@ -395,6 +431,7 @@ impl Entry {
             report: record.report.clone(),
             error: record.error.clone(),
             doubt: record.doubt.clone(),
+            kept: record.kept,
         }
     }
 

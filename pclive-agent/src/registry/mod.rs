@@ -109,25 +109,42 @@ impl Registry {
             return Err(MigrationError::new(ErrorCode::Busy, message)
                 .hint("source and destination must be two agents"));
         }
-        Self::refuse_moving_in(inner, &new.container)
+        Self::refuse_moving_in(inner.entries.iter(), &new.container)
     }
 
     /// Says which migration moves a container, if one does: what is left of it here goes when that has ended.
     pub fn refuse_moving(&self, container: &str) -> Result<(), MigrationError> {
-        Self::refuse_moving_in(&self.lock(), container)
+        Self::refuse_moving_in(self.lock().entries.iter(), container)
     }
 
-    fn refuse_moving_in(inner: &Inner, container: &str) -> Result<(), MigrationError> {
-        match inner.entries.iter().find(|entry| entry.is_live() && entry.container() == container) {
-            None => Ok(()),
-            Some(other) => {
-                let id = other.id();
-                let message = format!(
-                    "cannot migrate container {container}: it is already being moved by migration {id}"
-                );
-                Err(MigrationError::new(ErrorCode::Busy, message))
-            }
+    /// From here on no migration of the container of `entry`, which has ended, begins, until [`Entry::reserve`] takes that
+    /// back.
+    pub(crate) fn reserve(&self, entry: &Entry) -> Result<(), MigrationError> {
+        let inner = self.lock();
+        let others = inner.entries.iter().filter(|other| other.id() != entry.id());
+        Self::refuse_moving_in(others, entry.container())?;
+        entry.reserve(true);
+        Ok(())
+    }
+
+    fn refuse_moving_in<'a>(
+        mut entries: impl Iterator<Item = &'a Arc<Entry>>,
+        container: &str,
+    ) -> Result<(), MigrationError> {
+        let Some(other) = entries.find(|entry| entry.is_live() && entry.container() == container) else {
+            return Ok(());
+        };
+        let (id, of) = (other.id(), format!("cannot migrate container {container}"));
+        if other.kept().is_some() {
+            let message = format!("{of}: its original is kept here since migration {id}");
+            let hint = format!(
+                "wait until its time is over, remove it (pclivectl resolve {id} --discard-here), or go back to it \
+                 (pclivectl undo {id})"
+            );
+            return Err(MigrationError::new(ErrorCode::Busy, message).hint(hint));
         }
+        let message = format!("{of}: it is already being moved by migration {id}");
+        Err(MigrationError::new(ErrorCode::Busy, message))
     }
 
     fn forget_oldest(inner: &mut Inner, history: usize) {
@@ -356,6 +373,36 @@ mod tests {
         assert_eq!(registry.of_container("web").as_deref(), Some("1"));
         assert_eq!(registry.begin(description("2", "web")).unwrap_err().code, ErrorCode::Busy);
         assert_eq!(*registry.live.borrow(), 0);
+    }
+
+    #[test]
+    fn a_container_whose_original_is_kept_or_whose_copy_is_reserved_is_not_moved() {
+        let registry = Registry::new(4, 2);
+        let entry = registry.begin(description("1", "web")).unwrap();
+        entry.keep(Some(control::Kept::default()));
+        entry.finish(None);
+        let refused = registry.begin(description("2", "web")).unwrap_err();
+        assert!(refused.code == ErrorCode::Busy && refused.hint.contains("pclivectl undo 1"), "{refused:?}");
+        entry.keep(None);
+        registry.reserve(&entry).unwrap();
+        assert_eq!(registry.begin(description("2", "web")).unwrap_err().code, ErrorCode::Busy);
+        entry.reserve(false);
+        registry.begin(description("2", "web")).unwrap();
+        assert_eq!(registry.reserve(&entry).unwrap_err().code, ErrorCode::Busy, "it is being moved");
+    }
+
+    #[test]
+    fn a_migration_that_is_undone_is_not_told_as_done() {
+        let registry = Registry::new(4, 2);
+        let entry = registry.begin(description("1", "web")).unwrap();
+        entry.finish(None);
+        entry.fail(MigrationError::new(ErrorCode::Undone, "undone"));
+        let told = entry.news(0).events;
+        assert!(
+            !told.iter().any(|event| matches!(event.event, Some(control::event::Event::Done(_)))),
+            "{told:?}"
+        );
+        assert_eq!(entry.snapshot().phase, i32::from(Phase::Failed));
     }
 
     #[tokio::test]

@@ -10,7 +10,8 @@ use pclive_proto::control::{
     GetHostRequest, GetMigrationRequest, Host, ListContainersRequest, ListContainersResponse,
     ListMigrationsRequest, ListMigrationsResponse, Migration, Peer, PlanMigrationRequest,
     PlanMigrationResponse, Resolution, ResolveMigrationRequest, ResolveMigrationResponse,
-    StartMigrationRequest, StartMigrationResponse, WatchMigrationRequest,
+    StartMigrationRequest, StartMigrationResponse, UndoMigrationRequest, UndoMigrationResponse,
+    WatchMigrationRequest,
 };
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
@@ -109,6 +110,15 @@ impl Control for ControlService {
         let decided = recovery::resolve(&self.agent, id, wish, overridden, operator).await;
         let (phase, peer) = decided?;
         Ok(Response::new(ResolveMigrationResponse { phase: phase.into(), peer }))
+    }
+
+    async fn undo_migration(
+        &self,
+        request: Request<UndoMigrationRequest>,
+    ) -> Result<Response<UndoMigrationResponse>, Status> {
+        let operator = Asker::from(&caller(&request)?);
+        let UndoMigrationRequest { migration_id, confirmed } = request.into_inner();
+        Ok(Response::new(recovery::undo(&self.agent, &migration_id, confirmed, operator).await?))
     }
 
     async fn check_container(

@@ -248,7 +248,14 @@ impl Reader {
             match journal::guard(&self.log).record().phase {
                 Phase::Committing => return Ok(()),
                 Phase::Begun if Instant::now() < deadline => {}
-                Phase::Begun | Phase::Discarded | Phase::Tail | Phase::Torn | Phase::Ended(_) => {
+                Phase::Begun
+                | Phase::Discarded
+                | Phase::Tail
+                | Phase::Torn
+                | Phase::Kept(_)
+                | Phase::Undoing(_)
+                | Phase::Withdrawn
+                | Phase::Ended(_) => {
                     return Err(refused("cannot give pages of a container that was not handed over"));
                 }
             }

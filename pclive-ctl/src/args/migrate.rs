@@ -37,6 +37,9 @@ pub(crate) struct Migrate {
     /// What becomes of TCP connections; those that the container has with itself are always kept
     #[arg(long, value_enum, default_value_t = Tcp::Keep)]
     pub(crate) tcp: Tcp,
+    /// Keep the original, frozen, once the copy runs: `undo` goes back to it while this lasts
+    #[arg(long, value_name = "TIME", value_parser = positive_duration)]
+    pub(crate) keep_source_for: Option<Duration>,
     /// Runtime of the container [default: the one that knows it]
     #[arg(long, value_name = "NAME")]
     pub(crate) runtime: Option<String>,
@@ -193,6 +196,7 @@ impl Migrate {
             streams: self.streams.unwrap_or(0),
             verify: self.verify,
             close_connections: self.tcp == Tcp::Close,
+            keep_source_for_ms: self.keep_source_for.map_or(0, whole_milliseconds),
         }
     }
 }
@@ -247,6 +251,8 @@ mod tests {
             "--verify",
             "--tcp",
             "close",
+            "--keep-source-for",
+            "10min",
         ];
         let expected = StartMigrationRequest {
             container: "redis-1".into(),
@@ -264,6 +270,7 @@ mod tests {
             streams: 0,
             verify: Some(true),
             close_connections: true,
+            keep_source_for_ms: 600_000,
         };
         assert_eq!(migrate(&arguments).unwrap(), expected);
     }

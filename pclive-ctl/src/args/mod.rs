@@ -93,6 +93,9 @@ pub(crate) enum Command {
     /// Decide where a container belongs whose migration is in doubt; the other agent is asked first
     #[command(after_help = EXIT_CODES)]
     Resolve(Resolve),
+    /// Go back to the original of a migration, which --keep-source-for has kept; without --yes nothing is done
+    #[command(after_help = EXIT_CODES)]
+    Undo(Undo),
     /// List everything that stands in the way of migrating a container; exits with 1 if there is anything
     Check(Check),
     /// Watch a container for some seconds and say how its migration would go; nothing is stopped
@@ -132,6 +135,16 @@ pub(crate) struct Resolve {
     /// Do it although the destination does not confirm it: two copies may run then, or none
     #[arg(long)]
     pub(crate) r#override: bool,
+}
+
+/// `undo`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Undo {
+    /// The migration's id
+    pub(crate) id: String,
+    /// Do it: what the container did at the destination is lost
+    #[arg(long)]
+    pub(crate) yes: bool,
 }
 
 /// `check`.

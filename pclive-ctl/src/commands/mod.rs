@@ -10,6 +10,7 @@ mod migrate;
 mod plan;
 mod resolve;
 mod status;
+mod undo;
 mod watch;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -37,6 +38,7 @@ pub(crate) async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure
         Command::Watch(id) => watch::run(client, &id.id, args.patience, output).await,
         Command::Cancel(id) => cancel::run(client, &id.id, output).await,
         Command::Resolve(resolve) => resolve::run(client, &resolve, output).await,
+        Command::Undo(undo) => undo::run(client, &undo, output).await,
         Command::Check(check) => check::run(client, check, output).await,
         Command::Plan(plan) => plan::run(client, &plan, output).await,
         Command::Containers => containers::run(client, output).await,

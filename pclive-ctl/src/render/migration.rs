@@ -55,6 +55,10 @@ pub(crate) fn details(migration: &Migration, now_ms: u64) -> String {
     for (fact, value) in facts {
         let _ = writeln!(text, "{fact:<10} {value}");
     }
+    if let Some(kept) = migration.kept {
+        let _ =
+            writeln!(text, "{:<10} kept here, frozen, until {}", "original", unit::timestamp(kept.until_ms));
+    }
     match &migration.report {
         Some(report) => {
             let _ = write!(text, "\n{}", report::report(report));

@@ -41,6 +41,13 @@ pub(crate) fn report(report: &Report) -> String {
     if let Some(tail) = &report.tail {
         text.push_str(&self::tail(tail));
     }
+    if let Some(kept) = report.kept {
+        let _ = writeln!(
+            text,
+            "  original        kept until {}; pclivectl undo goes back",
+            unit::timestamp(kept.until_ms)
+        );
+    }
     if report.staging_peak_bytes > 0 {
         let _ = writeln!(text, "  staged at most  {}", unit::bytes(report.staging_peak_bytes));
     }
@@ -158,6 +165,7 @@ pub(crate) mod tests {
             predicted_downtime_ns: 38_000_000,
             tail: None,
             verification: None,
+            kept: None,
         }
     }
 

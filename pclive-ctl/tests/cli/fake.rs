@@ -49,6 +49,8 @@ pub(crate) struct Script {
     pub(crate) resolve_error: Option<Error>,
     /// `resolve`.
     pub(crate) resolve: ResolveMigrationResponse,
+    /// `undo`; `confirmed` decides about the phase.
+    pub(crate) kept: Kept,
     /// `list`.
     pub(crate) migrations: Vec<Migration>,
     /// `check`.
@@ -259,6 +261,14 @@ impl Control for Agent {
             Some(error) => Err(refusal(error)),
             None => Ok(Response::new(self.script.resolve.clone())),
         }
+    }
+
+    async fn undo_migration(
+        &self,
+        request: Request<UndoMigrationRequest>,
+    ) -> Result<Response<UndoMigrationResponse>, Status> {
+        let phase = if request.get_ref().confirmed { Phase::Failed } else { Phase::Done };
+        Ok(Response::new(UndoMigrationResponse { phase: phase.into(), kept: Some(self.script.kept) }))
     }
 
     async fn check_container(

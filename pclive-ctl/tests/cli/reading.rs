@@ -91,6 +91,21 @@ error: cannot get migration m-9: there is no migration m-9
 }
 
 #[test]
+fn an_original_is_gone_back_to_only_with_yes() {
+    let migration = Migration { container: "redis-1".into(), peer: "host-b".into(), ..Migration::default() };
+    let kept = Kept { until_ms: 1_795_430_789_000, stopped_ms: 1_795_430_189_000 };
+    let agent = Fake::new(Script { states: vec![migration], kept, ..Script::default() });
+    let told = run(&agent.socket(), &["undo", "m-1"]);
+    assert_eq!(told.code, 0, "{}", told.err);
+    assert!(told.out.contains("redis-1 would go back") && told.out.contains("--yes"), "{}", told.out);
+    let done = run(&agent.socket(), &["undo", "m-1", "--yes"]);
+    assert_eq!(done.code, 0, "{}", done.err);
+    assert!(done.out.contains("redis-1 runs here again"), "{}", done.out);
+    let json = run(&agent.socket(), &["--json", "undo", "m-1", "--yes"]);
+    assert!(json.out.contains("\"undone\":true"), "{}", json.out);
+}
+
+#[test]
 fn a_decision_reaches_the_agent_and_its_refusal_the_operator() {
     let decided = ResolveMigrationResponse { phase: Phase::Failed.into(), peer: "host-b: gone".into() };
     let agent = Fake::new(Script { resolve: decided, ..Script::default() });

@@ -55,6 +55,7 @@ pub(crate) fn report() -> Report {
         predicted_downtime_ns: 5_000_000,
         tail: None,
         verification: None,
+        kept: None,
     }
 }
 

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use super::CaptureError;
 use super::freezer::Freezer;
+use super::sockets::{self, Connections};
 use super::tree::{self, TreeProcess};
 use crate::model::{Deadline, Pid};
 use crate::sys::pidfd;
-use crate::sys::socket::set_int;
+use crate::sys::socket::{disconnect, set_int};
 use crate::sys::tcp::{Repair, is_in_repair, set_repair};
 use crate::tracee::{Pause, end};
 
@@ -44,11 +45,12 @@ impl Leftover {
         self.freezer.as_ref().map_or(Ok(false), Freezer::is_engaged)
     }
 
-    /// Lets the container run on: connections first, so that no task finds one mute, then the tasks. On `Err` it is
-    /// as frozen as it was, and it can be tried again.
-    pub fn let_go(self) -> Result<(), CaptureError> {
+    /// Lets the container run on: connections first, so that no task finds one mute, then the tasks. Where its peers have
+    /// talked to a copy since, connections with them are closed: the program gets ECONNABORTED. On `Err` it is as frozen as
+    /// it was, and it can be tried again.
+    pub fn let_go(self, connections: Connections) -> Result<(), CaptureError> {
         for process in &self.processes {
-            end_repair(process.pid)?;
+            end_repair(process.pid, connections)?;
         }
         match self.freezer {
             Some(freezer) if freezer.is_engaged()? => freezer.thaw(),
@@ -71,14 +73,17 @@ impl Leftover {
 
 /// Ends the repair mode of every TCP connection of a process that is in it. The kernel has forgotten whether such a
 /// socket had `SO_REUSEADDR`; it gets it, because a server that restarts would otherwise find its port taken.
-fn end_repair(pid: Pid) -> Result<(), CaptureError> {
-    let Some(descriptors) = sockets(pid)? else { return Ok(()) };
+fn end_repair(pid: Pid, connections: Connections) -> Result<(), CaptureError> {
+    let Some(descriptors) = sockets_of(pid)? else { return Ok(()) };
     let Ok(process) = pidfd::open(pid) else { return Ok(()) };
     for number in descriptors {
         // A descriptor that was closed, or a process that ended, has nothing to be mended.
         let Ok(socket) = pidfd::getfd(&process, number) else { continue };
         if !is_in_repair(socket_of(&socket)).unwrap_or(false) {
             continue;
+        }
+        if connections == Connections::Close && sockets::leaves(&socket).unwrap_or(true) {
+            disconnect(socket_of(&socket)).map_err(CaptureError::Silence)?;
         }
         set_repair(socket_of(&socket), Repair::OffSilently).map_err(CaptureError::Silence)?;
         set_int(socket_of(&socket), libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)
@@ -92,7 +97,7 @@ fn socket_of(fd: &std::os::fd::OwnedFd) -> std::os::fd::BorrowedFd<'_> {
 }
 
 /// The numbers of the sockets of a process; `None` when it has ended.
-fn sockets(pid: Pid) -> Result<Option<Vec<i32>>, CaptureError> {
+fn sockets_of(pid: Pid) -> Result<Option<Vec<i32>>, CaptureError> {
     let path = format!("/proc/{pid}/fd");
     let entries = match std::fs::read_dir(&path) {
         Ok(entries) => entries,

@@ -107,3 +107,13 @@ pub fn listen(fd: BorrowedFd<'_>, backlog: u32) -> nix::Result<()> {
     let result = unsafe { libc::listen(fd.as_raw_fd(), c_int::try_from(backlog).unwrap_or(c_int::MAX)) };
     Errno::result(result).map(drop)
 }
+
+/// connect(2) with `AF_UNSPEC`: ends a TCP connection at once. A peer gets a RST, but for one in repair mode, of which the
+/// program gets ECONNABORTED. The address that the socket was bound to by the kernel is free again.
+pub fn disconnect(fd: BorrowedFd<'_>) -> nix::Result<()> {
+    let nobody =
+        libc::sockaddr { sa_family: libc::AF_UNSPEC as libc::sa_family_t, sa_data: Default::default() };
+    let length = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the address lives for the call, and its length is its own.
+    Errno::result(unsafe { libc::connect(fd.as_raw_fd(), &raw const nobody, length) }).map(drop)
+}

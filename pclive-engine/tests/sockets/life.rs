@@ -270,6 +270,21 @@ fn reset_that_the_application_has_not_seen_is_in_no_way_where_connections_end() 
 }
 
 #[test]
+fn mute_connection_that_is_disconnected_tells_its_program_and_nobody_else() {
+    let network = Network::new();
+    let (mut server, mut client, _listener) = network.connect(SERVER4);
+    let captured = capture_socket(server.try_clone().unwrap().into(), &network.server.diag(), Mode::Dump);
+    let guard = captured.unwrap().guard.unwrap();
+    guard.silence().unwrap();
+    pclive_engine::sys::socket::disconnect(server.as_fd()).unwrap();
+    drop(guard);
+    assert_eq!(server.read(&mut [0]).unwrap_err().kind(), ErrorKind::ConnectionAborted);
+    network.assert_no_reset();
+    client.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+    assert_eq!(client.read(&mut [0]).unwrap_err().kind(), ErrorKind::WouldBlock, "nothing was said");
+}
+
+#[test]
 fn connection_of_a_container_with_itself_is_carried_where_others_end() {
     let host = Namespace::new();
     for address in ["127.0.0.1:0", "[::1]:0"] {

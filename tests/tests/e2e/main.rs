@@ -11,6 +11,7 @@ mod endings;
 mod footprint;
 mod frozen;
 mod hooks;
+mod keep;
 mod links;
 mod many;
 mod mute;

@@ -83,7 +83,7 @@ fn in_doubt(lab: &Lab) -> Result<String> {
 }
 
 /// Whether one of its freezers is engaged; the runtime may look at the other one only.
-fn is_frozen(host: &Host, container: &Container) -> bool {
+pub(crate) fn is_frozen(host: &Host, container: &Container) -> bool {
     let cgroup = format!("{}/{}", host.cgroup(), container.name);
     let word = |path: String| std::fs::read_to_string(path).unwrap_or_default();
     let unified = ["/unified", ""].map(|root| word(format!("/sys/fs/cgroup{root}{cgroup}/cgroup.freeze")));

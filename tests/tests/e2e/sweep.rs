@@ -24,7 +24,7 @@ const LEAST_POINTS: usize = 80;
 pub(crate) struct Point {
     pub(crate) name: String,
     /// Where the container runs afterwards: "source", "destination", or "decided": where the destination says.
-    survivor: String,
+    pub(crate) survivor: String,
     /// The policy of a migration that comes to it.
     pub(crate) policy: String,
 }
@@ -34,6 +34,10 @@ impl Point {
         let words: Vec<&str> = line.split_whitespace().collect();
         let [name, survivor, policy] = words[..] else { bail!("not a point: {line}") };
         Ok(Self { name: name.into(), survivor: survivor.into(), policy: policy.into() })
+    }
+
+    fn is_of_undoing(&self) -> bool {
+        matches!(self.policy.as_str(), "keep" | "undo")
     }
 
     /// The options of such a migration; `verify` is no policy, but an option of its own.
@@ -52,8 +56,17 @@ impl Point {
     }
 }
 
-/// Every point of the agent.
+/// Every point of a migration.
 pub(crate) fn points() -> Result<Vec<Point>> {
+    Ok(all_points()?.into_iter().filter(|point| !point.is_of_undoing()).collect())
+}
+
+/// The points of keeping an original, and of going back to it.
+pub(crate) fn points_of_undoing() -> Result<Vec<Point>> {
+    Ok(all_points()?.into_iter().filter(Point::is_of_undoing).collect())
+}
+
+fn all_points() -> Result<Vec<Point>> {
     let listed = output(Command::new(faulty_agent()?).arg("fault-points"))?;
     listed.lines().map(Point::parse).collect()
 }

@@ -1,5 +1,6 @@
 //! After COMMIT: the container goes, or comes back, or stands still, as the destination says.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use pclive_proto::control::{self, Role};
@@ -12,16 +13,22 @@ use crate::agent::Located;
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
 use crate::journal;
+use crate::migration::written;
 use crate::recovery::decision::Answer;
-use crate::recovery::inquiry;
+use crate::recovery::{inquiry, keep};
 
 /// Pauses between questions to a destination that does not confirm the commit.
 const INQUIRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_INQUIRY_PAUSE: Duration = Duration::from_secs(2);
 
 impl Driver<'_> {
-    /// It runs at the destination: nothing of it stays here, or it is told. The network goes last: frames still arrive.
+    /// It runs at the destination: nothing of it stays here but an original that is to be kept, or it is told. The network goes last: frames still arrive.
     pub(super) async fn clean_up(&mut self) {
+        if let Some(time) = self.order.keep_source_for
+            && self.keep(time).await
+        {
+            return;
+        }
         self.remove(self.engine.destroy()).await;
         let Located { id, runtime, .. } = &self.order.located;
         if let Err(error) = runtime.delete(id).await {
@@ -32,6 +39,22 @@ impl Driver<'_> {
         fault::reached(Point::SourceRuntimeForgot);
         self.remove(self.engine.retire()).await;
         fault::reached(Point::SourceRetired);
+    }
+
+    /// Leaves the original as it is for a while. False: that cannot be written down, and it goes.
+    async fn keep(&mut self, time: Duration) -> bool {
+        let (log, stopped_ms) = (Arc::clone(&self.order.log), self.stopped_ms);
+        match written(move || keep::write(&log, time, stopped_ms)).await {
+            Ok(kept) => {
+                self.session.entry.keep(Some(keep::told(kept)));
+                self.remove(self.engine.keep()).await;
+                true
+            }
+            Err(error) => {
+                self.session.entry.warn(format!("the original is not kept: {error}"));
+                false
+            }
+        }
     }
 
     async fn remove(&self, removed: engine::Answer<()>) {

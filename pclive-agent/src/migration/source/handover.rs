@@ -18,7 +18,8 @@ use crate::fault::{self, Point};
 use crate::hooks::{self, Hook};
 use crate::journal;
 use crate::migration::convergence::{Pending, Policy, Reason};
-use crate::migration::report::Handover;
+use crate::migration::report::{Handover, ns};
+use crate::recovery::doubt;
 
 /// How often a container is stopped before a migration is given up because of what should pass by itself.
 const MOST_STOPS: u32 = 20;
@@ -84,6 +85,7 @@ impl Driver<'_> {
         // Beside the stop, the dump and the restore: it must be durable before COMMIT is sent, and no sooner.
         let committing = self.write_committing();
         let (number, Stopped { began: stopped, elapsed: freeze }, moved, places) = self.stop(last).await?;
+        self.stopped_ms = doubt::now_ms().saturating_sub(ns(stopped.elapsed()) / 1_000_000);
         // It was predicted for a stop in which every page is sent.
         let predicted = self.rounds.known().downtime.filter(|_| last == LastPages::Now);
         let dumped = Instant::now();
@@ -154,6 +156,9 @@ impl Driver<'_> {
                 | journal::Phase::Discarded
                 | journal::Phase::Tail
                 | journal::Phase::Torn
+                | journal::Phase::Kept(_)
+                | journal::Phase::Undoing(_)
+                | journal::Phase::Withdrawn
                 | journal::Phase::Ended(_) => Err(MigrationError::new(
                     ErrorCode::Internal,
                     "the journal had nothing written in advance",

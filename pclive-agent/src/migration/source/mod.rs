@@ -4,6 +4,7 @@
 //! [`run`] has ended, the container either runs here as if nothing had happened, or is gone because it runs at the
 //! destination, or stands still because that is not known.
 
+mod answers;
 mod ending;
 mod engine;
 mod handover;
@@ -20,6 +21,7 @@ mod tail;
 mod verification;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pclive_engine::capture::Connections;
 use pclive_proto::control;
@@ -31,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info, info_span};
 use uuid::Uuid;
 
+pub(crate) use self::answers::take_apart_answer;
 use self::engine::{Engine, Opened, Plan};
 use self::lines::Lines;
 use self::opening::{connect, open};
@@ -53,7 +56,7 @@ use crate::journal::{self, Ending};
 use crate::link::PeerAddress;
 use crate::migration::compression::Packer;
 use crate::network;
-use crate::recovery::{doubt, process};
+use crate::recovery::{doubt, keep, process};
 use crate::registry::Entry;
 
 /// What is asked for.
@@ -74,6 +77,8 @@ pub(super) struct Order {
     pub(super) verify: bool,
     /// Connections that leave the container end.
     pub(super) close_connections: bool,
+    /// How long the original is kept once the copy runs.
+    pub(super) keep_source_for: Option<Duration>,
     /// Begun, with `Committing` staged.
     pub(super) log: SharedLog,
 }
@@ -106,8 +111,12 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
                     }
                     None => info!("migrated, as the destination says when asked"),
                 }
-                fault::reached(Point::SourceDestroyed);
-                conclude(&agent, &entry, &order.log, Ending::Done).await;
+                if let journal::Phase::Kept(kept) = journal::guard(&order.log).record().phase {
+                    keep::watch(&agent, &entry, kept);
+                } else {
+                    fault::reached(Point::SourceDestroyed);
+                    conclude(&agent, &entry, &order.log, Ending::Done).await;
+                }
                 entry.finish(report);
             }
             Err(Ended::RolledBack(error)) => {
@@ -166,6 +175,8 @@ struct Driver<'a> {
     tail: Option<control::Tail>,
     /// What was compared before the commit.
     verification: Option<control::Verification>,
+    /// When the container was stopped for good: Unix time, milliseconds; 0: not yet.
+    stopped_ms: u64,
 }
 
 async fn drive(
@@ -235,6 +246,7 @@ async fn drive(
         memory_bytes: opened.memory_bytes,
         tail: None,
         verification: None,
+        stopped_ms: 0,
     };
     driver.migrate(&opened, meter, &abort).await
 }
@@ -256,6 +268,7 @@ impl Driver<'_> {
                 let told = std::mem::take(&mut self.rounds.told);
                 let mut report = report::report(&handover, told, reason, &running, meter.used());
                 (report.tail, report.verification) = (tail, self.verification);
+                report.kept = self.session.entry.kept();
                 if let Some(measured) = self.rounds.measured(&report) {
                     self.agent.learn(&self.order.destination, measured);
                 }

@@ -65,7 +65,7 @@ impl Driver<'_> {
 }
 
 /// Takes the destination's digests, as many as there are places.
-fn take(told: &mut Vec<u8>, digests: &Digests, places: usize) -> Result<(), MigrationError> {
+pub(super) fn take(told: &mut Vec<u8>, digests: &Digests, places: usize) -> Result<(), MigrationError> {
     let bytes = told.len() + digests.digests.len();
     if digests.digests.is_empty()
         || !digests.digests.len().is_multiple_of(DIGEST)

@@ -1,8 +1,9 @@
 //! Migrations.
 
 use pclive_proto::control::{
-    Doubt as WireDoubt, EndUsage, Ledger as WireLedger, Migration as WireMigration, Report as WireReport,
-    ResolveMigrationResponse, Round as WireRound, Tail as WireTail, Verification as WireVerification,
+    Doubt as WireDoubt, EndUsage, Kept as WireKept, Ledger as WireLedger, Migration as WireMigration, Phase,
+    Report as WireReport, ResolveMigrationResponse, Round as WireRound, Tail as WireTail,
+    UndoMigrationResponse, Verification as WireVerification,
 };
 use serde::Serialize;
 
@@ -37,6 +38,7 @@ pub(crate) struct Migration<'a> {
     report: Option<Report<'a>>,
     error: Option<Error<'a>>,
     doubt: Option<Doubt<'a>>,
+    kept: Option<Kept>,
 }
 
 /// What is known of a migration in doubt.
@@ -55,6 +57,39 @@ impl<'a> From<&'a WireDoubt> for Doubt<'a> {
             there: told(&doubt.there),
             questions: doubt.questions,
             asked_unix_ms: some_time(doubt.asked_ms),
+        }
+    }
+}
+
+/// An original that is kept at its source.
+#[derive(Debug, Serialize)]
+struct Kept {
+    until_unix_ms: Option<u64>,
+    stopped_unix_ms: Option<u64>,
+}
+
+impl From<WireKept> for Kept {
+    fn from(kept: WireKept) -> Self {
+        Self { until_unix_ms: some_time(kept.until_ms), stopped_unix_ms: some_time(kept.stopped_ms) }
+    }
+}
+
+/// `undo`.
+#[derive(Debug, Serialize)]
+pub(crate) struct Undone<'a> {
+    migration_id: &'a str,
+    undone: bool,
+    phase: Option<&'static str>,
+    kept: Option<Kept>,
+}
+
+impl<'a> Undone<'a> {
+    pub(crate) fn new(migration_id: &'a str, undone: &UndoMigrationResponse) -> Self {
+        Self {
+            migration_id,
+            undone: undone.phase() == Phase::Failed,
+            phase: name::phase_json(undone.phase()),
+            kept: undone.kept.map(Kept::from),
         }
     }
 }
@@ -89,6 +124,7 @@ impl<'a> From<&'a WireMigration> for Migration<'a> {
             report: migration.report.as_ref().map(Report::from),
             error: migration.error.as_ref().map(Error::from),
             doubt: migration.doubt.as_ref().map(Doubt::from),
+            kept: migration.kept.map(Kept::from),
         }
     }
 }
@@ -148,6 +184,8 @@ pub(crate) struct Report<'a> {
     tail: Option<Tail>,
     /// What was compared before the commit; `None` when nothing was.
     verification: Option<Verification>,
+    /// The original, while it was kept; `None` when it was removed at once.
+    kept: Option<Kept>,
 }
 
 impl<'a> From<&'a WireReport> for Report<'a> {
@@ -166,6 +204,7 @@ impl<'a> From<&'a WireReport> for Report<'a> {
             predicted_downtime_ns: (report.predicted_downtime_ns > 0).then_some(report.predicted_downtime_ns),
             tail: report.tail.as_ref().map(Tail::from),
             verification: report.verification.as_ref().map(Verification::from),
+            kept: report.kept.map(Kept::from),
         }
     }
 }

@@ -16,7 +16,7 @@ use super::name;
 
 pub(crate) use event::Line;
 pub(crate) use inventory::{Cancelling, Check, Containers, Host};
-pub(crate) use migration::{Migration, Migrations, Resolved};
+pub(crate) use migration::{Migration, Migrations, Resolved, Undone};
 pub(crate) use plan::Plan;
 
 /// An error of the API.

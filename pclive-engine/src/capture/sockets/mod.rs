@@ -30,6 +30,7 @@ use nix::errno::Errno;
 
 pub use diag::{DiagFailure, SockDiag, UnixDiag};
 pub use guard::RepairGuard;
+pub(super) use tcp::leaves;
 pub use unix::strangers;
 
 use crate::model::socket::{Buffers, Socket, SocketKind};

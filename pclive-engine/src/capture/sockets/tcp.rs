@@ -33,7 +33,8 @@ pub(super) fn capture(
 ) -> Result<CapturedSocket, SocketRefusal> {
     let mode = reading.mode;
     let info = tcp::info(fd.as_fd()).map_err(|e| SocketRefusal::failed("read its TCP_INFO", e))?;
-    if reading.connections == Connections::Close && leaves(&fd, &info)? {
+    let is_connection = !matches!(info.state, LISTEN | CLOSE);
+    if reading.connections == Connections::Close && is_connection && leaves(&fd)? {
         return over(fd, identity, base, mode);
     }
     refuse_protocol(fd.as_fd())?;
@@ -52,11 +53,8 @@ pub(super) fn capture(
     }
 }
 
-/// A connection, or the attempt at one, with somebody outside the container.
-fn leaves(fd: &OwnedFd, info: &TcpInfo) -> Result<bool, SocketRefusal> {
-    if matches!(info.state, LISTEN | CLOSE) {
-        return Ok(false);
-    }
+/// Whether a connection, or the attempt at one, is with somebody outside the container.
+pub(in crate::capture) fn leaves(fd: &OwnedFd) -> Result<bool, SocketRefusal> {
     let is_inside = |address: Option<SocketAddr>| {
         address.is_some_and(|address| address.ip().to_canonical().is_loopback())
     };

@@ -114,6 +114,7 @@ enum Step {
     Hold(Reply<()>),
     Committed,
     Destroy(Reply<()>),
+    Keep(Reply<()>),
     Retire(Reply<()>),
     LetGo,
 }
@@ -191,6 +192,11 @@ impl Engine {
     /// Kills the container; it runs elsewhere. Its network stays, silent: frames still arrive there.
     pub(super) fn destroy(&self) -> Answer<()> {
         self.ask(Step::Destroy)
+    }
+
+    /// Leaves the container as it is, frozen and silent, whatever becomes of the agent; it runs elsewhere.
+    pub(super) fn keep(&self) -> Answer<()> {
+        self.ask(Step::Keep)
     }
 
     /// Takes the network of the destroyed container away once nothing arrives there any more.
@@ -306,8 +312,8 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
             }
             Step::Dump(_, _, reply) => tell(reply, Err(out_of_step("dump")))?,
             Step::Contents(reply) => tell(reply, Err(out_of_step("contents")))?,
-            Step::Hold(reply) | Step::Destroy(reply) | Step::Retire(reply) => {
-                tell(reply, Err(out_of_step("hold, destroy or retire")))?;
+            Step::Hold(reply) | Step::Destroy(reply) | Step::Keep(reply) | Step::Retire(reply) => {
+                tell(reply, Err(out_of_step("hold, destroy, keep or retire")))?;
             }
             Step::Committed | Step::LetGo => return None,
         }

@@ -125,8 +125,8 @@ fn stopped(
             Step::Pending(reply) => tell(reply, Err(out_of_step("pending")))?,
             Step::Outdated(reply) => tell(reply, Err(out_of_step("outdated")))?,
             Step::Freeze(_, reply) => tell(reply, Err(out_of_step("freeze")))?,
-            Step::Destroy(reply) | Step::Retire(reply) => {
-                tell(reply, Err(out_of_step("destroy or retire")))?;
+            Step::Destroy(reply) | Step::Keep(reply) | Step::Retire(reply) => {
+                tell(reply, Err(out_of_step("destroy, keep or retire")))?;
             }
         }
     }
@@ -193,6 +193,12 @@ fn committed(
             retire(plan, steps, relay, network);
             // The namespace ends with the container.
             lock.abandon();
+        }
+        Some(Step::Keep(reply)) => {
+            frozen.abandon();
+            lock.abandon();
+            relay.linger(&plan.outlet, Instant::now());
+            let _ = tell(reply, Ok(()));
         }
         Some(Step::LetGo) => let_go(frozen, lock, relay),
         // The outcome is not known: neither the tasks nor the network may be let go.
