@@ -25,6 +25,7 @@ fn record() -> Record {
         tail: None,
         tail_token: String::new(),
         close_connections: false,
+        keep_source_for_ms: 0,
         asked_by: journal::Asker::Unknown,
         phase: Phase::Begun,
     }

@@ -49,6 +49,7 @@ fn prepare() -> Prepare {
         conversation_token: String::new(),
         verify: false,
         close_connections: false,
+        keep_source_for_ms: 0,
     }
 }
 

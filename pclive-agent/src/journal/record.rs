@@ -61,8 +61,11 @@ pub enum Phase {
 pub struct Kept {
     /// `CLOCK_BOOTTIME` of the record's boot, milliseconds.
     pub until_boottime_ms: u64,
-    /// When the container was stopped: Unix time, milliseconds, to be shown.
+    /// When the container was stopped: Unix time, milliseconds, to be shown; 0: not known.
     pub stopped_ms: u64,
+    /// Its addresses are not those of its copy.
+    #[serde(default)]
+    pub network_stays: bool,
 }
 
 /// How it ended.
@@ -131,6 +134,9 @@ pub struct Record {
     /// Source: connections end, and the network may not move with the container.
     #[serde(default)]
     pub close_connections: bool,
+    /// How long the original is kept once the copy runs, milliseconds; 0: not at all.
+    #[serde(default)]
+    pub keep_source_for_ms: u64,
     /// Who asked for it.
     #[serde(default)]
     pub asked_by: Asker,

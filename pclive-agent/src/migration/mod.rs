@@ -111,6 +111,7 @@ pub(crate) async fn start(
         strategy,
         tail_token: tail_token.clone(),
         close_connections,
+        keep_source_for,
         asked_by: Asker::from(caller),
     };
     warn_of_experiment(&limits, &entry);
@@ -168,6 +169,7 @@ struct Begun {
     strategy: Strategy,
     tail_token: String,
     close_connections: bool,
+    keep_source_for: Option<Duration>,
     asked_by: Asker,
 }
 
@@ -175,7 +177,7 @@ struct Begun {
 async fn begin_journal(
     agent: &Arc<Agent>,
     entry: &Entry,
-    Begun { request_id, strategy, tail_token, close_connections, asked_by }: Begun,
+    Begun { request_id, strategy, tail_token, close_connections, keep_source_for, asked_by }: Begun,
     located: &Located,
     destination: &PeerAddress,
 ) -> Result<SharedLog, MigrationError> {
@@ -195,6 +197,7 @@ async fn begin_journal(
         tail: None,
         tail_token,
         close_connections,
+        keep_source_for_ms: keep_source_for.map_or(0, report::ns) / 1_000_000,
         asked_by,
         phase: journal::Phase::Begun,
     };

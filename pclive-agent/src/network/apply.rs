@@ -140,11 +140,11 @@ impl Applied {
         let host = list_addresses(&mut self.home, home)?;
         for interface in interfaces.iter().filter(|interface| !interface.is_loopback()) {
             let own = names.iter().find(|link| link.name == interface.name).map(|link| link.index);
+            Self::refuse_other_network(&inside, own, interface)?;
             for address in &interface.addresses {
                 if is_link_local(address.ip) {
                     continue;
                 }
-                Self::refuse_other_network(&inside, own, interface, address.ip)?;
                 let elsewhere =
                     inside.iter().find(|(index, used)| Some(*index) != own && used.ip == address.ip);
                 let on_host = host.iter().find(|(_, used)| used.ip == address.ip);
@@ -160,24 +160,26 @@ impl Applied {
         Ok(())
     }
 
-    /// What the runtime has given to the interface `own` must be of the network that the original is in.
+    /// What the runtime has given to the interface `own` must be of a network that the original is in.
     fn refuse_other_network(
         inside: &[(u32, Address)],
         own: Option<u32>,
         interface: &Interface,
-        address: IpAddr,
     ) -> Result<()> {
-        let of_family = |given: &&(u32, Address)| {
-            let (index, given) = given;
-            Some(*index) == own && given.ip.is_ipv4() == address.is_ipv4() && !is_link_local(given.ip)
-        };
-        let given: Vec<&Address> = inside.iter().filter(of_family).map(|(_, given)| given).collect();
-        match given.first() {
-            Some(first) if !given.iter().any(|given| given.reaches(address)) => {
-                Err(Error::OtherNetwork { address, interface: interface.name.clone(), given: first.ip })
+        let given = inside.iter().filter(|(index, given)| Some(*index) == own && given.is_given());
+        let given: Vec<&Address> = given.map(|(_, given)| given).collect();
+        for is_family in [IpAddr::is_ipv4 as fn(&IpAddr) -> bool, IpAddr::is_ipv6] {
+            let wanted = interface.addresses.iter().filter(|address| is_family(&address.ip));
+            let wanted: Vec<&Address> = wanted.filter(|address| !address.is_link_local()).collect();
+            let mut given = given.iter().filter(|given| is_family(&given.ip)).peekable();
+            if let (Some(wanted), Some(first)) = (wanted.first(), given.peek().copied())
+                && !given.any(|given| interface.addresses.iter().any(|address| given.reaches(address.ip)))
+            {
+                let (address, interface, given) = (wanted.ip, interface.name.clone(), first.ip);
+                return Err(Error::OtherNetwork { address, interface, given });
             }
-            Some(_) | None => Ok(()),
         }
+        Ok(())
     }
 
     fn create_missing(

@@ -38,6 +38,16 @@ impl Interface {
 }
 
 impl Address {
+    /// Of one link only.
+    pub(super) fn is_link_local(&self) -> bool {
+        matches!(self.ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
+    }
+
+    /// Somebody has given it, by hand or by DHCP: the kernel makes IPv6 addresses by itself, for as long as a router says.
+    pub(super) fn is_given(&self) -> bool {
+        self.ip.is_ipv4() || (self.lifetime.is_none() && !self.is_link_local())
+    }
+
     /// Whether `ip` is in its network.
     pub(super) fn reaches(&self, ip: IpAddr) -> bool {
         let prefix = u32::from(self.prefix);

@@ -52,7 +52,7 @@ pub use injector::{Injector, Tally};
 pub use interface::{Address, Interface, Kind, Lifetime, Mac, Neighbour, Route};
 pub use lock::{Lock, Tenure, remove_stale_lock};
 pub use namespace::Namespace;
-pub use native::{addresses, native};
+pub use native::{addresses, differ, native};
 pub use retire::{remove_host_ends, retire};
 pub use tap::Tap;
 pub use wire::{decode, encode};

@@ -4,14 +4,15 @@ use std::net::IpAddr;
 
 use super::capture::capture;
 use super::error::Result;
-use super::interface::Interface;
+use super::interface::{Address, Interface};
 use super::namespace::Namespace;
 
-/// The interfaces of a created container whose original has `moved`: those that have addresses stay as they are, the
-/// others become those of the original.
+/// The interfaces of a created container whose original has `moved`: those that somebody has given addresses stay as they
+/// are, the others become those of the original.
 pub fn native(namespace: &Namespace, moved: &[Interface]) -> Result<Vec<Interface>> {
     let mut interfaces = capture(namespace)?;
-    interfaces.retain(|interface| !interface.is_loopback() && lasting(interface).next().is_some());
+    interfaces
+        .retain(|interface| !interface.is_loopback() && interface.addresses.iter().any(Address::is_given));
     let missing = moved.iter().filter(|wanted| interfaces.iter().all(|other| other.name != wanted.name));
     let missing: Vec<Interface> = missing.cloned().collect();
     interfaces.extend(missing);
@@ -20,14 +21,15 @@ pub fn native(namespace: &Namespace, moved: &[Interface]) -> Result<Vec<Interfac
 
 /// Every address that others reach a container by.
 pub fn addresses(interfaces: &[Interface]) -> impl Iterator<Item = IpAddr> {
-    interfaces.iter().filter(|interface| !interface.is_loopback()).flat_map(lasting)
+    let outward = interfaces.iter().filter(|interface| !interface.is_loopback());
+    outward
+        .flat_map(|interface| &interface.addresses)
+        .filter(|address| !address.is_link_local())
+        .map(|address| address.ip)
 }
 
-/// Addresses that somebody has given to an interface: not those that the kernel makes by itself.
-fn lasting(interface: &Interface) -> impl Iterator<Item = IpAddr> {
-    let given = interface.addresses.iter().filter(|address| address.lifetime.is_none());
-    given.map(|address| address.ip).filter(|ip| match ip {
-        IpAddr::V4(_) => true,
-        IpAddr::V6(ip) => !ip.is_unicast_link_local(),
-    })
+/// Whether a container with `here` shares no address with its copy, which has `there`: what it has may be heard beside it.
+pub fn differ(here: &[Interface], there: &[IpAddr]) -> bool {
+    let mut own = addresses(here).peekable();
+    own.peek().is_some() && own.all(|address| !there.contains(&address))
 }

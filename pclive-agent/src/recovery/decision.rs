@@ -63,12 +63,16 @@ pub fn source(phase: &Phase, held: Held, answer: Answer) -> SourceStep {
             | Phase::Withdrawn,
             _,
         ) => SourceStep::Nothing,
-        (Phase::Begun, Held::Frozen | Held::Free) | (Phase::Committing | Phase::Undoing(_), Held::Free) => {
-            SourceStep::LetGo
-        }
+        (Phase::Begun, Held::Frozen | Held::Free) | (Phase::Committing, Held::Free) => SourceStep::LetGo,
         (Phase::Begun, Held::Gone) => SourceStep::Lost,
-        (Phase::Committing | Phase::Undoing(_), Held::Frozen | Held::Gone) => match answer {
-            Answer::Runs if matches!(phase, Phase::Undoing(_)) => SourceStep::Keep,
+        // It was given away, whatever has thawed it since: it may be an undo that was interrupted, or somebody's hand.
+        (Phase::Undoing(_), _) => match answer {
+            Answer::Runs => SourceStep::Keep,
+            Answer::Discarded if held == Held::Gone => SourceStep::Lost,
+            Answer::Discarded => SourceStep::LetGo,
+            Answer::Pending | Answer::Unknown | Answer::Silent => SourceStep::Ask,
+        },
+        (Phase::Committing, Held::Frozen | Held::Gone) => match answer {
             Answer::Runs => SourceStep::Destroy,
             Answer::Discarded if held == Held::Gone => SourceStep::Lost,
             Answer::Discarded => SourceStep::LetGo,
@@ -155,7 +159,7 @@ mod tests {
 
     const FETCHING: [Fetching; 4] = [Fetching::Never, Fetching::Running, Fetching::Complete, Fetching::Lost];
 
-    const KEPT: Kept = Kept { until_boottime_ms: 1, stopped_ms: 2 };
+    const KEPT: Kept = Kept { until_boottime_ms: 1, stopped_ms: 2, network_stays: false };
 
     fn phases() -> [Phase; 5] {
         let failed = Ending::Failed(Reason::new(ErrorCode::PeerLost, "x", ""));
@@ -176,7 +180,7 @@ mod tests {
             [[Nothing; 5]; 3],
             [[Nothing; 5]; 3],
             [[Nothing; 5]; 3],
-            [[Keep, LetGo, Ask, Ask, Ask], [LetGo; 5], [Keep, Lost, Ask, Ask, Ask]],
+            [[Keep, LetGo, Ask, Ask, Ask], [Keep, LetGo, Ask, Ask, Ask], [Keep, Lost, Ask, Ask, Ask]],
         ];
         for (phase, of_phase) in phases.zip(table) {
             for (held, of_held) in HELD.into_iter().zip(of_phase) {
@@ -235,10 +239,12 @@ mod tests {
     /// An original that is wanted back goes on only when its copy has ended, and is never removed for that.
     #[test]
     fn an_original_that_is_wanted_back_goes_on_only_after_its_copy() {
-        for answer in ANSWERS {
-            let step = source(&Phase::Undoing(KEPT), Held::Frozen, answer);
-            assert_eq!(step == SourceStep::LetGo, answer == Answer::Discarded, "{answer:?}");
-            assert_ne!(step, SourceStep::Destroy);
+        for held in [Held::Frozen, Held::Free] {
+            for answer in ANSWERS {
+                let step = source(&Phase::Undoing(KEPT), held, answer);
+                assert_eq!(step == SourceStep::LetGo, answer == Answer::Discarded, "{held:?} {answer:?}");
+                assert_ne!(step, SourceStep::Destroy);
+            }
         }
     }
 

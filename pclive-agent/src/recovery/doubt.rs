@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use pclive_proto::control::{Doubt, Phase, Role};
 
 use super::decision::{self, Answer, Held, SourceStep, Wish, confirms};
-use super::inquiry::{self, Heard};
+use super::inquiry::{self, Heard, Question};
 use super::{keep, remains, tail, withdrawal};
 use crate::agent::{Agent, container_id};
 use crate::audit::{End, Line, Moved};
@@ -49,7 +49,13 @@ pub(super) async fn attempt(
     let held = blocking(record, remains::held).await?;
     let step = decision::source(&record.phase, held, answer);
     tracing::info!(id = record.id, phase = ?record.phase, ?held, ?answer, ?step, "recovering");
-    take(agent, record, step).await
+    // It was asked for, and the agent that was asked has not come to it.
+    let is_to_be_kept = record.keep_source_for_ms > 0 && held == Held::Frozen;
+    if step == SourceStep::Destroy && is_to_be_kept {
+        Ok(Verdict::Kept)
+    } else {
+        take(agent, record, step).await
+    }
 }
 
 pub(super) async fn take(
@@ -188,17 +194,14 @@ pub(crate) fn pursue(agent: &Arc<Agent>, entry: &Arc<Entry>) {
 async fn round(agent: &Arc<Agent>, entry: &Arc<Entry>) -> bool {
     let _deciding = entry.deciding.lock().await;
     let Some((log, record)) = open(agent, entry) else { return true };
-    let heard = inquiry::ask(agent, &record).await;
+    let heard = inquiry::ask(agent, &record, wanted(&record).await).await;
     note(entry, &record, &heard, None);
     match attempt(agent, &record, heard.answer).await {
         Ok(Verdict::Over(outcome)) => {
             conclude(agent, entry, log, outcome).await;
             true
         }
-        Ok(Verdict::Kept) => {
-            keep::keep_on(agent, entry, log).await;
-            true
-        }
+        Ok(Verdict::Kept) => keep::keep_on(agent, entry, log).await,
         Ok(Verdict::Open) => false,
         Err(error) => {
             tracing::error!(id = record.id, "cannot end a migration in doubt: {error}");
@@ -206,6 +209,13 @@ async fn round(agent: &Arc<Agent>, entry: &Arc<Entry>) -> bool {
             false
         }
     }
+}
+
+/// What the destination is asked for: to end its copy only for an original that is still there.
+pub(super) async fn wanted(record: &Record) -> Question {
+    let undoing = matches!(record.phase, journal::Phase::Undoing(_));
+    let gone = || async { blocking(record, remains::held).await.is_ok_and(|held| held == Held::Gone) };
+    if undoing && !gone().await { Question::Withdraw } else { Question::Inquire }
 }
 
 fn open(agent: &Agent, entry: &Entry) -> Option<(Arc<Mutex<Log>>, Record)> {
@@ -262,7 +272,7 @@ pub async fn resolve(
     let entry = agent.registry.get(id)?;
     let _deciding = entry.deciding.lock().await;
     if let Some((log, record, _)) = keep::kept(agent, &entry) {
-        keep::resolve(agent, &entry, log, &record, wish).await?;
+        keep::resolve(agent, &entry, log, &record, (wish, operator)).await?;
         return Ok((entry.current_phase(), String::new()));
     }
     let Some((log, record)) = open(agent, &entry) else {
@@ -271,11 +281,16 @@ pub async fn resolve(
     };
     if record.role == journal::Role::Destination {
         let outcome = tail::give_up(&record, wish, overridden)?;
-        entry.resolved_by(operator);
+        entry.resolved_by(Some(operator));
         conclude(agent, &entry, log, outcome).await;
         return Ok((entry.current_phase(), String::new()));
     }
-    let heard = inquiry::ask(agent, &record).await;
+    // Who wants the original removed does not want its copy ended.
+    let question = match wish {
+        Wish::RunHere => wanted(&record).await,
+        Wish::DiscardHere => Question::Inquire,
+    };
+    let heard = inquiry::ask(agent, &record, question).await;
     note(&entry, &record, &heard, None);
     if !confirms(heard.answer, wish) && !overridden {
         return Err(refusal(&record, wish, &heard));
@@ -291,7 +306,7 @@ pub async fn resolve(
     let Verdict::Over(outcome) = outcome else {
         return Err(MigrationError::new(ErrorCode::Internal, "a decision without an outcome"));
     };
-    entry.resolved_by(operator);
+    entry.resolved_by(Some(operator));
     conclude(agent, &entry, log, outcome).await;
     Ok((entry.current_phase(), heard.words))
 }

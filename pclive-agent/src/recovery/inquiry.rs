@@ -1,5 +1,7 @@
 //! "What became of it?": the source's question after COMMIT, and the destination's answer.
 
+use std::sync::Arc;
+
 use pclive_proto::PROTOCOL_VERSION;
 use pclive_proto::peer::inquire_response::Answer as WireAnswer;
 use pclive_proto::peer::{InquireRequest, InquireResponse};
@@ -8,7 +10,7 @@ use super::decision::Answer;
 use super::withdrawal;
 use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain, printable};
-use crate::journal::{self, Phase, Record, Role, Standing};
+use crate::journal::{self, Record, Role, Standing};
 use crate::link::{self, PeerAddress};
 
 /// What the destination said, and that in words.
@@ -18,15 +20,28 @@ pub(crate) struct Heard {
     pub(crate) words: String,
 }
 
+/// What a destination is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Question {
+    /// What became of the migration.
+    Inquire,
+    /// To end the copy for good: its source wants the original back.
+    Withdraw,
+}
+
 /// Asks the destination of a migration. Ends within twice the connect timeout.
-pub(crate) async fn ask(agent: &Agent, record: &Record) -> Heard {
-    match request(agent, record).await {
+pub(crate) async fn ask(agent: &Agent, record: &Record, question: Question) -> Heard {
+    match request(agent, record, question).await {
         Ok(response) => heard(&response),
         Err(error) => Heard { answer: Answer::Silent, words: error.message },
     }
 }
 
-async fn request(agent: &Agent, record: &Record) -> Result<InquireResponse, MigrationError> {
+async fn request(
+    agent: &Agent,
+    record: &Record,
+    question: Question,
+) -> Result<InquireResponse, MigrationError> {
     let recorded = PeerAddress { name: record.peer.name.clone(), address: record.peer.address.clone() };
     // An administrator may have given the peer another address since.
     let address = agent.peer_address(&record.peer.name).unwrap_or(recorded);
@@ -37,7 +52,7 @@ async fn request(agent: &Agent, record: &Record) -> Result<InquireResponse, Migr
         migration_id: record.id.clone(),
         container_id: record.container.clone(),
         source_agent: agent.name.clone(),
-        withdraw: matches!(record.phase, Phase::Undoing(_)),
+        withdraw: question == Question::Withdraw,
     };
     let patience = agent.config.migration.connect_timeout();
     match tokio::time::timeout(patience, client.inquire(request)).await {
@@ -65,7 +80,7 @@ fn heard(response: &InquireResponse) -> Heard {
 
 /// Answers the source of a migration, and nobody else: an answer can end it. What is undecided is decided against
 /// the copy, durably, before this returns.
-pub async fn answer(agent: &Agent, request: InquireRequest) -> Result<InquireResponse, MigrationError> {
+pub async fn answer(agent: &Arc<Agent>, request: InquireRequest) -> Result<InquireResponse, MigrationError> {
     crate::migration::version_matches(PROTOCOL_VERSION, request.protocol_version, &request.source_agent)?;
     let log = agent.journal.log(&request.migration_id).filter(|log| {
         let log = journal::guard(log);
@@ -83,7 +98,10 @@ pub async fn answer(agent: &Agent, request: InquireRequest) -> Result<InquireRes
         return Ok(respond(WireAnswer::Unknown, container_there(agent, &request.container_id).await));
     };
     if request.withdraw {
-        let (answer, detail) = withdrawal::withdraw(agent, log).await;
+        // A source that does not wait for the answer asks again: what is begun goes on.
+        let withdrawn = tokio::spawn(withdrawal::withdraw(Arc::clone(agent), log)).await;
+        let withdrawn = withdrawn.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error));
+        let (answer, detail) = withdrawn?;
         tracing::info!(
             id = request.migration_id,
             answer = answer.as_str_name(),

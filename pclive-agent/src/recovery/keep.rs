@@ -12,28 +12,45 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use pclive_proto::control;
 
-use super::decision::{SourceStep, Wish};
+use super::decision::{Answer, Held, SourceStep, Wish};
 use super::doubt::{self, Verdict};
-use super::{inquiry, process};
+use super::inquiry::{self, Heard, Question};
+use super::{process, remains};
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError, chain};
-use crate::journal::{self, Asker, Ending, Kept, Log, Phase, Record};
+use crate::journal::{self, Asker, Ending, JournalError, Kept, Log, Phase, Record};
 use crate::registry::Entry;
 
 /// How soon it is tried again to remove an original whose time is over.
 const PAUSE: Duration = Duration::from_secs(5);
+/// How long the time that is left is not looked at: a host that sleeps sleeps through a longer wait.
+const LOOK: Duration = Duration::from_secs(60);
 
-/// Writes down that the original, stopped at `stopped_ms` (Unix time), is kept for `time` from now on.
+/// Writes down that the original, stopped at `stopped_ms` (Unix time; 0: not known), is kept for `time` from now on.
 pub(crate) fn write(
     log: &Mutex<Log>,
     time: Duration,
     stopped_ms: u64,
-) -> Result<Kept, journal::JournalError> {
-    let kept = Kept { until_boottime_ms: boottime_ms().saturating_add(milliseconds(time)), stopped_ms };
-    let mut log = journal::guard(log);
-    let record = Record { phase: Phase::Kept(kept), ..log.record().clone() };
-    log.put(record)?;
+    network_stays: bool,
+) -> Result<Kept, JournalError> {
+    let until_boottime_ms = boottime_ms().saturating_add(milliseconds(time));
+    let kept = Kept { until_boottime_ms, stopped_ms, network_stays };
+    put(log, Phase::Kept(kept))?;
     Ok(kept)
+}
+
+fn put(log: &Mutex<Log>, phase: Phase) -> Result<(), JournalError> {
+    let mut log = journal::guard(log);
+    let record = Record { phase, ..log.record().clone() };
+    log.put(record)
+}
+
+/// The same beside the asynchronous runtime.
+async fn written(log: &Arc<Mutex<Log>>, phase: Phase) -> Result<(), MigrationError> {
+    let log = Arc::clone(log);
+    let done = tokio::task::spawn_blocking(move || put(&log, phase)).await;
+    let done = done.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+    done.map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error))
 }
 
 /// What users are told of it.
@@ -42,13 +59,27 @@ pub(crate) fn told(kept: Kept) -> control::Kept {
     control::Kept { until_ms: doubt::now_ms().saturating_add(left), stopped_ms: kept.stopped_ms }
 }
 
-/// Removes the original when its time is over, unless it is wanted back before.
+/// What the journal says is kept.
+pub(crate) fn of(log: &Mutex<Log>) -> Option<Kept> {
+    match journal::guard(log).record().phase {
+        Phase::Kept(kept) => Some(kept),
+        Phase::Begun
+        | Phase::Committing
+        | Phase::Discarded
+        | Phase::Tail
+        | Phase::Torn
+        | Phase::Undoing(_)
+        | Phase::Withdrawn
+        | Phase::Ended(_) => None,
+    }
+}
+
+/// Removes the original of a migration that has ended when its time is over, unless it is wanted back before.
 pub(crate) fn watch(agent: &Arc<Agent>, entry: &Arc<Entry>, until: Kept) {
     let (agent, entry) = (Arc::clone(agent), Arc::clone(entry));
     tokio::spawn(async move {
-        // Asked again, because it may have been woken early.
         while let left @ 1.. = until.until_boottime_ms.saturating_sub(boottime_ms()) {
-            tokio::time::sleep(Duration::from_millis(left)).await;
+            tokio::time::sleep(Duration::from_millis(left).min(LOOK)).await;
         }
         while !expire(&agent, &entry).await {
             tokio::time::sleep(PAUSE).await;
@@ -62,15 +93,14 @@ async fn expire(agent: &Agent, entry: &Entry) -> bool {
     // Somebody may have decided meanwhile.
     let Some((log, record, _)) = kept(agent, entry) else { return true };
     let removed = remove(agent, entry, log, &record).await;
-    removed
-        .inspect_err(|error| {
-            tracing::error!(id = entry.id(), "cannot remove the original that was kept: {error}")
-        })
-        .is_ok()
+    let failed = |error: &MigrationError| {
+        tracing::error!(id = entry.id(), "cannot remove the original that was kept: {error}");
+    };
+    removed.inspect_err(failed).is_ok()
 }
 
 /// Removes the original now. Whoever calls it holds the entry's `deciding`.
-pub(super) async fn remove(
+async fn remove(
     agent: &Agent,
     entry: &Entry,
     log: Arc<Mutex<Log>>,
@@ -91,10 +121,13 @@ pub(super) async fn resolve(
     entry: &Entry,
     log: Arc<Mutex<Log>>,
     record: &Record,
-    wish: Wish,
+    (wish, operator): (Wish, Asker),
 ) -> Result<(), MigrationError> {
     match wish {
-        Wish::DiscardHere => remove(agent, entry, log, record).await,
+        Wish::DiscardHere => {
+            entry.resolved_by(Some(operator));
+            remove(agent, entry, log, record).await
+        }
         Wish::RunHere => {
             let (id, name) = (entry.id(), &record.container);
             let message = format!("cannot run container {name} here: its copy runs at the destination");
@@ -104,69 +137,69 @@ pub(super) async fn resolve(
     }
 }
 
-/// What is kept of a migration, if its original is.
+/// What is kept of a migration that has ended, if its original is.
 pub(super) fn kept(agent: &Agent, entry: &Entry) -> Option<(Arc<Mutex<Log>>, Record, Kept)> {
+    // As long as its driver is at work, nobody else decides.
+    entry.kept().filter(|_| !entry.is_running())?;
     let log = agent.journal.log(entry.id())?;
+    let kept = of(&log)?;
     let record = journal::guard(&log).record().clone();
-    match record.phase {
-        Phase::Kept(kept) => Some((log, record, kept)),
-        Phase::Begun
-        | Phase::Committing
-        | Phase::Discarded
-        | Phase::Tail
-        | Phase::Torn
-        | Phase::Undoing(_)
-        | Phase::Withdrawn
-        | Phase::Ended(_) => None,
-    }
+    Some((log, record, kept))
 }
 
 /// Lets the original go on, once the destination has ended the copy, as `operator` wishes. Not `confirmed`: nothing is done.
-/// The phase afterwards, and what is kept, or was.
+/// The phase afterwards, and what is kept, or was. To be run to its end: what is begun is not left in the middle.
 pub async fn undo(
-    agent: &Arc<Agent>,
-    id: &str,
+    agent: Arc<Agent>,
+    id: String,
     confirmed: bool,
     operator: Asker,
 ) -> Result<control::UndoMigrationResponse, MigrationError> {
-    let entry = agent.registry.get(id)?;
+    let entry = agent.registry.get(&id)?;
     let _deciding = entry.deciding.lock().await;
-    let response =
-        |kept| control::UndoMigrationResponse { phase: entry.current_phase().into(), kept: Some(told(kept)) };
-    let Some((log, record, kept)) = kept(agent, &entry) else {
-        let undone = entry.snapshot().error.is_some_and(|error| error.code == ErrorCode::Undone.as_str());
-        return if undone {
-            Ok(control::UndoMigrationResponse { phase: entry.current_phase().into(), kept: None })
-        } else {
-            Err(nothing_kept(&entry))
-        };
+    let response = |kept: Option<Kept>| control::UndoMigrationResponse {
+        phase: entry.current_phase().into(),
+        kept: kept.map(told),
     };
+    let Some((log, record, kept)) = kept(&agent, &entry) else {
+        let undone = entry.snapshot().error.is_some_and(|error| error.code == ErrorCode::Undone.as_str());
+        return if undone { Ok(response(None)) } else { Err(nothing_kept(&agent, &entry)) };
+    };
+    if doubt::blocking(&record, remains::held).await? != Held::Frozen {
+        let message =
+            format!("cannot undo migration {id}: its original is not there any more, or is not frozen");
+        return Err(MigrationError::new(ErrorCode::NotKept, message)
+            .hint("nothing was done: the container runs at the destination"));
+    }
     if !confirmed {
-        return Ok(response(kept));
+        return Ok(response(Some(kept)));
+    }
+    // A destination that does not know of it could never give the copy up.
+    let there = inquiry::ask(&agent, &record, Question::Inquire).await;
+    if !matches!(there.answer, Answer::Runs | Answer::Discarded) {
+        return Err(refused(&id, &there));
     }
     let undoing = Record { phase: Phase::Undoing(kept), ..record };
-    let (writer, written) = (Arc::clone(&log), undoing.clone());
-    let put = tokio::task::spawn_blocking(move || journal::guard(&writer).put(written)).await;
-    let put = put.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
-    put.map_err(|error| MigrationError::caused(ErrorCode::JournalFailed, &error))?;
+    written(&log, undoing.phase.clone()).await?;
     tracing::warn!(id, container = undoing.container, "an operator wants the original back");
-    entry.resolved_by(operator);
     // ==> From here on the original goes on, or stands still, as the destination says.
-    let heard = inquiry::ask(agent, &undoing).await;
-    match doubt::attempt(agent, &undoing, heard.answer).await {
+    entry.resolved_by(Some(operator));
+    let heard = inquiry::ask(&agent, &undoing, Question::Withdraw).await;
+    match doubt::attempt(&agent, &undoing, heard.answer).await {
         Ok(Verdict::Over(outcome)) => {
-            doubt::conclude(agent, &entry, log, outcome).await;
-            Ok(response(kept))
+            doubt::conclude(&agent, &entry, log, outcome).await;
+            Ok(response(Some(kept)))
         }
-        Ok(Verdict::Kept) => {
-            keep_on(agent, &entry, log).await;
-            let message = format!("cannot undo migration {id}: {}", heard.words);
-            Err(MigrationError::new(ErrorCode::PeerDisagrees, message)
-                .hint("the original stays as it is until its time is over"))
-        }
-        Ok(Verdict::Open) => Err(in_doubt(agent, &entry, &undoing, &heard.words)),
-        Err(error) => Err(in_doubt(agent, &entry, &undoing, &error.message)),
+        Ok(Verdict::Kept) if keep_on(&agent, &entry, log).await => Err(refused(&id, &heard)),
+        Ok(Verdict::Kept | Verdict::Open) => Err(in_doubt(&agent, &entry, &undoing, &heard.words)),
+        Err(error) => Err(in_doubt(&agent, &entry, &undoing, &error.message)),
     }
+}
+
+fn refused(id: &str, heard: &Heard) -> MigrationError {
+    let message = format!("cannot undo migration {id}: {}", heard.words);
+    MigrationError::new(ErrorCode::PeerDisagrees, message)
+        .hint("nothing was done; the original is kept until its time is over")
 }
 
 /// The destination has not said that the copy has ended: it is asked on.
@@ -182,8 +215,21 @@ fn in_doubt(agent: &Arc<Agent>, entry: &Arc<Entry>, record: &Record, why: &str) 
     error
 }
 
-fn nothing_kept(entry: &Entry) -> MigrationError {
+fn nothing_kept(agent: &Agent, entry: &Entry) -> MigrationError {
     let id = entry.id();
+    let phase = agent.journal.log(id).map(|log| journal::guard(&log).record().phase.clone());
+    match phase {
+        Some(Phase::Undoing(_)) => {
+            let message =
+                format!("migration {id} is being undone, and the destination is asked until it answers");
+            return MigrationError::new(ErrorCode::CommitUnknown, message);
+        }
+        Some(Phase::Kept(_)) => {
+            let message = format!("cannot undo migration {id}: it has not ended yet");
+            return MigrationError::new(ErrorCode::Busy, message).hint("try again in a moment");
+        }
+        _ => {}
+    }
     let message = match entry.role() {
         control::Role::Destination => {
             format!("cannot undo migration {id} here: its original is, or was, at its source")
@@ -204,21 +250,27 @@ pub(super) fn take_over(agent: &Arc<Agent>, entry: &Arc<Entry>, record: &Record,
     watch(agent, entry, kept);
 }
 
-/// The destination will not end the copy: the original is kept as before.
-pub(super) async fn keep_on(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mutex<Log>>) {
+/// The copy runs and the original is kept: as before, because the destination will not end the copy; or from now on, if an
+/// agent that was to keep it has not come to that. False: it cannot be written down, and is to be tried again.
+pub(super) async fn keep_on(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mutex<Log>>) -> bool {
     let record = journal::guard(&log).record().clone();
-    let Phase::Undoing(kept) = record.phase else { return };
-    let back = Record { phase: Phase::Kept(kept), ..record };
-    let put = tokio::task::spawn_blocking(move || journal::guard(&log).put(back)).await;
-    match put {
-        Ok(Ok(())) => {}
-        // A successor asks again, and comes to the same.
-        Ok(Err(error)) => tracing::error!(id = entry.id(), "{}", chain(&error)),
-        Err(error) => tracing::error!(id = entry.id(), "{}", chain(&error)),
+    let kept = match record.phase {
+        Phase::Undoing(kept) => kept,
+        _ => Kept {
+            until_boottime_ms: boottime_ms().saturating_add(record.keep_source_for_ms),
+            stopped_ms: 0,
+            network_stays: false,
+        },
+    };
+    if let Err(error) = written(&log, Phase::Kept(kept)).await {
+        tracing::error!(id = entry.id(), "cannot keep the original: {}", chain(&error));
+        return false;
     }
+    entry.resolved_by(None);
     entry.keep(Some(told(kept)));
     entry.done_after_all();
     watch(agent, entry, kept);
+    true
 }
 
 /// Milliseconds since this host was started, sleep included.

@@ -45,7 +45,7 @@ pub async fn recover(agent: &Arc<Agent>) -> Result<(), JournalError> {
                 restore(agent, &record, record.ended_ms, past(record.role, ending));
             }
             (Phase::Kept(kept), Role::Source) => {
-                let entry = restore(agent, &record, doubt::now_ms(), Past::Done);
+                let entry = restore(agent, &record, kept.stopped_ms, Past::Done);
                 keep::take_over(agent, &entry, &record, *kept);
             }
             (
@@ -146,11 +146,13 @@ async fn destination(agent: &Arc<Agent>, record: &Record) {
     end(agent, record, outcome).await;
 }
 
-/// A copy that was to end lives on: its source asks again, and it is tried again then.
-fn still_there(agent: &Agent, record: &Record, error: MigrationError) {
-    tracing::error!(id = record.id, "a copy that was withdrawn has not ended: {error}");
-    let error = error.at(control::Role::Destination, control::Phase::Unknown);
-    restore(agent, record, 0, Past::InDoubt(control::Error::from(&error)));
+/// A copy that was to end lives on: that is tried again.
+fn still_there(agent: &Arc<Agent>, record: &Record, error: MigrationError) {
+    let told = error.clone().at(control::Role::Destination, control::Phase::Unknown);
+    let entry = restore(agent, record, 0, Past::InDoubt(control::Error::from(&told)));
+    if let Some(log) = agent.journal.log(&record.id) {
+        withdrawal::pursue(agent, &entry, log, error);
+    }
 }
 
 /// The copy runs: its agent may have died before it could open its network.

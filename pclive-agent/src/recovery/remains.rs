@@ -57,18 +57,30 @@ pub(super) fn let_go(record: &Record) -> Result<(), MigrationError> {
     leftover.let_go(connections).map_err(|error| capture_error(&error))
 }
 
-/// Ends the container without letting it run; one that its source has frozen does not speak any more.
+/// Ends the container without letting it run. One that its source has frozen does not speak any more, unless its addresses
+/// are its own: then its peers hear of the end.
 pub(super) fn destroy(record: &Record, timeout: Duration) -> Result<(), MigrationError> {
     let Some(init) = init(record) else {
         return network::remove_host_ends(&record.container).map(drop).map_err(|error| network_error(&error));
     };
     let namespace = Namespace::of(init.pid).map_err(|error| network_error(&error))?;
-    let interfaces = network::capture(&namespace).map_err(|error| network_error(&error))?;
+    // A network that cannot be told keeps nothing from its end.
+    let interfaces = network::capture(&namespace).unwrap_or_else(|error| {
+        tracing::warn!(id = record.id, "addresses may stay: {}", crate::error::chain(&error));
+        Vec::new()
+    });
     let leftover = Leftover::find(Pid(init.pid)).map_err(|error| capture_error(&error))?;
+    let stays = matches!(record.phase, Phase::Kept(kept) if kept.network_stays);
+    if stays {
+        leftover.unmute().map_err(|error| capture_error(&error))?;
+        network::remove_stale_lock(&namespace, &record.container).map_err(|error| network_error(&error))?;
+    }
     leftover.destroy(timeout).map_err(|error| capture_error(&error))?;
-    // Whether the addresses have moved is not known any more: the lock that stays silences them.
-    let moved = if record.close_connections { &[] } else { interfaces.as_slice() };
-    network::retire(&namespace, &record.container, moved).map_err(|error| network_error(&error))
+    // Whether the addresses have moved is known of what is kept; otherwise the lock that stays silences them.
+    let is_kept = matches!(record.phase, Phase::Kept(_));
+    let moved = !stays && (is_kept || !record.close_connections);
+    let interfaces = if moved { interfaces.as_slice() } else { &[] };
+    network::retire(&namespace, &record.container, interfaces).map_err(|error| network_error(&error))
 }
 
 /// Opens the network of a copy that runs: its agent may have died before it could.

@@ -116,7 +116,7 @@ pub(super) fn give_up(record: &Record, wish: Wish, overridden: bool) -> Result<O
             format!("cannot resolve the migration of container {name} here: its last pages are being fetched")
         }
         (Phase::Withdrawn, Wish::RunHere | Wish::DiscardHere) => {
-            format!("cannot resolve the migration of container {name} here: its source has taken it back")
+            format!("cannot resolve the migration of container {name} here: its copy is being ended")
         }
     };
     Err(MigrationError::new(ErrorCode::NotInDoubt, message))

@@ -1,9 +1,11 @@
 //! A copy that is ended for good because its source wants the original back. At its destination.
 //!
 //! `Withdrawn` is durable before the first process is killed, and the source is told so only when the last one has ended:
-//! then nothing of the copy ever runs again. A copy that has been moved on from here cannot be ended.
+//! then nothing of the copy ever runs again. A copy that has been moved on from here cannot be ended, nor one whose original
+//! was not to be kept.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use pclive_proto::peer::inquire_response::Answer;
 
@@ -12,37 +14,41 @@ use super::remains;
 use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
+use crate::hooks;
 use crate::journal::{self, Ending, Log, Phase, Record};
 use crate::registry::Entry;
 
-/// Ends the copy. What is answered is final unless it is [`Answer::Pending`].
-pub(super) async fn withdraw(agent: &Agent, log: Arc<Mutex<Log>>) -> (Answer, String) {
-    let record = journal::guard(&log).record().clone();
+/// How soon it is tried again to end a copy.
+const PAUSE: Duration = Duration::from_secs(5);
+
+/// Ends the copy. What is answered is final unless it is [`Answer::Pending`]. To be run to its end, whoever asks.
+pub(super) async fn withdraw(agent: Arc<Agent>, log: Arc<Mutex<Log>>) -> (Answer, String) {
+    let id = journal::guard(&log).record().id.clone();
     // One that is not remembered is not known to be what runs here.
-    let Ok(entry) = agent.registry.get(&record.id) else { return (Answer::Unknown, String::new()) };
-    let _deciding = entry.deciding.lock().await;
+    let Ok(entry) = agent.registry.get(&id) else { return (Answer::Unknown, String::new()) };
+    let deciding = entry.deciding.lock().await;
     let record = journal::guard(&log).record().clone();
     match record.phase {
         Phase::Ended(Ending::Failed(_)) | Phase::Discarded => return (Answer::Discarded, String::new()),
-        Phase::Withdrawn => {}
-        Phase::Ended(Ending::Done) => {
-            if let Err(refused) = begin(agent, &entry, &log, &record).await {
-                return refused;
-            }
-        }
+        Phase::Withdrawn => return (Answer::Pending, "its copy is being ended there".into()),
+        Phase::Ended(Ending::Done) => {}
         Phase::Begun | Phase::Committing | Phase::Tail | Phase::Torn | Phase::Kept(_) | Phase::Undoing(_) => {
             return (Answer::Pending, "the copy is not whole yet".into());
         }
     }
-    match end_copy(agent, &record).await {
+    if let Err(refused) = begin(&agent, &entry, &log, &record).await {
+        return refused;
+    }
+    match end_copy(&agent, &record).await {
         Ok(()) => {
-            fault::reached(Point::DestinationWithdrawn);
-            doubt::conclude(agent, &entry, log, Outcome::Failed(undone(&record))).await;
+            conclude(&agent, &entry, log, &record).await;
             (Answer::Discarded, String::new())
         }
         Err(error) => {
-            tracing::error!(id = record.id, "a copy that was withdrawn has not ended: {error}");
-            (Answer::Pending, error.message)
+            drop(deciding);
+            let message = error.message.clone();
+            pursue(&agent, &entry, log, error);
+            (Answer::Pending, message)
         }
     }
 }
@@ -54,24 +60,27 @@ async fn begin(
     log: &Arc<Mutex<Log>>,
     record: &Record,
 ) -> Result<(), (Answer, String)> {
-    // From here on nobody moves it away.
-    if let Err(error) = agent.registry.reserve(entry) {
-        return Err((Answer::Pending, error.message));
-    }
+    stays(agent, record).await.map_err(|why| (Answer::Runs, why))?;
+    // From here on nobody moves it away. Somebody may have begun to meanwhile.
+    agent.registry.reserve(entry).map_err(|error| (Answer::Pending, error.message))?;
     let put = match stays(agent, record).await {
         Ok(()) => {
             let (writer, withdrawn) = (Arc::clone(log), Record { phase: Phase::Withdrawn, ..record.clone() });
             let put = tokio::task::spawn_blocking(move || journal::guard(&writer).put(withdrawn)).await;
-            let put = put.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-            put.map_err(|error| (Answer::Pending, chain(&error)))
+            put.map_err(|error| chain(&error))
+                .and_then(|put| put.map_err(|error| chain(&error)))
+                .map_err(|why| (Answer::Pending, why))
         }
         Err(why) => Err((Answer::Runs, why)),
     };
     put.inspect_err(|_| entry.reserve(false))
 }
 
-/// Whether what runs here under this name, if anything does, is the copy. `Err` says what else it is.
+/// Whether what runs here under this name, if anything does, is a copy that may be ended. `Err` says why not.
 async fn stays(agent: &Agent, record: &Record) -> Result<(), String> {
+    if record.keep_source_for_ms == 0 {
+        return Err("no original of it was to be kept".into());
+    }
     if agent.journal.has_moved_on(record) {
         return Err("it has been moved on from there".into());
     }
@@ -82,9 +91,8 @@ async fn stays(agent: &Agent, record: &Record) -> Result<(), String> {
         return Ok(());
     }
     match runtime.state(&id).await {
-        Ok(there) if there.status == "stopped" || record.init.is_some_and(|init| init.pid == there.pid) => {
-            Ok(())
-        }
+        Ok(there) if there.status == "stopped" => Ok(()),
+        Ok(there) if record.init.is_some_and(|init| init.pid == there.pid) => Ok(()),
         Ok(_) => Err("another container of this name runs there".into()),
         Err(error) => Err(format!("what runs there is not known: {}", chain(&error))),
     }
@@ -94,14 +102,52 @@ async fn stays(agent: &Agent, record: &Record) -> Result<(), String> {
 pub(super) async fn end_copy(agent: &Agent, record: &Record) -> Result<(), MigrationError> {
     let timeout = agent.config.migration.stop_timeout();
     doubt::blocking(record, move |record| remains::destroy(record, timeout)).await?;
+    fault::reached(Point::DestinationWithdrawn);
+    if agent.runtime(&record.runtime).is_err() {
+        tracing::warn!(id = record.id, "runtime {} is not configured any more, and not told", record.runtime);
+        return Ok(());
+    }
     doubt::forget(agent, record).await
+}
+
+/// The copy has ended: first what the source waits for, then the site's hook.
+async fn conclude(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mutex<Log>>, record: &Record) {
+    let error = undone(record);
+    let ending = doubt::ending(&Outcome::Failed(error.clone()));
+    doubt::write_end(agent, log, ending.clone()).await;
+    tracing::warn!(id = record.id, "{error}");
+    entry.fail(error);
+    agent.registry.ended();
+    hooks::after_recovery(agent, Arc::clone(entry), record, ending);
+}
+
+/// Tries again and again to end a copy that was withdrawn: its source may never ask again.
+pub(super) fn pursue(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mutex<Log>>, why: MigrationError) {
+    let (agent, entry) = (Arc::clone(agent), Arc::clone(entry));
+    let id = entry.id().to_owned();
+    tokio::spawn(async move {
+        let mut why = why;
+        loop {
+            tracing::error!(id, "a copy that was withdrawn has not ended: {why}");
+            tokio::time::sleep(PAUSE).await;
+            let _deciding = entry.deciding.lock().await;
+            let record = journal::guard(&log).record().clone();
+            if record.phase != Phase::Withdrawn {
+                return;
+            }
+            match end_copy(&agent, &record).await {
+                Ok(()) => return conclude(&agent, &entry, log, &record).await,
+                Err(error) => why = error,
+            }
+        }
+    });
 }
 
 /// How a migration ended whose copy was withdrawn.
 pub(super) fn undone(record: &Record) -> MigrationError {
+    let name = &record.container;
     let message = format!(
-        "the migration of container {} was undone: it goes on at its source as it was at the stop",
-        record.container
+        "the migration of container {name} was undone: it goes on at its source as it was at the stop"
     );
     MigrationError::new(ErrorCode::Undone, message)
 }

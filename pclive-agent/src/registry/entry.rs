@@ -213,6 +213,8 @@ impl Entry {
     pub fn keep(&self, kept: Option<control::Kept>) {
         self.change(|record| {
             record.kept = kept;
+            // A report tells what can be gone back to.
+            record.report.iter_mut().for_each(|report| report.kept = kept);
             None
         });
     }
@@ -228,7 +230,7 @@ impl Entry {
     }
 
     /// True while something is being done for it.
-    pub(super) fn is_running(&self) -> bool {
+    pub(crate) fn is_running(&self) -> bool {
         self.lock().ended_at.is_none()
     }
 
@@ -302,8 +304,13 @@ impl Entry {
 
     /// It was to be undone, and is not: it is done as it was before.
     pub fn done_after_all(&self) {
-        let report = self.lock().report.clone();
-        self.finish(report);
+        let (phase, report) = {
+            let record = self.lock();
+            (record.phase, record.report.clone())
+        };
+        if phase == Phase::Unknown {
+            self.finish(report);
+        }
     }
 
     /// What is known of a migration in doubt.
@@ -350,6 +357,7 @@ impl Entry {
         self.phase(phase);
         self.change(|record| {
             (record.kept, record.reserved) = (None, false);
+            record.report.iter_mut().for_each(|report| report.kept = None);
             // One that was done is not any more.
             record.events.retain(|event| !matches!(event.event, Some(event::Event::Done(_))));
             record.error = Some(error.clone());
@@ -381,9 +389,9 @@ impl Entry {
         true
     }
 
-    /// Someone has decided what becomes of it.
-    pub fn resolved_by(&self, asker: Asker) {
-        self.lock().decided_by = Some(asker);
+    /// Someone has decided what becomes of it; `None`: it is not so after all.
+    pub fn resolved_by(&self, asker: Option<Asker>) {
+        self.lock().decided_by = asker;
     }
 
     /// Who cancelled it, or resolved it.

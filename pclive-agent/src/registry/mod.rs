@@ -175,7 +175,7 @@ impl Registry {
         Some(entry.id().into())
     }
 
-    /// How many migrations are live.
+    /// How many migrations go on, or are in doubt.
     pub fn live(&self) -> u32 {
         self.count(&self.lock())
     }
@@ -231,7 +231,9 @@ impl Registry {
     }
 
     fn count(&self, inner: &Inner) -> u32 {
-        u32::try_from(inner.entries.iter().filter(|entry| entry.is_live()).count()).unwrap_or(u32::MAX)
+        let open =
+            |entry: &&Arc<Entry>| entry.is_running() || entry.current_phase() == control::Phase::Unknown;
+        u32::try_from(inner.entries.iter().filter(open).count()).unwrap_or(u32::MAX)
     }
 
     /// A panic elsewhere leaves the list usable: every change to it is one step.

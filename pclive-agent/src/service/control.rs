@@ -107,8 +107,9 @@ impl Control for ControlService {
             }
         };
         let (id, overridden) = (&request.migration_id, request.r#override);
-        let decided = recovery::resolve(&self.agent, id, wish, overridden, operator).await;
-        let (phase, peer) = decided?;
+        let (agent, id) = (Arc::clone(&self.agent), id.clone());
+        let decided = async move { recovery::resolve(&agent, &id, wish, overridden, operator).await };
+        let (phase, peer) = to_its_end(decided).await?;
         Ok(Response::new(ResolveMigrationResponse { phase: phase.into(), peer }))
     }
 
@@ -118,7 +119,8 @@ impl Control for ControlService {
     ) -> Result<Response<UndoMigrationResponse>, Status> {
         let operator = Asker::from(&caller(&request)?);
         let UndoMigrationRequest { migration_id, confirmed } = request.into_inner();
-        Ok(Response::new(recovery::undo(&self.agent, &migration_id, confirmed, operator).await?))
+        let undone = recovery::undo(Arc::clone(&self.agent), migration_id, confirmed, operator);
+        Ok(Response::new(to_its_end(undone).await?))
     }
 
     async fn check_container(
@@ -162,4 +164,12 @@ impl Control for ControlService {
             active_migrations: self.agent.registry.live(),
         }))
     }
+}
+
+/// Runs a decision to its end, also when the client that wants it leaves.
+async fn to_its_end<T: Send + 'static>(
+    decision: impl Future<Output = Result<T, MigrationError>> + Send + 'static,
+) -> Result<T, MigrationError> {
+    let decided = tokio::spawn(decision).await;
+    decided.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?
 }

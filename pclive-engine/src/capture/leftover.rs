@@ -58,6 +58,11 @@ impl Leftover {
         }
     }
 
+    /// Ends the repair mode of its connections: when it is killed, their peers hear of it, if its network is open.
+    pub fn unmute(&self) -> Result<(), CaptureError> {
+        self.processes.iter().try_for_each(|process| end_repair(process.pid, Connections::Carry))
+    }
+
     /// Kills the container without letting it run. Connections that are in repair mode end without a packet.
     pub fn destroy(self, timeout: Duration) -> Result<(), CaptureError> {
         for process in &self.processes {

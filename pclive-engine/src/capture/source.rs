@@ -95,7 +95,7 @@ impl Source {
     /// What stands in the way where the container is to live with `addresses` instead of its own: sockets that are bound
     /// to one of these.
     pub fn check_addresses(&self, addresses: &[IpAddr]) -> Result<Vec<Blocker>, CaptureError> {
-        Ok(self.files.bound_elsewhere(&live(&tree::read(self.init)?), addresses)?)
+        self.files.bound_elsewhere(addresses, || Ok(live(&tree::read(self.init)?)))
     }
 
     /// Resident memory of all processes in bytes, shared pages counted as often as they are mapped, and files in

@@ -238,7 +238,6 @@ const CLOSING: Reading = Reading { mode: Mode::Dump, connections: Connections::C
 fn connections_that_are_to_end_are_over_afterwards_and_their_listener_goes_on() {
     let network = Network::new();
     let (server, mut client, listener) = network.connect(SERVER4);
-    let _waits = network.client.run(|| TcpStream::connect(SERVER4).unwrap());
     client.write_all(b"unread").unwrap();
     let diag = network.server.diag();
     let take = |fd: &OwnedFd| capture_socket(fd.try_clone().unwrap(), &diag, CLOSING).unwrap();

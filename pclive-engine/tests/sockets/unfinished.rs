@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use pclive_engine::capture::sockets::SockDiag;
+use pclive_engine::capture::sockets::{Connections, SockDiag};
 
 use crate::namespace::{Network, SERVER4, SERVER6};
 
@@ -14,7 +14,7 @@ const LONG: usize = 200_000;
 /// What is unfinished at the server.
 fn unfinished(network: &Network) -> Vec<String> {
     let diag = SockDiag::open(network.server.pid()).unwrap();
-    let found = diag.unfinished().unwrap();
+    let found = diag.unfinished(Connections::Carry).unwrap();
     assert!(found.iter().all(|refusal| refusal.transient), "{found:?}");
     found.into_iter().map(|refusal| refusal.what).collect()
 }
@@ -133,10 +133,10 @@ fn moment_without_unfinished_connections_is_waited_for() {
         wait_until(&network, "the handshake is seen", |found| !found.is_empty());
         let start = Instant::now();
         let limit = Duration::from_millis(20);
-        diag.await_finish(limit).unwrap();
+        diag.await_finish(limit, Connections::Carry).unwrap();
         assert!(start.elapsed() >= limit, "it is not over yet");
         hear();
-        diag.await_finish(PATIENCE).unwrap();
+        diag.await_finish(PATIENCE, Connections::Carry).unwrap();
         assert_eq!(unfinished(&network), Vec::<String>::new());
         client.join().unwrap();
     });
@@ -150,7 +150,7 @@ fn looking_for_unfinished_connections_takes_a_moment() {
     let mut times: Vec<Duration> = (0..20)
         .map(|_| {
             let start = Instant::now();
-            diag.unfinished().unwrap();
+            diag.unfinished(Connections::Carry).unwrap();
             start.elapsed()
         })
         .collect();

@@ -83,6 +83,30 @@ fn connections_end_and_the_service_goes_on_at_another_address() -> Result<()> {
 }
 
 #[test]
+fn peers_hear_of_the_end_when_the_original_that_was_kept_is_removed() -> Result<()> {
+    if !ready(&["nft"]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    lab.a.network(NETWORK, &format!("{AT_A}/16"))?;
+    lab.b.network(NETWORK, &format!("{AT_B}/16"))?;
+    let container = lab.install(&traffic::bundle("traffic").network(NETWORK), &[&lab.a, &lab.b])?;
+    container.start_in_its_network(&lab.a)?;
+    until("the server", PATIENCE, || Ok(echoed(&lab.client, AT_A).is_ok()))?;
+    let mut stream = echoed(&lab.client, AT_A)?;
+    lab.a.migrate(&container.name, &lab.b, &["--tcp", "close", "--keep-source-for", "3s"])?;
+    drop(echoed(&lab.client, AT_B)?);
+    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    let early = stream.read(&mut [0]).map_err(|error| error.kind());
+    ensure!(early == Err(ErrorKind::WouldBlock), "the original has spoken: {early:?}");
+    stream.set_read_timeout(Some(PATIENCE))?;
+    ended(stream)?;
+    until("the end of the original", PATIENCE, || Ok(container.status(&lab.a)?.is_none()))?;
+    runs_only_at(&container, &lab.b, &lab.a, [AT_B, AT_A])?;
+    container.delete(&lab.b)
+}
+
+#[test]
 fn connections_may_end_where_the_address_moves() -> Result<()> {
     if !ready(&[]) {
         return Ok(());

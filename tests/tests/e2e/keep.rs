@@ -1,6 +1,6 @@
 //! Originals that are kept once their copy runs, and that are gone back to.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::net::TcpStream;
 use std::process::Stdio;
 use std::time::Duration;
@@ -104,6 +104,7 @@ fn an_original_that_is_wanted_back_goes_on_as_it_was() -> Result<()> {
     // A client that says nothing meanwhile.
     let connect = move || TcpStream::connect_timeout(&address, LIMIT);
     let mut silent = lab.client.in_network(connect)?.join().map_err(|_| anyhow!("the client panicked"))??;
+    silent.set_read_timeout(Some(LIMIT))?;
     let id = kept(&lab, &container, "10min")?;
     let told = lab.a.ask(&["undo", &id])?;
     ensure!(told["undone"] == false && told["kept"]["stopped_unix_ms"].is_u64(), "{told}");
@@ -112,18 +113,46 @@ fn an_original_that_is_wanted_back_goes_on_as_it_was() -> Result<()> {
     lab.a.stop_agent(Signal::SIGKILL)?;
     lab.a.start_faulty_agent("")?;
     ensure!(lab.a.ask(&["status", &id])?["kept"]["until_unix_ms"].is_u64(), "it is not kept any more");
+    // Without the destination nothing is begun that could not be ended.
+    lab.b.stop_agent(Signal::SIGKILL)?;
+    let refused = finish(lab.a.ctl()?.args(["--json", "undo", &id, "--yes"]))?;
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    ensure!(refused.status.code() == Some(1) && said.contains("peer-disagrees"), "{said}");
+    lab.b.start_faulty_agent("")?;
+    ensure!(lab.a.ask(&["status", &id])?["kept"]["until_unix_ms"].is_u64(), "it is not kept any more");
     for _ in 0..2 {
         // Asking again changes nothing.
         let undone = lab.a.ask(&["undo", &id, "--yes"])?;
         ensure!(undone["undone"] == true && undone["phase"] == "failed", "{undone}");
     }
     is_back(&lab, &container)?;
-    ensure!(!silent.read(&mut [0]).is_ok_and(|read| read > 0), "the silent client has heard something");
+    // As of any server that is killed.
+    let heard = silent.read(&mut [0]);
+    let ended = heard.as_ref().is_ok_and(|read| *read == 0)
+        || heard.as_ref().is_err_and(|error| error.kind() == ErrorKind::ConnectionReset);
+    ensure!(ended, "the silent client has not heard of the end of the copy: {heard:?}");
     let clients = Redis::new(&lab.client, container.v4).ask(&["INFO", "clients"])?.text().unwrap_or_default();
     ensure!(clients.contains("connected_clients:1\r\n"), "the original has kept a connection: {clients}");
     migrate(&container, &lab.a, &lab.b, &[])?;
     ensure!(value(&lab, &container)?.as_deref() == Some("before"), "the second migration has lost something");
     Ok(())
+}
+
+#[test]
+fn an_original_that_is_gone_ends_no_copy() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let (lab, container) = lab()?;
+    let id = kept(&lab, &container, "10min")?;
+    container.delete(&lab.a)?;
+    let refused = finish(lab.a.ctl()?.args(["--json", "undo", &id, "--yes"]))?;
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    ensure!(refused.status.code() == Some(1) && said.contains("not-kept"), "{said}");
+    ensure!(value(&lab, &container)?.as_deref() == Some("after"), "the copy does not run any more");
+    let resolved = lab.a.ask(&["resolve", &id, "--discard-here"])?;
+    ensure!(resolved["phase"] == "done", "{resolved}");
+    runs_only_at(&container, &lab.b, &lab.a)
 }
 
 #[test]

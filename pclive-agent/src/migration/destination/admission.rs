@@ -151,6 +151,7 @@ async fn begin_journal(
         tail: None,
         tail_token: String::new(),
         close_connections: prepare.close_connections,
+        keep_source_for_ms: prepare.keep_source_for_ms,
         asked_by,
         phase: journal::Phase::Begun,
     };

@@ -15,7 +15,8 @@ use crate::fault::{self, Point};
 use crate::journal;
 use crate::migration::written;
 use crate::recovery::decision::Answer;
-use crate::recovery::{inquiry, keep};
+use crate::recovery::inquiry::{self, Question};
+use crate::recovery::keep;
 
 /// Pauses between questions to a destination that does not confirm the commit.
 const INQUIRY_PAUSE: Duration = Duration::from_millis(100);
@@ -43,8 +44,8 @@ impl Driver<'_> {
 
     /// Leaves the original as it is for a while. False: that cannot be written down, and it goes.
     async fn keep(&mut self, time: Duration) -> bool {
-        let (log, stopped_ms) = (Arc::clone(&self.order.log), self.stopped_ms);
-        match written(move || keep::write(&log, time, stopped_ms)).await {
+        let (log, stopped_ms, stays) = (Arc::clone(&self.order.log), self.stopped_ms, self.network_stays);
+        match written(move || keep::write(&log, time, stopped_ms, stays)).await {
             Ok(kept) => {
                 self.session.entry.keep(Some(keep::told(kept)));
                 self.remove(self.engine.keep()).await;
@@ -70,7 +71,7 @@ impl Driver<'_> {
         let deadline = Instant::now() + self.agent.config.migration.commit_grace();
         let mut pause = INQUIRY_PAUSE;
         let heard = loop {
-            let heard = inquiry::ask(self.agent, &record).await;
+            let heard = inquiry::ask(self.agent, &record, Question::Inquire).await;
             let settled = matches!(heard.answer, Answer::Runs | Answer::Discarded);
             if settled || Instant::now() + pause >= deadline {
                 break heard;

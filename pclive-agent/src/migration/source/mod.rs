@@ -111,13 +111,16 @@ pub(super) async fn run(agent: Arc<Agent>, entry: Arc<Entry>, order: Order) {
                     }
                     None => info!("migrated, as the destination says when asked"),
                 }
-                if let journal::Phase::Kept(kept) = journal::guard(&order.log).record().phase {
-                    keep::watch(&agent, &entry, kept);
-                } else {
+                let kept = keep::of(&order.log);
+                if kept.is_none() {
                     fault::reached(Point::SourceDestroyed);
                     conclude(&agent, &entry, &order.log, Ending::Done).await;
                 }
                 entry.finish(report);
+                // Nobody decides about it before.
+                if let Some(kept) = kept {
+                    keep::watch(&agent, &entry, kept);
+                }
             }
             Err(Ended::RolledBack(error)) => {
                 tracing::warn!(
@@ -177,6 +180,8 @@ struct Driver<'a> {
     verification: Option<control::Verification>,
     /// When the container was stopped for good: Unix time, milliseconds; 0: not yet.
     stopped_ms: u64,
+    /// The copy lives with other addresses.
+    network_stays: bool,
 }
 
 async fn drive(
@@ -247,6 +252,7 @@ async fn drive(
         tail: None,
         verification: None,
         stopped_ms: 0,
+        network_stays: false,
     };
     driver.migrate(&opened, meter, &abort).await
 }
@@ -327,6 +333,7 @@ impl Driver<'_> {
             conversation_token: self.token.clone(),
             verify: order.verify,
             close_connections: order.close_connections,
+            keep_source_for_ms: order.keep_source_for.map_or(0, report::ns) / 1_000_000,
         };
         let patience = self.agent.config.migration.prepare_timeout();
         self.session.send(Message::Prepare(prepare), patience).await?;
@@ -355,7 +362,7 @@ impl Driver<'_> {
                 .map_err(|error| wire::bad(format!("a network that cannot be: {}", chain(&error))))?;
             let there = network::addresses(&there).collect();
             let patience = self.agent.config.migration.prepare_timeout();
-            self.session.step(self.engine.elsewhere(there), patience).await?;
+            self.network_stays = self.session.step(self.engine.elsewhere(there), patience).await?;
         }
         self.lines.widen(self.order.streams);
         self.session.advance(Event::Accepted)?;

@@ -13,7 +13,7 @@ use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::journal;
 use crate::recovery::decision::Answer;
-use crate::recovery::inquiry;
+use crate::recovery::inquiry::{self, Question};
 use crate::tail;
 
 /// How often the destination is asked while it says nothing of its own.
@@ -39,7 +39,7 @@ impl Driver<'_> {
                 continue;
             }
             let record = journal::guard(&self.order.log).record().clone();
-            let there = inquiry::ask(self.agent, &record).await;
+            let there = inquiry::ask(self.agent, &record, Question::Inquire).await;
             match there.answer {
                 Answer::Runs => return Ok(tail.told().as_ref().map(tail::tail).unwrap_or_default()),
                 Answer::Pending => heard = Instant::now(),

@@ -9,13 +9,23 @@ use crate::model::socket::SocketKind;
 use crate::model::{Blocker, Descriptor, FileKind, OpenFile, Pid, Place, Vpid};
 
 impl Table {
-    /// Sockets of the running `processes` that need an address which is none of `addresses`: they could not be bound.
-    /// Wildcard and loopback addresses are everywhere.
-    pub fn bound_elsewhere(
+    /// Sockets of the running container that need an address which is none of `addresses`: they could not be bound.
+    /// Wildcard and loopback addresses are everywhere. `processes` lists the live processes as they are now; what is found
+    /// twice is told, as by [`Table::check`].
+    pub fn bound_elsewhere<E: From<FilesError>>(
         &self,
-        processes: &[(Pid, Vpid)],
         addresses: &[IpAddr],
-    ) -> Result<Vec<Blocker>, FilesError> {
+        mut processes: impl FnMut() -> Result<Vec<(Pid, Vpid)>, E>,
+    ) -> Result<Vec<Blocker>, E> {
+        let mut found = self.bound(&processes()?, addresses)?;
+        if !found.is_empty() {
+            let again = self.bound(&processes()?, addresses)?;
+            found.retain(|blocker| again.contains(blocker));
+        }
+        Ok(found)
+    }
+
+    fn bound(&self, processes: &[(Pid, Vpid)], addresses: &[IpAddr]) -> Result<Vec<Blocker>, FilesError> {
         let found = self.collect(processes, Mode::Check)?;
         let holders = holder::scan(processes, Mode::Check)?;
         let mut blockers = Vec::new();

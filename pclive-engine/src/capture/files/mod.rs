@@ -164,8 +164,8 @@ impl Table {
             let (mut found, unfinished) = std::thread::scope(|scope| {
                 // The kernel looks through the connections of the whole machine, which takes as long as all the rest. Nothing
                 // else asks over this socket meanwhile: only checks ask for single connections.
-                let asked = mode == Mode::Dump && self.connections == Connections::Carry;
-                let unfinished = asked.then(|| scope.spawn(|| self.diag.unfinished()));
+                let unfinished =
+                    (mode == Mode::Dump).then(|| scope.spawn(|| self.diag.unfinished(self.connections)));
                 let found = collection.run(descriptions)?;
                 let unfinished = unfinished.map(|thread| thread.join().map_err(|_| FilesError::Thread));
                 Ok::<_, FilesError>((found, unfinished.transpose()?.transpose()?.unwrap_or_default()))
@@ -206,13 +206,9 @@ impl Table {
     }
 
     /// Waits, while the container runs, for a moment in which a dump finds no TCP connection that nobody has a descriptor
-    /// of; not longer than `limit`. Whether there was one shows at the dump. Where connections are closed every moment is
-    /// as good.
+    /// of; not longer than `limit`. Whether there was one shows at the dump.
     pub fn await_connections(&self, limit: Duration) -> Result<(), FilesError> {
-        if self.connections == Connections::Close {
-            return Ok(());
-        }
-        Ok(self.diag.await_finish(limit)?)
+        Ok(self.diag.await_finish(limit, self.connections)?)
     }
 }
 

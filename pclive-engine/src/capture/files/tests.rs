@@ -376,7 +376,7 @@ fn sockets_that_need_an_address_which_is_not_at_the_destination_are_named() {
     let processes = [(program.pid(), Vpid(1))];
     let bound = |addresses: &[&str]| {
         let addresses: Vec<_> = addresses.iter().map(|address| address.parse().unwrap()).collect();
-        table.bound_elsewhere(&processes, &addresses).unwrap()
+        table.bound_elsewhere(&addresses, || Ok::<_, FilesError>(processes.to_vec())).unwrap()
     };
     assert_eq!(bound(&["192.0.2.9", "192.0.2.10"]), []);
     let found = bound(&["192.0.2.10"]);

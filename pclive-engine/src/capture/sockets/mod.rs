@@ -54,7 +54,8 @@ pub enum Connections {
     /// They live on at the destination.
     #[default]
     Carry,
-    /// At the destination they are over: reads end, writes fail. Listeners are carried.
+    /// At the destination they are over: reads end, writes fail. Listeners are carried, and UDP sockets that the kernel has
+    /// given an address when they were connected get another one.
     Close,
 }
 
@@ -147,7 +148,7 @@ pub fn capture_socket(
             Ok(base.plain(kind))
         }
         (_, libc::SOCK_STREAM) => tcp::capture(fd, &identity, base, diag, reading),
-        _ => udp::capture(&fd, &identity, diag, mode).map(|kind| base.plain(kind)),
+        _ => udp::capture(&fd, &identity, diag, reading).map(|kind| base.plain(kind)),
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) fn capture(
         refuse_authentication(&fd, diag)?;
     }
     match (info.state, TcpState::from_kernel(info.state)) {
-        (LISTEN, _) => listener(&fd, &info, reading).map(|kind| base.plain(kind)),
+        (LISTEN, _) => listener(&fd, &info, mode).map(|kind| base.plain(kind)),
         (CLOSE, _) => closed(&fd, identity, reading).map(|kind| base.plain(kind)),
         (_, Some(state)) => connection(fd, identity, base, state, &info, mode),
         (number, None) if mode == Mode::Dump => {
@@ -108,7 +108,7 @@ fn refuse_authentication(fd: &OwnedFd, diag: &UnixDiag) -> Result<(), SocketRefu
     Ok(())
 }
 
-fn listener(fd: &OwnedFd, info: &TcpInfo, reading: Reading) -> Result<SocketKind, SocketRefusal> {
+fn listener(fd: &OwnedFd, info: &TcpInfo, mode: Mode) -> Result<SocketKind, SocketRefusal> {
     let local = local_address(fd)?.unwrap_or_else(|| SocketAddr::from(([0, 0, 0, 0], 0)));
     refuse_link_local(local)?;
     if get_int(fd.as_fd(), libc::IPPROTO_TCP, TCP_FASTOPEN).is_ok_and(|queue| queue != 0) {
@@ -116,7 +116,7 @@ fn listener(fd: &OwnedFd, info: &TcpInfo, reading: Reading) -> Result<SocketKind
         return Err(SocketRefusal::lasting(format!("TCP listener {local} with fast open"), hint));
     }
     // tcpi_unacked and tcpi_sacked of a listener: connections to accept, and their limit.
-    if reading == Mode::Dump.into() && info.unacked > 0 {
+    if mode == Mode::Dump && info.unacked > 0 {
         let what = format!("TCP listener {local} with {} connections not yet accepted", info.unacked);
         return Err(SocketRefusal::transient(what));
     }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::queue::{Message, Peek};
 use super::tcp::{local_address, refuse_link_local, remote_address};
-use super::{Identity, Mode, SocketRefusal, UnixDiag};
+use super::{Connections, Identity, Mode, Reading, SocketRefusal, UnixDiag};
 use crate::model::socket::{Datagram, SocketKind};
 use crate::sys::socket::{get_int, set_int};
 
@@ -21,7 +21,7 @@ pub(super) fn capture(
     fd: &OwnedFd,
     identity: &Identity,
     diag: &UnixDiag,
-    mode: Mode,
+    Reading { mode, connections }: Reading,
 ) -> Result<SocketKind, SocketRefusal> {
     let (local, peer) = (local_address(fd)?, remote_address(fd)?);
     if let (Mode::Check, Some(local), None) = (mode, local, peer) {
@@ -30,12 +30,27 @@ pub(super) fn capture(
     for address in [local, peer].into_iter().flatten() {
         refuse_link_local(address)?;
     }
+    if connections == Connections::Close
+        && let (Some(own), Some(_)) = (local, peer)
+        && !own.ip().to_canonical().is_loopback()
+    {
+        // Connected again, it gets the address that leads to its peer there. What has come to the old one is lost.
+        let local = Some(SocketAddr::new(unspecified(own.ip()), own.port()));
+        return Ok(SocketKind::Udp { family: identity.family, local, peer, queue: Vec::new() });
+    }
     let queue = match (mode, local) {
         (Mode::Dump, Some(local)) => read_queue(fd, identity.family, local)
             .map_err(|e| SocketRefusal::failed("peek its datagrams", e))?,
         (Mode::Dump, None) | (Mode::Check, _) => Vec::new(),
     };
     Ok(SocketKind::Udp { family: identity.family, local, peer, queue })
+}
+
+fn unspecified(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 /// The kernel does not tell which socket has joined a group: each that could receive from it is refused.

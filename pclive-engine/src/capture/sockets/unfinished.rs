@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use super::{DiagFailure, SockDiag, SocketRefusal};
+use super::{Connections, DiagFailure, SockDiag, SocketRefusal};
 use crate::model::Deadline;
 use crate::proc::inet_diag::{CLOSING, Connection, FIN_WAIT1, LAST_ACK, LISTEN, SYN_RECV};
 
@@ -24,21 +24,31 @@ const SILENT_PEER: u8 = 3;
 const LOOK: Duration = Duration::from_millis(1);
 
 impl SockDiag {
-    /// What is unfinished now, each a refusal that passes.
-    pub fn unfinished(&self) -> Result<Vec<SocketRefusal>, DiagFailure> {
+    /// What is unfinished now of the connections that are carried, each a refusal that passes.
+    pub fn unfinished(&self, fate: Connections) -> Result<Vec<SocketRefusal>, DiagFailure> {
         let connections = self.connections(&STATES)?;
-        Ok(connections.iter().filter_map(name).map(SocketRefusal::transient).collect())
+        let carried = connections.iter().filter(|connection| is_carried(connection, fate));
+        Ok(carried.filter_map(name).map(SocketRefusal::transient).collect())
     }
 
     /// Waits, while the container runs, for a moment in which nothing is unfinished and every connection is accepted, but
     /// not longer than `limit`.
-    pub fn await_finish(&self, limit: Duration) -> Result<(), DiagFailure> {
+    pub fn await_finish(&self, limit: Duration, fate: Connections) -> Result<(), DiagFailure> {
         let deadline = Deadline::after(limit);
-        while self.connections(&STATES_OF_A_MOMENT)?.iter().any(is_in_the_way) && !deadline.passed() {
+        let waits = |connection: &Connection| is_carried(connection, fate) && is_in_the_way(connection);
+        while self.connections(&STATES_OF_A_MOMENT)?.iter().any(waits) && !deadline.passed() {
             std::thread::sleep(LOOK);
         }
         Ok(())
     }
+}
+
+/// Listeners always are; connections with others may be about to end anyway.
+fn is_carried(connection: &Connection, fate: Connections) -> bool {
+    let is_inside = |address: std::net::SocketAddr| address.ip().to_canonical().is_loopback();
+    fate == Connections::Carry
+        || connection.state == LISTEN
+        || (is_inside(connection.local) && is_inside(connection.remote))
 }
 
 /// True for what a dump would refuse at this instant.
@@ -76,6 +86,20 @@ mod tests {
         assert!(is_in_the_way(&listener(1)) && !is_in_the_way(&listener(0)));
         assert!(!is_in_the_way(&Connection { receive_queue: 9, ..connection(1, 0, 0, 77) }));
         assert!(is_in_the_way(&connection(SYN_RECV, 0, 0, 0)));
+    }
+
+    #[test]
+    fn connections_that_end_are_in_no_way_but_those_inside_are() {
+        let outside = connection(LAST_ACK, 0, 1, 0);
+        let inside = Connection {
+            local: "127.0.0.1:80".parse().unwrap(),
+            remote: "127.0.0.1:5000".parse().unwrap(),
+            ..connection(LAST_ACK, 0, 1, 0)
+        };
+        let carried = |connection, fate| is_carried(connection, fate);
+        assert!(!carried(&outside, Connections::Close) && carried(&outside, Connections::Carry));
+        assert!(carried(&inside, Connections::Close));
+        assert!(carried(&connection(LISTEN, 0, 0, 7), Connections::Close));
     }
 
     #[test]

@@ -105,7 +105,7 @@ pub(super) struct Stopped {
 #[derive(Debug)]
 enum Step {
     Round(u32, Reply<Moved>),
-    Elsewhere(Vec<IpAddr>, Reply<()>),
+    Elsewhere(Vec<IpAddr>, Reply<bool>),
     Pending(Reply<Option<u64>>),
     Outdated(Reply<u64>),
     Freeze(Option<Throttle>, Reply<Stopped>),
@@ -146,8 +146,9 @@ impl Engine {
         self.ask(|reply| Step::Round(number, reply))
     }
 
-    /// The copy will have these addresses, and none of the container's connections: what needs another one is refused.
-    pub(super) fn elsewhere(&self, addresses: Vec<IpAddr>) -> Answer<()> {
+    /// The copy will have these addresses, and none of the container's connections: what needs another one is refused. Whether
+    /// none of them is the container's own.
+    pub(super) fn elsewhere(&self, addresses: Vec<IpAddr>) -> Answer<bool> {
         self.ask(|reply| Step::Elsewhere(addresses, reply))
     }
 
@@ -294,9 +295,8 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
         match steps.recv().ok()? {
             Step::Round(number, reply) => tell(reply, round(plan, &mut source, number))?,
             Step::Elsewhere(there, reply) => {
-                network.stays =
-                    network::addresses(&network.interfaces).all(|address| !there.contains(&address));
-                tell(reply, elsewhere(plan, &source, &there))?;
+                network.stays = network::differ(&network.interfaces, &there);
+                tell(reply, elsewhere(plan, &source, &there).map(|()| network.stays))?;
             }
             Step::Pending(reply) => {
                 // Not worth ending a migration for: without it the rounds' own figures are used.
