@@ -24,7 +24,7 @@ fn record() -> Record {
         init: Some(Process { pid: 7, start_time: 9 }),
         tail: None,
         tail_token: String::new(),
-        close_connections: false,
+        network_stays: false,
         keep_source_for_ms: 0,
         asked_by: journal::Asker::Unknown,
         phase: Phase::Begun,

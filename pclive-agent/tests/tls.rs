@@ -236,6 +236,7 @@ async fn what_became_of_a_migration_is_told_to_no_agent_under_anothers_name() {
             container_id: "web".into(),
             source_agent: source_agent.into(),
             withdraw: false,
+            renounce: false,
         };
         client.inquire(request).await
     };

@@ -142,6 +142,15 @@ impl Log {
         self.let_go
     }
 
+    /// The source gives its original up: a copy that was let go is never withdrawn from here on.
+    pub fn renounce(&mut self) -> Result<(), JournalError> {
+        let runs = self.record.phase == Phase::Ended(super::Ending::Done);
+        if runs && self.record.keep_source_for_ms > 0 {
+            self.put(Record { keep_source_for_ms: 0, ..self.record.clone() })?;
+        }
+        Ok(())
+    }
+
     /// The source asks. What is undecided is decided against the copy, durably, before this returns.
     pub fn answer(&mut self) -> Result<Standing, JournalError> {
         match &self.record.phase {

@@ -63,9 +63,6 @@ pub struct Kept {
     pub until_boottime_ms: u64,
     /// When the container was stopped: Unix time, milliseconds, to be shown; 0: not known.
     pub stopped_ms: u64,
-    /// Its addresses are not those of its copy.
-    #[serde(default)]
-    pub network_stays: bool,
 }
 
 /// How it ended.
@@ -131,9 +128,9 @@ pub struct Record {
     /// Source: who has it may fetch the last pages; empty if they never come later.
     #[serde(default)]
     pub tail_token: String,
-    /// Source: connections end, and the network may not move with the container.
+    /// Connections end, and the copy shares no address with the original: each end's network is its site's.
     #[serde(default)]
-    pub close_connections: bool,
+    pub network_stays: bool,
     /// How long the original is kept once the copy runs, milliseconds; 0: not at all.
     #[serde(default)]
     pub keep_source_for_ms: u64,

@@ -20,7 +20,7 @@ pub(crate) fn record() -> Record {
         init: Some(Process { pid: 7, start_time: 9 }),
         tail: None,
         tail_token: String::new(),
-        close_connections: false,
+        network_stays: false,
         keep_source_for_ms: 0,
         asked_by: Asker::Unknown,
         phase: Phase::Begun,
@@ -122,7 +122,7 @@ fn a_copy_that_a_later_migration_took_away_has_moved_on() {
     let id = |digit: u8| format!("7b0a2c0c-96a4-4f52-9d2f-1d2f3c4b5a6{digit}");
     let ended = Record { phase: Phase::Ended(Ending::Done), role: Role::Destination, ..record() };
     let failed = Ending::Failed(Reason::new(ErrorCode::Cancelled, "x", ""));
-    let kept = Kept { until_boottime_ms: 1, stopped_ms: 2, network_stays: false };
+    let kept = Kept { until_boottime_ms: 1, stopped_ms: 2 };
     let later = Record { id: id(0), ..record() };
     let cases = [
         (Record { phase: Phase::Ended(Ending::Done), ..later.clone() }, true),

@@ -110,7 +110,6 @@ pub(crate) async fn start(
         request_id: request.request_id,
         strategy,
         tail_token: tail_token.clone(),
-        close_connections,
         keep_source_for,
         asked_by: Asker::from(caller),
     };
@@ -168,7 +167,6 @@ struct Begun {
     request_id: String,
     strategy: Strategy,
     tail_token: String,
-    close_connections: bool,
     keep_source_for: Option<Duration>,
     asked_by: Asker,
 }
@@ -177,7 +175,7 @@ struct Begun {
 async fn begin_journal(
     agent: &Arc<Agent>,
     entry: &Entry,
-    Begun { request_id, strategy, tail_token, close_connections, keep_source_for, asked_by }: Begun,
+    Begun { request_id, strategy, tail_token, keep_source_for, asked_by }: Begun,
     located: &Located,
     destination: &PeerAddress,
 ) -> Result<SharedLog, MigrationError> {
@@ -196,7 +194,7 @@ async fn begin_journal(
         init: process::identify(located.container.pid),
         tail: None,
         tail_token,
-        close_connections,
+        network_stays: false,
         keep_source_for_ms: keep_source_for.map_or(0, report::ns) / 1_000_000,
         asked_by,
         phase: journal::Phase::Begun,

@@ -43,7 +43,8 @@ impl Address {
         matches!(self.ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
     }
 
-    /// Somebody has given it, by hand or by DHCP: the kernel makes IPv6 addresses by itself, for as long as a router says.
+    /// Somebody has given it, by hand or, an IPv4 address, by DHCP. IPv6 addresses with a lifetime come from routers (or DHCPv6,
+    /// which looks the same).
     pub(super) fn is_given(&self) -> bool {
         self.ip.is_ipv4() || (self.lifetime.is_none() && !self.is_link_local())
     }

@@ -51,7 +51,7 @@ pub enum SourceStep {
 }
 
 /// What the source does with what it knows. Of a migration that is being undone the answer is that to a demand: the copy
-/// has ended (`Discarded`), or is not there to be ended (`Runs`).
+/// has ended (`Discarded`), or will not be ended (`Runs`).
 pub fn source(phase: &Phase, held: Held, answer: Answer) -> SourceStep {
     match (phase, held) {
         (
@@ -67,6 +67,7 @@ pub fn source(phase: &Phase, held: Held, answer: Answer) -> SourceStep {
         (Phase::Begun, Held::Gone) => SourceStep::Lost,
         // It was given away, whatever has thawed it since: it may be an undo that was interrupted, or somebody's hand.
         (Phase::Undoing(_), _) => match answer {
+            Answer::Runs if held == Held::Gone => SourceStep::Destroy,
             Answer::Runs => SourceStep::Keep,
             Answer::Discarded if held == Held::Gone => SourceStep::Lost,
             Answer::Discarded => SourceStep::LetGo,
@@ -159,7 +160,7 @@ mod tests {
 
     const FETCHING: [Fetching; 4] = [Fetching::Never, Fetching::Running, Fetching::Complete, Fetching::Lost];
 
-    const KEPT: Kept = Kept { until_boottime_ms: 1, stopped_ms: 2, network_stays: false };
+    const KEPT: Kept = Kept { until_boottime_ms: 1, stopped_ms: 2 };
 
     fn phases() -> [Phase; 5] {
         let failed = Ending::Failed(Reason::new(ErrorCode::PeerLost, "x", ""));
@@ -180,7 +181,7 @@ mod tests {
             [[Nothing; 5]; 3],
             [[Nothing; 5]; 3],
             [[Nothing; 5]; 3],
-            [[Keep, LetGo, Ask, Ask, Ask], [Keep, LetGo, Ask, Ask, Ask], [Keep, Lost, Ask, Ask, Ask]],
+            [[Keep, LetGo, Ask, Ask, Ask], [Keep, LetGo, Ask, Ask, Ask], [Destroy, Lost, Ask, Ask, Ask]],
         ];
         for (phase, of_phase) in phases.zip(table) {
             for (held, of_held) in HELD.into_iter().zip(of_phase) {

@@ -105,7 +105,11 @@ async fn announce(record: &Record) {
 
 /// Makes the runtime forget the container that the migration was about, and no other of its name.
 pub(super) async fn forget(agent: &Agent, record: &Record) -> Result<(), MigrationError> {
-    let (id, runtime) = (container_id(&record.container)?, agent.runtime(&record.runtime)?);
+    let id = container_id(&record.container)?;
+    let Ok(runtime) = agent.runtime(&record.runtime) else {
+        tracing::warn!(id = record.id, "runtime {} is not configured any more, and not told", record.runtime);
+        return Ok(());
+    };
     if !runtime.knows(&id) {
         return Ok(());
     }
@@ -212,7 +216,7 @@ async fn round(agent: &Arc<Agent>, entry: &Arc<Entry>) -> bool {
 }
 
 /// What the destination is asked for: to end its copy only for an original that is still there.
-pub(super) async fn wanted(record: &Record) -> Question {
+async fn wanted(record: &Record) -> Question {
     let undoing = matches!(record.phase, journal::Phase::Undoing(_));
     let gone = || async { blocking(record, remains::held).await.is_ok_and(|held| held == Held::Gone) };
     if undoing && !gone().await { Question::Withdraw } else { Question::Inquire }
@@ -231,6 +235,9 @@ fn open(agent: &Agent, entry: &Entry) -> Option<(Arc<Mutex<Log>>, Record)> {
 fn note(entry: &Entry, record: &Record, heard: &Heard, trouble: Option<&MigrationError>) {
     let here = match trouble {
         Some(error) => error.message.clone(),
+        None if matches!(record.phase, journal::Phase::Undoing(_)) => {
+            format!("the original of container {} is wanted back here", record.container)
+        }
         None => format!("container {} stands still here, frozen", record.container),
     };
     let questions = entry.snapshot().doubt.map_or(0, |doubt| doubt.questions).saturating_add(1);
@@ -238,8 +245,15 @@ fn note(entry: &Entry, record: &Record, heard: &Heard, trouble: Option<&Migratio
 }
 
 /// Brings a migration to its end that was not known, or has become another.
-pub(super) async fn conclude(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, outcome: Outcome) {
-    end(agent, entry, log, ending(&outcome)).await;
+pub(super) async fn conclude(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mutex<Log>>, outcome: Outcome) {
+    let (ending, record) = (ending(&outcome), journal::guard(&log).record().clone());
+    // Of one that was undone the end is written first: a successor would have to ask the destination again.
+    let undone = matches!(record.phase, journal::Phase::Undoing(_) | journal::Phase::Withdrawn);
+    if undone {
+        write_end(agent, log, ending.clone()).await;
+    } else {
+        end(agent, entry, log, ending.clone()).await;
+    }
     match outcome {
         Outcome::Done => {
             tracing::info!(id = entry.id(), "no doubt any more: the container runs at the destination");
@@ -251,6 +265,9 @@ pub(super) async fn conclude(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>,
         }
     }
     agent.registry.ended();
+    if undone {
+        hooks::after_recovery(agent, Arc::clone(entry), &record, ending);
+    }
 }
 
 /// What follows an end: the site's hook, then the journal.
@@ -263,7 +280,7 @@ pub(super) async fn end(agent: &Agent, entry: &Entry, log: Arc<Mutex<Log>>, endi
 /// Decides as `operator` wishes, if the destination confirms it or `overridden`. The phase afterwards, and what the
 /// destination said.
 pub async fn resolve(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     id: &str,
     wish: Wish,
     overridden: bool,
@@ -288,7 +305,7 @@ pub async fn resolve(
     // Who wants the original removed does not want its copy ended.
     let question = match wish {
         Wish::RunHere => wanted(&record).await,
-        Wish::DiscardHere => Question::Inquire,
+        Wish::DiscardHere => Question::Renounce,
     };
     let heard = inquiry::ask(agent, &record, question).await;
     note(&entry, &record, &heard, None);

@@ -27,6 +27,9 @@ pub(crate) enum Question {
     Inquire,
     /// To end the copy for good: its source wants the original back.
     Withdraw,
+    /// The same as [`Self::Inquire`], and never to end the copy, whoever has asked for that before: its source gives the
+    /// original up.
+    Renounce,
 }
 
 /// Asks the destination of a migration. Ends within twice the connect timeout.
@@ -53,8 +56,16 @@ async fn request(
         container_id: record.container.clone(),
         source_agent: agent.name.clone(),
         withdraw: question == Question::Withdraw,
+        renounce: question == Question::Renounce,
     };
-    let patience = agent.config.migration.connect_timeout();
+    let migration = &agent.config.migration;
+    let patience = match question {
+        Question::Inquire | Question::Renounce => migration.connect_timeout(),
+        // It is answered when the last process has ended and the runtime knows.
+        Question::Withdraw => {
+            migration.connect_timeout() + migration.stop_timeout() + migration.runtime_timeout()
+        }
+    };
     match tokio::time::timeout(patience, client.inquire(request)).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(crate::migration::status_error(&status)),
@@ -109,7 +120,23 @@ pub async fn answer(agent: &Arc<Agent>, request: InquireRequest) -> Result<Inqui
         );
         return Ok(respond(answer, detail));
     }
-    let standing = tokio::task::spawn_blocking(move || journal::guard(&log).answer()).await;
+    // A copy that may be on its way to its end is not said to run.
+    let entry = agent.registry.get(&request.migration_id).ok();
+    let _deciding = match &entry {
+        Some(entry) if journal::guard(&log).record().keep_source_for_ms > 0 => {
+            Some(entry.deciding.lock().await)
+        }
+        Some(_) | None => None,
+    };
+    let renounce = request.renounce;
+    let standing = tokio::task::spawn_blocking(move || {
+        let mut log = journal::guard(&log);
+        if renounce {
+            log.renounce()?
+        }
+        log.answer()
+    });
+    let standing = standing.await;
     let standing = standing.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
     let response = match standing {
         Ok(Standing::Runs) => respond(WireAnswer::Runs, String::new()),

@@ -27,14 +27,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(60);
 
 /// Writes down that the original, stopped at `stopped_ms` (Unix time; 0: not known), is kept for `time` from now on.
-pub(crate) fn write(
-    log: &Mutex<Log>,
-    time: Duration,
-    stopped_ms: u64,
-    network_stays: bool,
-) -> Result<Kept, JournalError> {
-    let until_boottime_ms = boottime_ms().saturating_add(milliseconds(time));
-    let kept = Kept { until_boottime_ms, stopped_ms, network_stays };
+pub(crate) fn write(log: &Mutex<Log>, time: Duration, stopped_ms: u64) -> Result<Kept, JournalError> {
+    let kept = Kept { until_boottime_ms: boottime_ms().saturating_add(milliseconds(time)), stopped_ms };
     put(log, Phase::Kept(kept))?;
     Ok(kept)
 }
@@ -92,7 +86,7 @@ async fn expire(agent: &Agent, entry: &Entry) -> bool {
     let _deciding = entry.deciding.lock().await;
     // Somebody may have decided meanwhile.
     let Some((log, record, _)) = kept(agent, entry) else { return true };
-    let removed = remove(agent, entry, log, &record).await;
+    let removed = remove(agent, entry, log, &record, None).await;
     let failed = |error: &MigrationError| {
         tracing::error!(id = entry.id(), "cannot remove the original that was kept: {error}");
     };
@@ -105,8 +99,10 @@ async fn remove(
     entry: &Entry,
     log: Arc<Mutex<Log>>,
     record: &Record,
+    operator: Option<Asker>,
 ) -> Result<(), MigrationError> {
     doubt::take(agent, record, SourceStep::Destroy).await?;
+    entry.resolved_by(operator);
     doubt::end(agent, entry, log, Ending::Done).await;
     entry.keep(None);
     agent.registry.ended();
@@ -124,10 +120,7 @@ pub(super) async fn resolve(
     (wish, operator): (Wish, Asker),
 ) -> Result<(), MigrationError> {
     match wish {
-        Wish::DiscardHere => {
-            entry.resolved_by(Some(operator));
-            remove(agent, entry, log, record).await
-        }
+        Wish::DiscardHere => remove(agent, entry, log, record, Some(operator)).await,
         Wish::RunHere => {
             let (id, name) = (entry.id(), &record.container);
             let message = format!("cannot run container {name} here: its copy runs at the destination");
@@ -162,7 +155,8 @@ pub async fn undo(
         kept: kept.map(told),
     };
     let Some((log, record, kept)) = kept(&agent, &entry) else {
-        let undone = entry.snapshot().error.is_some_and(|error| error.code == ErrorCode::Undone.as_str());
+        let undone = entry.role() == control::Role::Source
+            && entry.snapshot().error.is_some_and(|error| error.code == ErrorCode::Undone.as_str());
         return if undone { Ok(response(None)) } else { Err(nothing_kept(&agent, &entry)) };
     };
     if doubt::blocking(&record, remains::held).await? != Held::Frozen {
@@ -256,11 +250,9 @@ pub(super) async fn keep_on(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mut
     let record = journal::guard(&log).record().clone();
     let kept = match record.phase {
         Phase::Undoing(kept) => kept,
-        _ => Kept {
-            until_boottime_ms: boottime_ms().saturating_add(record.keep_source_for_ms),
-            stopped_ms: 0,
-            network_stays: false,
-        },
+        _ => {
+            Kept { until_boottime_ms: boottime_ms().saturating_add(record.keep_source_for_ms), stopped_ms: 0 }
+        }
     };
     if let Err(error) = written(&log, Phase::Kept(kept)).await {
         tracing::error!(id = entry.id(), "cannot keep the original: {}", chain(&error));

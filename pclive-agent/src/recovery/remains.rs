@@ -70,17 +70,14 @@ pub(super) fn destroy(record: &Record, timeout: Duration) -> Result<(), Migratio
         Vec::new()
     });
     let leftover = Leftover::find(Pid(init.pid)).map_err(|error| capture_error(&error))?;
-    let stays = matches!(record.phase, Phase::Kept(kept) if kept.network_stays);
-    if stays {
+    if record.network_stays {
         leftover.unmute().map_err(|error| capture_error(&error))?;
         network::remove_stale_lock(&namespace, &record.container).map_err(|error| network_error(&error))?;
     }
     leftover.destroy(timeout).map_err(|error| capture_error(&error))?;
-    // Whether the addresses have moved is known of what is kept; otherwise the lock that stays silences them.
-    let is_kept = matches!(record.phase, Phase::Kept(_));
-    let moved = !stays && (is_kept || !record.close_connections);
-    let interfaces = if moved { interfaces.as_slice() } else { &[] };
-    network::retire(&namespace, &record.container, interfaces).map_err(|error| network_error(&error))
+    // A network that stays is its site's.
+    let moved = if record.network_stays { &[] } else { interfaces.as_slice() };
+    network::retire(&namespace, &record.container, moved).map_err(|error| network_error(&error))
 }
 
 /// Opens the network of a copy that runs: its agent may have died before it could.

@@ -10,11 +10,10 @@ use std::time::Duration;
 use pclive_proto::peer::inquire_response::Answer;
 
 use super::doubt::{self, Outcome};
-use super::remains;
+use super::{process, remains};
 use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
-use crate::hooks;
 use crate::journal::{self, Ending, Log, Phase, Record};
 use crate::registry::Entry;
 
@@ -25,8 +24,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub(super) async fn withdraw(agent: Arc<Agent>, log: Arc<Mutex<Log>>) -> (Answer, String) {
     let id = journal::guard(&log).record().id.clone();
     // One that is not remembered is not known to be what runs here.
-    let Ok(entry) = agent.registry.get(&id) else { return (Answer::Unknown, String::new()) };
-    let deciding = entry.deciding.lock().await;
+    let Ok(entry) = agent.registry.get(&id) else { return forgotten(&log) };
+    let _deciding = entry.deciding.lock().await;
     let record = journal::guard(&log).record().clone();
     match record.phase {
         Phase::Ended(Ending::Failed(_)) | Phase::Discarded => return (Answer::Discarded, String::new()),
@@ -41,15 +40,30 @@ pub(super) async fn withdraw(agent: Arc<Agent>, log: Arc<Mutex<Log>>) -> (Answer
     }
     match end_copy(&agent, &record).await {
         Ok(()) => {
-            conclude(&agent, &entry, log, &record).await;
+            doubt::conclude(&agent, &entry, log, Outcome::Failed(undone(&record))).await;
             (Answer::Discarded, String::new())
         }
         Err(error) => {
-            drop(deciding);
             let message = error.message.clone();
+            entry.unknown(error.clone());
             pursue(&agent, &entry, log, error);
             (Answer::Pending, message)
         }
+    }
+}
+
+/// What is said of a migration that only the journal knows.
+fn forgotten(log: &Mutex<Log>) -> (Answer, String) {
+    match &journal::guard(log).record().phase {
+        Phase::Ended(Ending::Failed(_)) | Phase::Discarded => (Answer::Discarded, String::new()),
+        Phase::Ended(Ending::Done) => (Answer::Runs, "it is not remembered there any more".into()),
+        Phase::Begun
+        | Phase::Committing
+        | Phase::Tail
+        | Phase::Torn
+        | Phase::Kept(_)
+        | Phase::Undoing(_)
+        | Phase::Withdrawn => (Answer::Pending, String::new()),
     }
 }
 
@@ -60,7 +74,9 @@ async fn begin(
     log: &Arc<Mutex<Log>>,
     record: &Record,
 ) -> Result<(), (Answer, String)> {
-    stays(agent, record).await.map_err(|why| (Answer::Runs, why))?;
+    if agent.journal.has_moved_on(record) {
+        return Err((Answer::Runs, "it has been moved on from there".into()));
+    }
     // From here on nobody moves it away. Somebody may have begun to meanwhile.
     agent.registry.reserve(entry).map_err(|error| (Answer::Pending, error.message))?;
     let put = match stays(agent, record).await {
@@ -92,7 +108,7 @@ async fn stays(agent: &Agent, record: &Record) -> Result<(), String> {
     }
     match runtime.state(&id).await {
         Ok(there) if there.status == "stopped" => Ok(()),
-        Ok(there) if record.init.is_some_and(|init| init.pid == there.pid) => Ok(()),
+        Ok(there) if record.init.is_some() && process::identify(there.pid) == record.init => Ok(()),
         Ok(_) => Err("another container of this name runs there".into()),
         Err(error) => Err(format!("what runs there is not known: {}", chain(&error))),
     }
@@ -103,22 +119,7 @@ pub(super) async fn end_copy(agent: &Agent, record: &Record) -> Result<(), Migra
     let timeout = agent.config.migration.stop_timeout();
     doubt::blocking(record, move |record| remains::destroy(record, timeout)).await?;
     fault::reached(Point::DestinationWithdrawn);
-    if agent.runtime(&record.runtime).is_err() {
-        tracing::warn!(id = record.id, "runtime {} is not configured any more, and not told", record.runtime);
-        return Ok(());
-    }
     doubt::forget(agent, record).await
-}
-
-/// The copy has ended: first what the source waits for, then the site's hook.
-async fn conclude(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mutex<Log>>, record: &Record) {
-    let error = undone(record);
-    let ending = doubt::ending(&Outcome::Failed(error.clone()));
-    doubt::write_end(agent, log, ending.clone()).await;
-    tracing::warn!(id = record.id, "{error}");
-    entry.fail(error);
-    agent.registry.ended();
-    hooks::after_recovery(agent, Arc::clone(entry), record, ending);
 }
 
 /// Tries again and again to end a copy that was withdrawn: its source may never ask again.
@@ -136,7 +137,10 @@ pub(super) fn pursue(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mutex<Log>
                 return;
             }
             match end_copy(&agent, &record).await {
-                Ok(()) => return conclude(&agent, &entry, log, &record).await,
+                Ok(()) => {
+                    let outcome = Outcome::Failed(undone(&record));
+                    return doubt::conclude(&agent, &entry, log, outcome).await;
+                }
                 Err(error) => why = error,
             }
         }

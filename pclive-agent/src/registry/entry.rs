@@ -11,7 +11,7 @@ use crate::error::{ErrorCode, MigrationError};
 use crate::journal::Asker;
 
 /// Most warnings that are kept; the rest are logged only.
-const MAX_WARNINGS: usize = 100;
+pub(super) const MAX_WARNINGS: usize = 100;
 
 /// What is known of a migration when it begins.
 #[derive(Debug, Clone)]
@@ -213,8 +213,13 @@ impl Entry {
     pub fn keep(&self, kept: Option<control::Kept>) {
         self.change(|record| {
             record.kept = kept;
-            // A report tells what can be gone back to.
+            // Reports tell what can be gone back to.
             record.report.iter_mut().for_each(|report| report.kept = kept);
+            for event in &mut record.events {
+                if let Some(event::Event::Done(control::Done { report: Some(report) })) = &mut event.event {
+                    report.kept = kept;
+                }
+            }
             None
         });
     }
@@ -485,54 +490,4 @@ impl Entry {
 fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A migration as it begins.
-#[cfg(test)]
-pub(super) fn example() -> Arc<Entry> {
-    let entry = Arc::new(Entry::new(Description {
-        id: "1".into(),
-        container: "web".into(),
-        runtime: "runc".into(),
-        role: Role::Source,
-        peer: "host-b".into(),
-        strategy: control::Strategy::Global,
-        request_id: String::new(),
-    }));
-    entry.admit();
-    entry
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn an_error_says_the_phase_that_it_ended() {
-        let entry = example();
-        entry.phase(Phase::Frozen);
-        entry.fail(MigrationError::new(ErrorCode::PeerLost, "x"));
-        let error = entry.snapshot().error.unwrap();
-        assert_eq!((error.phase(), error.role()), (Phase::Frozen, Role::Source));
-        assert_eq!(entry.snapshot().phase(), Phase::Failed);
-    }
-
-    #[tokio::test]
-    async fn cancelling_and_committing_exclude_each_other() {
-        let why = || MigrationError::new(ErrorCode::Cancelled, "asked to");
-        let first = example();
-        assert!(first.cancel(why()));
-        assert_eq!(first.begin_commit().unwrap_err().code, ErrorCode::Cancelled);
-        assert_eq!(first.cancelled().await.message, "asked to");
-        let second = example();
-        second.begin_commit().unwrap();
-        assert!(!second.cancel(why()));
-    }
-
-    #[test]
-    fn a_flood_of_warnings_is_bounded() {
-        let entry = example();
-        (0..10 * MAX_WARNINGS).for_each(|_| entry.warn("again"));
-        assert!(entry.lock().events.len() <= MAX_WARNINGS + 1);
-    }
 }

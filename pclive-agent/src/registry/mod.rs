@@ -10,6 +10,8 @@
 //! Watching replays every event and then follows; an event is never lost or repeated (progress may be skipped).
 
 mod entry;
+#[cfg(test)]
+mod entry_tests;
 mod watcher;
 
 use std::collections::VecDeque;

@@ -61,7 +61,7 @@ impl Watcher {
 mod tests {
     use pclive_proto::control::{self, Phase, event};
 
-    use super::super::entry::example;
+    use super::super::entry_tests::example;
     use super::*;
     use crate::error::{ErrorCode, MigrationError};
 

@@ -25,7 +25,10 @@ pub(super) async fn run(mut client: Client, wish: &Resolve, output: &mut Output)
             | Phase::Committed
             | Phase::Unknown => "not decided",
         };
-        format!("{place}\nthe destination said: {}\n", text::printable(&decided.peer))
+        match decided.peer.as_str() {
+            "" => format!("{place}\n"),
+            peer => format!("{place}\nthe destination said: {}\n", text::printable(peer)),
+        }
     })?;
     Ok(Exit::Ok)
 }

@@ -31,8 +31,7 @@ pub(crate) fn undone(migration: &Migration, undone: &UndoMigrationResponse, now_
     let (container, peer) = (printable(&migration.container), printable(&migration.peer));
     let done = undone.phase() == Phase::Failed;
     let Some(kept) = undone.kept else { return format!("{container} runs here again already\n") };
-    let age = unit::duration(now_ms.saturating_sub(kept.stopped_ms).saturating_mul(1_000_000));
-    let state = format!("of {}, {age} ago", unit::timestamp(kept.stopped_ms));
+    let state = if kept.stopped_ms == 0 { "at the stop".to_owned() } else { since(kept.stopped_ms, now_ms) };
     if done {
         return format!(
             "{container} runs here again, in its state {state}\nits copy at {peer} has ended, with what it had in memory and \
@@ -46,6 +45,12 @@ pub(crate) fn undone(migration: &Migration, undone: &UndoMigrationResponse, now_
         printable(&migration.id),
         unit::timestamp(kept.until_ms),
     )
+}
+
+/// "of 2026-11-23T10:36:29Z, 2.50 s ago"
+fn since(stopped_ms: u64, now_ms: u64) -> String {
+    let age = unit::duration(now_ms.saturating_sub(stopped_ms).saturating_mul(1_000_000));
+    format!("of {}, {age} ago", unit::timestamp(stopped_ms))
 }
 
 /// It runs at the source.

@@ -94,7 +94,7 @@ fn peers_hear_of_the_end_when_the_original_that_was_kept_is_removed() -> Result<
     container.start_in_its_network(&lab.a)?;
     until("the server", PATIENCE, || Ok(echoed(&lab.client, AT_A).is_ok()))?;
     let mut stream = echoed(&lab.client, AT_A)?;
-    lab.a.migrate(&container.name, &lab.b, &["--tcp", "close", "--keep-source-for", "3s"])?;
+    lab.a.migrate(&container.name, &lab.b, &["--tcp", "close", "--keep-source-for", "6s"])?;
     drop(echoed(&lab.client, AT_B)?);
     stream.set_read_timeout(Some(Duration::from_millis(500)))?;
     let early = stream.read(&mut [0]).map_err(|error| error.kind());

@@ -73,7 +73,7 @@ fn an_original_that_is_kept_is_removed_when_its_time_is_over() -> Result<()> {
         return Ok(());
     }
     let (lab, container) = lab()?;
-    let id = kept(&lab, &container, "4s")?;
+    let id = kept(&lab, &container, "10s")?;
     let status = lab.a.ask(&["status", &id])?;
     ensure!(status["phase"] == "done" && status["kept"]["until_unix_ms"].is_u64(), "{status}");
     let back = lab.b.migrate_in_vain(&container.name, "host-a", &[])?;
@@ -202,11 +202,10 @@ fn survive(lab: &Lab, container: &Container, point: &Point) -> Result<()> {
     if point.survivor == "source" {
         return is_back(lab, container);
     }
-    // What was not decided is still kept.
+    // What was asked for is kept, and what was not decided.
     let id = newest(&lab.a)?;
-    if lab.a.ask(&["status", &id])?["kept"] != Value::Null {
-        lab.a.ask(&["resolve", &id, "--discard-here"])?;
-    }
+    ensure!(lab.a.ask(&["status", &id])?["kept"] != Value::Null, "the original is not kept");
+    lab.a.ask(&["resolve", &id, "--discard-here"])?;
     runs_only_at(container, &lab.b, &lab.a)?;
     lab.a.audit_agrees()?;
     lab.b.audit_agrees()?;

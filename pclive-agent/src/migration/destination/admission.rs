@@ -150,7 +150,7 @@ async fn begin_journal(
         init: None,
         tail: None,
         tail_token: String::new(),
-        close_connections: prepare.close_connections,
+        network_stays: false,
         keep_source_for_ms: prepare.keep_source_for_ms,
         asked_by,
         phase: journal::Phase::Begun,

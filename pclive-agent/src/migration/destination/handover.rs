@@ -28,6 +28,7 @@ pub(super) async fn stage_committing(
     log: &SharedLog,
     init_pid: i32,
     tail: Option<Process>,
+    network_stays: bool,
 ) -> Result<(), MigrationError> {
     let init = process::identify(init_pid).ok_or_else(|| {
         MigrationError::new(ErrorCode::RuntimeFailed, "the init of the created container has ended")
@@ -36,7 +37,7 @@ pub(super) async fn stage_committing(
     written(move || {
         let mut log = journal::guard(&log);
         let phase = journal::Phase::Committing;
-        let record = Record { init: Some(init), tail, phase, ..log.record().clone() };
+        let record = Record { init: Some(init), tail, network_stays, phase, ..log.record().clone() };
         log.stage(record)
     })
     .await

@@ -20,6 +20,7 @@ mod tail;
 mod turn;
 mod verification;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,7 +36,7 @@ use tonic::Status;
 use tracing::{Instrument, info, info_span};
 
 use self::admission::Admitted;
-use self::engine::{Engine, Plan, Restored};
+use self::engine::{Begun, Engine, Plan, Restored};
 use self::handover::stage_committing;
 pub(crate) use self::lines::receive;
 use self::memory::MemoryWatch;
@@ -143,11 +144,7 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, mut incoming: Incoming, ans
         staging,
         catch_up: agent.config.migration.progress_timeout() / 2,
     };
-    let started = match start(&agent, &prepare, &log, created.pid).await {
-        Ok(fetcher) => Engine::start(plan).await.map(|(engine, begun)| (fetcher, engine, begun)),
-        Err(error) => Err(error),
-    };
-    let outcome = match started {
+    let outcome = match begin(&agent, &prepare, &log, plan).await {
         Ok((fetcher, engine, begun)) => {
             begun.warnings.into_iter().for_each(|warning| entry.warn(warning));
             let shared = Arc::clone(&log);
@@ -206,20 +203,30 @@ async fn take(agent: Arc<Agent>, admitted: Admitted, mut incoming: Incoming, ans
     }
 }
 
-/// Makes ready what must be there before the copy is built: what fetches its last pages, if they may come later, and
-/// what must be in force before a task is let go.
-async fn start(
+/// Makes ready what must be there before the copy is built, its network, and what must be in force before a task of it is
+/// let go. What fetches its last pages, if they may come later, comes first.
+async fn begin(
     agent: &Agent,
     prepare: &Prepare,
     log: &SharedLog,
-    init_pid: i32,
-) -> Result<Option<Fetcher>, MigrationError> {
+    plan: Plan,
+) -> Result<(Option<Fetcher>, Engine, Begun), MigrationError> {
+    let (init_pid, original) = (plan.pid, plan.interfaces.clone());
     let fetcher = tail::start_fetcher(agent, prepare, init_pid).await?;
     if fetcher.is_some() {
         fault::reached(Point::DestinationFetcherStarted);
     }
-    stage_committing(log, init_pid, fetcher.as_ref().map(Fetcher::identity)).await?;
-    Ok(fetcher)
+    let (engine, begun) = Engine::start(plan).await?;
+    let here: Vec<IpAddr> = network::addresses(&begun.interfaces).collect();
+    let network_stays = prepare.close_connections && network::differ(&original, &here);
+    let tail = fetcher.as_ref().map(Fetcher::identity);
+    match stage_committing(log, init_pid, tail, network_stays).await {
+        Ok(()) => Ok((fetcher, engine, begun)),
+        Err(error) => {
+            engine.release().await;
+            Err(error)
+        }
+    }
 }
 
 /// What a migration works on.

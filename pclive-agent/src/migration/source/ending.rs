@@ -23,7 +23,8 @@ const INQUIRY_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_INQUIRY_PAUSE: Duration = Duration::from_secs(2);
 
 impl Driver<'_> {
-    /// It runs at the destination: nothing of it stays here but an original that is to be kept, or it is told. The network goes last: frames still arrive.
+    /// It runs at the destination: nothing of it stays here but an original that is to be kept, or it is told. The network goes
+    /// last: frames still arrive.
     pub(super) async fn clean_up(&mut self) {
         if let Some(time) = self.order.keep_source_for
             && self.keep(time).await
@@ -44,8 +45,8 @@ impl Driver<'_> {
 
     /// Leaves the original as it is for a while. False: that cannot be written down, and it goes.
     async fn keep(&mut self, time: Duration) -> bool {
-        let (log, stopped_ms, stays) = (Arc::clone(&self.order.log), self.stopped_ms, self.network_stays);
-        match written(move || keep::write(&log, time, stopped_ms, stays)).await {
+        let (log, stopped_ms) = (Arc::clone(&self.order.log), self.stopped_ms);
+        match written(move || keep::write(&log, time, stopped_ms)).await {
             Ok(kept) => {
                 self.session.entry.keep(Some(keep::told(kept)));
                 self.remove(self.engine.keep()).await;

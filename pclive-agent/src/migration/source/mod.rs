@@ -44,7 +44,7 @@ use self::state::{Event, State};
 use super::check;
 use super::convergence::{Limits, Reason};
 use super::report::{self, Handover};
-use super::{SharedLog, conclude, wire};
+use super::{SharedLog, conclude, wire, written};
 use crate::agent::{Agent, Located};
 use crate::config::{Compression, Strategy};
 use crate::conversation;
@@ -180,8 +180,6 @@ struct Driver<'a> {
     verification: Option<control::Verification>,
     /// When the container was stopped for good: Unix time, milliseconds; 0: not yet.
     stopped_ms: u64,
-    /// The copy lives with other addresses.
-    network_stays: bool,
 }
 
 async fn drive(
@@ -252,7 +250,6 @@ async fn drive(
         tail: None,
         verification: None,
         stopped_ms: 0,
-        network_stays: false,
     };
     driver.migrate(&opened, meter, &abort).await
 }
@@ -344,6 +341,18 @@ impl Driver<'_> {
         }
     }
 
+    /// The copy lives with other addresses: a successor must know, before the commit and after it.
+    async fn note_that_the_network_stays(&self) -> Result<(), MigrationError> {
+        let log = Arc::clone(&self.order.log);
+        written(move || {
+            let mut log = journal::guard(&log);
+            let record = journal::Record { network_stays: true, ..log.record().clone() };
+            log.put(record.clone())?;
+            log.stage(journal::Record { phase: journal::Phase::Committing, ..record })
+        })
+        .await
+    }
+
     async fn accepted(
         &mut self,
         here: &peer::HostFacts,
@@ -360,9 +369,12 @@ impl Driver<'_> {
         if self.order.close_connections {
             let there = network::decode(&accepted.interfaces)
                 .map_err(|error| wire::bad(format!("a network that cannot be: {}", chain(&error))))?;
-            let there = network::addresses(&there).collect();
+            let there =
+                there.iter().flat_map(|interface| &interface.addresses).map(|given| given.ip).collect();
             let patience = self.agent.config.migration.prepare_timeout();
-            self.network_stays = self.session.step(self.engine.elsewhere(there), patience).await?;
+            if self.session.step(self.engine.elsewhere(there), patience).await? {
+                self.note_that_the_network_stays().await?;
+            }
         }
         self.lines.widen(self.order.streams);
         self.session.advance(Event::Accepted)?;

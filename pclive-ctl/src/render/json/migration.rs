@@ -311,7 +311,7 @@ mod tests {
             r#""bytes":1103101952,"source":{"cpu_ns":700000000,"peak_memory_bytes":12582912},"#,
             r#""destination":{"cpu_ns":1220000000,"peak_memory_bytes":39845888},"staging_peak_bytes":0,"#,
             r#""verdict":"predicted downtime below 300 ms","predicted_downtime_ns":38000000,"tail":null,"#,
-            r#""verification":null}"#
+            r#""verification":null,"kept":null}"#
         );
         assert_eq!(serde_json::to_string(&Report::from(&report)).unwrap(), expected);
     }
@@ -322,7 +322,8 @@ mod tests {
             serde_json::to_string(&Migration::from(&WireMigration { id: "x".into(), ..Default::default() }));
         let expected = concat!(
             r#"{"migration_id":"x","container":"","runtime":null,"role":null,"peer":"","strategy":null,"#,
-            r#""phase":null,"started_unix_ms":null,"ended_unix_ms":null,"rounds":[],"report":null,"error":null,"doubt":null}"#
+            r#""phase":null,"started_unix_ms":null,"ended_unix_ms":null,"rounds":[],"report":null,"error":null,"doubt":null,"#,
+            r#""kept":null}"#
         );
         assert_eq!(text.unwrap(), expected);
     }
