@@ -35,6 +35,17 @@ fn echoed(client: &Node, address: &str) -> Result<TcpStream> {
     connected.map_err(|_| anyhow::anyhow!("a wrong answer"))?.with_context(|| format!("at {address}"))
 }
 
+/// A server on host a, whose platforms give it one address here and another there.
+fn server_with_an_address_on_each_host() -> Result<(Lab, Container)> {
+    let lab = Lab::new()?;
+    lab.a.network(NETWORK, &format!("{AT_A}/16"))?;
+    lab.b.network(NETWORK, &format!("{AT_B}/16"))?;
+    let container = lab.install(&traffic::bundle("traffic").network(NETWORK), &[&lab.a, &lab.b])?;
+    container.start_in_its_network(&lab.a)?;
+    until("the server", PATIENCE, || Ok(echoed(&lab.client, AT_A).is_ok()))?;
+    Ok((lab, container))
+}
+
 /// How a connection ended that its client only listens to.
 fn ended(mut stream: TcpStream) -> Result<()> {
     match stream.read(&mut [0]) {
@@ -65,12 +76,7 @@ fn connections_end_and_the_service_goes_on_at_another_address() -> Result<()> {
     if !ready(&["nft"]) {
         return Ok(());
     }
-    let lab = Lab::new()?;
-    lab.a.network(NETWORK, &format!("{AT_A}/16"))?;
-    lab.b.network(NETWORK, &format!("{AT_B}/16"))?;
-    let container = lab.install(&traffic::bundle("traffic").network(NETWORK), &[&lab.a, &lab.b])?;
-    container.start_in_its_network(&lab.a)?;
-    until("the server", PATIENCE, || Ok(echoed(&lab.client, AT_A).is_ok()))?;
+    let (lab, container) = server_with_an_address_on_each_host()?;
     for (from, to, addresses) in [(&lab.a, &lab.b, [AT_B, AT_A]), (&lab.b, &lab.a, [AT_A, AT_B])] {
         let stream = echoed(&lab.client, addresses[1])?;
         let report = from.migrate(&container.name, to, &["--tcp", "close"])?;
@@ -87,12 +93,7 @@ fn peers_hear_of_the_end_when_the_original_that_was_kept_is_removed() -> Result<
     if !ready(&["nft"]) {
         return Ok(());
     }
-    let lab = Lab::new()?;
-    lab.a.network(NETWORK, &format!("{AT_A}/16"))?;
-    lab.b.network(NETWORK, &format!("{AT_B}/16"))?;
-    let container = lab.install(&traffic::bundle("traffic").network(NETWORK), &[&lab.a, &lab.b])?;
-    container.start_in_its_network(&lab.a)?;
-    until("the server", PATIENCE, || Ok(echoed(&lab.client, AT_A).is_ok()))?;
+    let (lab, container) = server_with_an_address_on_each_host()?;
     let mut stream = echoed(&lab.client, AT_A)?;
     lab.a.migrate(&container.name, &lab.b, &["--tcp", "close", "--keep-source-for", "6s"])?;
     drop(echoed(&lab.client, AT_B)?);
