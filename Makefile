@@ -20,7 +20,7 @@ tests:
 	$(CARGO) test --release --workspace --no-run
 
 # For tests only: an agent that can be made to end at named points of a migration. With a test beside it, so that it uses the
-# dependencies as the tests have them, and nothing but the agent is compiled again.
+# dependencies as the tests have them, and nothing but agent and engine is compiled again.
 faulty-agent:
 	$(CARGO) build --release --workspace --features pclive-agent/fault-injection --bin pclive-agent-faulty --test corpora
 

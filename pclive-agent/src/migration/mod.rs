@@ -83,7 +83,7 @@ pub(crate) async fn start(
         restore_after: request.restore_after,
     };
     let streams = streams(agent, request.streams)?;
-    let keep_source_for = kept_for(request.keep_source_for_ms)?;
+    let keep_source_for_ms = kept_for(request.keep_source_for_ms)?;
     let (limits, bandwidth) = wishes.or_configured(agent, strategy)?;
     let verify = verified(agent, request.verify, limits.policy)?;
     let begun = agent.registry.begin(Description {
@@ -110,7 +110,7 @@ pub(crate) async fn start(
         request_id: request.request_id,
         strategy,
         tail_token: tail_token.clone(),
-        keep_source_for,
+        keep_source_for_ms,
         asked_by: Asker::from(caller),
     };
     warn_of_experiment(&limits, &entry);
@@ -133,7 +133,7 @@ pub(crate) async fn start(
         streams,
         verify,
         close_connections,
-        keep_source_for,
+        keep_source_for_ms,
         log,
     };
     tokio::spawn(source::run(Arc::clone(agent), Arc::clone(&entry), order));
@@ -167,7 +167,7 @@ struct Begun {
     request_id: String,
     strategy: Strategy,
     tail_token: String,
-    keep_source_for: Option<Duration>,
+    keep_source_for_ms: u64,
     asked_by: Asker,
 }
 
@@ -175,7 +175,7 @@ struct Begun {
 async fn begin_journal(
     agent: &Arc<Agent>,
     entry: &Entry,
-    Begun { request_id, strategy, tail_token, keep_source_for, asked_by }: Begun,
+    Begun { request_id, strategy, tail_token, keep_source_for_ms, asked_by }: Begun,
     located: &Located,
     destination: &PeerAddress,
 ) -> Result<SharedLog, MigrationError> {
@@ -195,7 +195,7 @@ async fn begin_journal(
         tail: None,
         tail_token,
         network_stays: false,
-        keep_source_for_ms: keep_source_for.map_or(0, report::ns) / 1_000_000,
+        keep_source_for_ms,
         asked_by,
         phase: journal::Phase::Begun,
     };
@@ -242,15 +242,15 @@ pub const MOST_STREAMS: u32 = 16;
 const MOST_STREAMS_BY_CPUS: u32 = 8;
 const CPUS_A_STREAM: usize = 4;
 
-/// How long an original is kept, if it is.
-fn kept_for(milliseconds: u64) -> Result<Option<Duration>, MigrationError> {
+/// How long an original is kept, milliseconds; 0: not at all.
+fn kept_for(milliseconds: u64) -> Result<u64, MigrationError> {
     let time = Duration::from_millis(milliseconds);
     if time > LONGEST_KEPT {
         let message = format!("cannot keep the original for {time:?}");
         return Err(MigrationError::new(ErrorCode::InvalidRequest, message)
             .hint("it takes the container's memory twice: 7 days at most"));
     }
-    Ok(Some(time).filter(|time| !time.is_zero()))
+    Ok(milliseconds)
 }
 
 /// What a user may ask for of the limits; 0 and unspecified: as configured.

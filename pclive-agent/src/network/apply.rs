@@ -142,7 +142,7 @@ impl Applied {
             let own = names.iter().find(|link| link.name == interface.name).map(|link| link.index);
             Self::refuse_other_network(&inside, own, interface)?;
             for address in &interface.addresses {
-                if is_link_local(address.ip) {
+                if address.is_link_local() {
                     continue;
                 }
                 let elsewhere =
@@ -361,13 +361,6 @@ impl Drop for Applied {
                 "network not taken back"
             );
         }
-    }
-}
-
-fn is_link_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(_) => false,
-        IpAddr::V6(ip) => ip.is_unicast_link_local(),
     }
 }
 

@@ -34,7 +34,7 @@ pub(super) enum Outcome {
 pub(super) enum Verdict {
     /// It is over.
     Over(Outcome),
-    /// The original, which was wanted back, is kept as before.
+    /// The original is kept: as before it was wanted back, or because that was asked for.
     Kept,
     /// It must be asked again.
     Open,
@@ -93,8 +93,8 @@ pub(super) async fn take(
     }
 }
 
-/// Tells the neighbours that the container is here again.
-async fn announce(record: &Record) {
+/// Tells the neighbours once more where the container is.
+pub(super) async fn announce(record: &Record) {
     let announced = blocking(record, |record| {
         remains::announce(record).map_err(|error| MigrationError::caused(ErrorCode::NetworkFailed, &error))
     });

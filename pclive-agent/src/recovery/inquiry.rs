@@ -32,7 +32,8 @@ pub(crate) enum Question {
     Renounce,
 }
 
-/// Asks the destination of a migration. Ends within twice the connect timeout.
+/// Asks the destination of a migration. Ends within twice the connect timeout; a withdrawal may take the timeouts of stop and
+/// runtime as well.
 pub(crate) async fn ask(agent: &Agent, record: &Record, question: Question) -> Heard {
     match request(agent, record, question).await {
         Ok(response) => heard(&response),

@@ -26,11 +26,15 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// How long the time that is left is not looked at: a host that sleeps sleeps through a longer wait.
 const LOOK: Duration = Duration::from_secs(60);
 
-/// Writes down that the original, stopped at `stopped_ms` (Unix time; 0: not known), is kept for `time` from now on.
-pub(crate) fn write(log: &Mutex<Log>, time: Duration, stopped_ms: u64) -> Result<Kept, JournalError> {
-    let kept = Kept { until_boottime_ms: boottime_ms().saturating_add(milliseconds(time)), stopped_ms };
+/// Writes down that the original, stopped at `stopped_ms` (Unix time), is kept from now on, for as long as was asked for.
+pub(crate) fn write(log: &Mutex<Log>, stopped_ms: u64) -> Result<Kept, JournalError> {
+    let kept = from_now_on(journal::guard(log).record(), stopped_ms);
     put(log, Phase::Kept(kept))?;
     Ok(kept)
+}
+
+fn from_now_on(record: &Record, stopped_ms: u64) -> Kept {
+    Kept { until_boottime_ms: boottime_ms().saturating_add(record.keep_source_for_ms), stopped_ms }
 }
 
 fn put(log: &Mutex<Log>, phase: Phase) -> Result<(), JournalError> {
@@ -55,17 +59,8 @@ pub(crate) fn told(kept: Kept) -> control::Kept {
 
 /// What the journal says is kept.
 pub(crate) fn of(log: &Mutex<Log>) -> Option<Kept> {
-    match journal::guard(log).record().phase {
-        Phase::Kept(kept) => Some(kept),
-        Phase::Begun
-        | Phase::Committing
-        | Phase::Discarded
-        | Phase::Tail
-        | Phase::Torn
-        | Phase::Undoing(_)
-        | Phase::Withdrawn
-        | Phase::Ended(_) => None,
-    }
+    let Phase::Kept(kept) = journal::guard(log).record().phase else { return None };
+    Some(kept)
 }
 
 /// Removes the original of a migration that has ended when its time is over, unless it is wanted back before.
@@ -250,9 +245,8 @@ pub(super) async fn keep_on(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mut
     let record = journal::guard(&log).record().clone();
     let kept = match record.phase {
         Phase::Undoing(kept) => kept,
-        _ => {
-            Kept { until_boottime_ms: boottime_ms().saturating_add(record.keep_source_for_ms), stopped_ms: 0 }
-        }
+        // When it was stopped, the agent that stopped it knew.
+        _ => from_now_on(&record, 0),
     };
     if let Err(error) = written(&log, Phase::Kept(kept)).await {
         tracing::error!(id = entry.id(), "cannot keep the original: {}", chain(&error));
@@ -268,9 +262,6 @@ pub(super) async fn keep_on(agent: &Arc<Agent>, entry: &Arc<Entry>, log: Arc<Mut
 /// Milliseconds since this host was started, sleep included.
 fn boottime_ms() -> u64 {
     // The clock is there since Linux 2.6.39.
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(0, |time| milliseconds(Duration::from(time)))
-}
-
-fn milliseconds(time: Duration) -> u64 {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from);
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

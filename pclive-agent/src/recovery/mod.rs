@@ -177,12 +177,7 @@ async fn finish(agent: &Agent, record: &Record) -> Outcome {
     if let Err(error) = told.await {
         tracing::error!(id = record.id, "the container runs, but the runtime was not told: {error}");
     }
-    let announced = doubt::blocking(record, |record| {
-        remains::announce(record).map_err(|error| MigrationError::caused(ErrorCode::NetworkFailed, &error))
-    });
-    if let Err(error) = announced.await {
-        tracing::warn!(id = record.id, "cannot announce the container again: {error}");
-    }
+    doubt::announce(record).await;
     Outcome::Done
 }
 

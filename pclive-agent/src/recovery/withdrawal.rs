@@ -24,16 +24,14 @@ const PAUSE: Duration = Duration::from_secs(5);
 pub(super) async fn withdraw(agent: Arc<Agent>, log: Arc<Mutex<Log>>) -> (Answer, String) {
     let id = journal::guard(&log).record().id.clone();
     // One that is not remembered is not known to be what runs here.
-    let Ok(entry) = agent.registry.get(&id) else { return forgotten(&log) };
+    let Ok(entry) = agent.registry.get(&id) else {
+        let forgotten = || (Answer::Runs, "it is not remembered there any more".into());
+        return said(&journal::guard(&log).record().phase).unwrap_or_else(forgotten);
+    };
     let _deciding = entry.deciding.lock().await;
     let record = journal::guard(&log).record().clone();
-    match record.phase {
-        Phase::Ended(Ending::Failed(_)) | Phase::Discarded => return (Answer::Discarded, String::new()),
-        Phase::Withdrawn => return (Answer::Pending, "its copy is being ended there".into()),
-        Phase::Ended(Ending::Done) => {}
-        Phase::Begun | Phase::Committing | Phase::Tail | Phase::Torn | Phase::Kept(_) | Phase::Undoing(_) => {
-            return (Answer::Pending, "the copy is not whole yet".into());
-        }
+    if let Some(answer) = said(&record.phase) {
+        return answer;
     }
     if let Err(refused) = begin(&agent, &entry, &log, &record).await {
         return refused;
@@ -52,18 +50,15 @@ pub(super) async fn withdraw(agent: Arc<Agent>, log: Arc<Mutex<Log>>) -> (Answer
     }
 }
 
-/// What is said of a migration that only the journal knows.
-fn forgotten(log: &Mutex<Log>) -> (Answer, String) {
-    match &journal::guard(log).record().phase {
-        Phase::Ended(Ending::Failed(_)) | Phase::Discarded => (Answer::Discarded, String::new()),
-        Phase::Ended(Ending::Done) => (Answer::Runs, "it is not remembered there any more".into()),
-        Phase::Begun
-        | Phase::Committing
-        | Phase::Tail
-        | Phase::Torn
-        | Phase::Kept(_)
-        | Phase::Undoing(_)
-        | Phase::Withdrawn => (Answer::Pending, String::new()),
+/// What is to be said of a migration without doing anything; `None`: its copy runs, or ran.
+fn said(phase: &Phase) -> Option<(Answer, String)> {
+    match phase {
+        Phase::Ended(Ending::Done) => None,
+        Phase::Ended(Ending::Failed(_)) | Phase::Discarded => Some((Answer::Discarded, String::new())),
+        Phase::Withdrawn => Some((Answer::Pending, "its copy is being ended there".into())),
+        Phase::Begun | Phase::Committing | Phase::Tail | Phase::Torn | Phase::Kept(_) | Phase::Undoing(_) => {
+            Some((Answer::Pending, "the copy is not whole yet".into()))
+        }
     }
 }
 

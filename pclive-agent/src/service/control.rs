@@ -106,8 +106,7 @@ impl Control for ControlService {
                     .into());
             }
         };
-        let (id, overridden) = (&request.migration_id, request.r#override);
-        let (agent, id) = (Arc::clone(&self.agent), id.clone());
+        let (agent, id, overridden) = (Arc::clone(&self.agent), request.migration_id, request.r#override);
         let decided = async move { recovery::resolve(&agent, &id, wish, overridden, operator).await };
         let (phase, peer) = to_its_end(decided).await?;
         Ok(Response::new(ResolveMigrationResponse { phase: phase.into(), peer }))

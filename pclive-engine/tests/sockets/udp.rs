@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
-use pclive_engine::capture::sockets::Mode;
+use pclive_engine::capture::sockets::{Connections, Mode, Reading, capture_socket};
 use pclive_engine::model::socket::SocketKind;
 
 use crate::namespace::{Namespace, Network};
@@ -47,6 +47,30 @@ fn queue_survives(server: &str, reachable: &str, client: &str) {
         server.send_to(&payload[..3], from).unwrap();
         assert_eq!(receive(&client).0, &payload[..3]);
     }
+}
+
+#[test]
+fn connected_socket_takes_another_address_where_connections_end() {
+    let closing = Reading { mode: Mode::Dump, connections: Connections::Close };
+    for (server, client) in [("10.77.0.1:7000", "10.77.0.2:0"), ("[fd77::1]:7000", "[fd77::2]:0")] {
+        let network = Network::new();
+        let peer = network.client.run(|| UdpSocket::bind(client).unwrap());
+        let socket = network.server.run(|| UdpSocket::bind(server).unwrap());
+        socket.connect(peer.local_addr().unwrap()).unwrap();
+        let diag = network.server.diag();
+        let captured = capture_socket(socket.into(), &diag, closing).unwrap().socket;
+        let SocketKind::Udp { local: Some(local), .. } = captured.kind else { panic!("{captured:?}") };
+        assert!(local.ip().is_unspecified() && local.port() == 7000, "{local}");
+        let again = UdpSocket::from(network.server.revive(&captured));
+        again.send(b"here").unwrap();
+        assert_eq!(receive(&peer), (b"here".to_vec(), server.parse().unwrap()));
+    }
+    let host = Namespace::new();
+    let inside = host.run(|| UdpSocket::bind("127.0.0.1:0").unwrap());
+    inside.connect(inside.local_addr().unwrap()).unwrap();
+    let local = inside.local_addr().unwrap();
+    let captured = capture_socket(inside.into(), &host.diag(), closing).unwrap().socket;
+    assert!(matches!(captured.kind, SocketKind::Udp { local: Some(kept), .. } if kept == local));
 }
 
 #[test]

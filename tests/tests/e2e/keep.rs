@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use pclive_tests::command::finish;
-use pclive_tests::ctl::Following;
+use pclive_tests::ctl::{FAILED, Following};
 use pclive_tests::link::TEN_GIGABIT;
 use pclive_tests::wait::until;
 use pclive_tests::workload::redis::{Redis, bundle};
@@ -57,6 +57,14 @@ fn newest(host: &Host) -> Result<String> {
     Ok(listed.first().and_then(|newest| newest["migration_id"].as_str()).context("no migration")?.to_owned())
 }
 
+/// An undo that is refused for this, with nothing done.
+fn undo_is_refused(host: &Host, id: &str, why: &str) -> Result<()> {
+    let refused = finish(host.ctl()?.args(["--json", "undo", id, "--yes"]))?;
+    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
+    ensure!(refused.status.code() == Some(FAILED) && said.contains(why), "{said}");
+    Ok(())
+}
+
 /// The container runs at host a, as it was at the stop; nothing of the copy is left.
 fn is_back(lab: &Lab, container: &Container) -> Result<()> {
     runs_only_at(container, &lab.a, &lab.b)?;
@@ -80,9 +88,7 @@ fn an_original_that_is_kept_is_removed_when_its_time_is_over() -> Result<()> {
     ensure!(format!("{back:?}").contains("its original is kept here"), "{back:?}");
     until("the end of the original", LIMIT, || Ok(container.status(&lab.a)?.is_none()))?;
     runs_only_at(&container, &lab.b, &lab.a)?;
-    let refused = finish(lab.a.ctl()?.args(["--json", "undo", &id, "--yes"]))?;
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
-    ensure!(refused.status.code() == Some(1) && said.contains("not-kept"), "{said}");
+    undo_is_refused(&lab.a, &id, "not-kept")?;
     lab.a.audit_agrees()?;
     // Removed before its time is over.
     migrate(&container, &lab.b, &lab.a, &[])?;
@@ -115,9 +121,7 @@ fn an_original_that_is_wanted_back_goes_on_as_it_was() -> Result<()> {
     ensure!(lab.a.ask(&["status", &id])?["kept"]["until_unix_ms"].is_u64(), "it is not kept any more");
     // Without the destination nothing is begun that could not be ended.
     lab.b.stop_agent(Signal::SIGKILL)?;
-    let refused = finish(lab.a.ctl()?.args(["--json", "undo", &id, "--yes"]))?;
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
-    ensure!(refused.status.code() == Some(1) && said.contains("peer-disagrees"), "{said}");
+    undo_is_refused(&lab.a, &id, "peer-disagrees")?;
     lab.b.start_faulty_agent("")?;
     ensure!(lab.a.ask(&["status", &id])?["kept"]["until_unix_ms"].is_u64(), "it is not kept any more");
     for _ in 0..2 {
@@ -146,9 +150,7 @@ fn an_original_that_is_gone_ends_no_copy() -> Result<()> {
     let (lab, container) = lab()?;
     let id = kept(&lab, &container, "10min")?;
     container.delete(&lab.a)?;
-    let refused = finish(lab.a.ctl()?.args(["--json", "undo", &id, "--yes"]))?;
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
-    ensure!(refused.status.code() == Some(1) && said.contains("not-kept"), "{said}");
+    undo_is_refused(&lab.a, &id, "not-kept")?;
     ensure!(value(&lab, &container)?.as_deref() == Some("after"), "the copy does not run any more");
     let resolved = lab.a.ask(&["resolve", &id, "--discard-here"])?;
     ensure!(resolved["phase"] == "done", "{resolved}");
@@ -165,9 +167,7 @@ fn another_container_of_the_name_is_not_ended_for_an_original() -> Result<()> {
     // Its copy has ended, and another container has its name.
     container.delete(&lab.b)?;
     container.start(&lab.b)?;
-    let refused = finish(lab.a.ctl()?.args(["--json", "undo", &id, "--yes"]))?;
-    let said = String::from_utf8_lossy(&refused.stdout).into_owned();
-    ensure!(refused.status.code() == Some(1) && said.contains("another container of this name"), "{said}");
+    undo_is_refused(&lab.a, &id, "another container of this name")?;
     ensure!(container.status(&lab.b)?.as_deref() == Some("running"), "the other container was ended");
     ensure!(lab.a.ask(&["status", &id])?["kept"]["until_unix_ms"].is_u64(), "it is not kept any more");
     // With that one gone, nothing stands in the way.

@@ -26,9 +26,7 @@ impl Driver<'_> {
     /// It runs at the destination: nothing of it stays here but an original that is to be kept, or it is told. The network goes
     /// last: frames still arrive.
     pub(super) async fn clean_up(&mut self) {
-        if let Some(time) = self.order.keep_source_for
-            && self.keep(time).await
-        {
+        if self.order.keep_source_for_ms > 0 && self.keep().await {
             return;
         }
         self.remove(self.engine.destroy()).await;
@@ -44,9 +42,9 @@ impl Driver<'_> {
     }
 
     /// Leaves the original as it is for a while. False: that cannot be written down, and it goes.
-    async fn keep(&mut self, time: Duration) -> bool {
+    async fn keep(&mut self) -> bool {
         let (log, stopped_ms) = (Arc::clone(&self.order.log), self.stopped_ms);
-        match written(move || keep::write(&log, time, stopped_ms)).await {
+        match written(move || keep::write(&log, stopped_ms)).await {
             Ok(kept) => {
                 self.session.entry.keep(Some(keep::told(kept)));
                 self.remove(self.engine.keep()).await;

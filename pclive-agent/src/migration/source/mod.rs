@@ -21,7 +21,6 @@ mod tail;
 mod verification;
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pclive_engine::capture::Connections;
 use pclive_proto::control;
@@ -77,8 +76,8 @@ pub(super) struct Order {
     pub(super) verify: bool,
     /// Connections that leave the container end.
     pub(super) close_connections: bool,
-    /// How long the original is kept once the copy runs.
-    pub(super) keep_source_for: Option<Duration>,
+    /// How long the original is kept once the copy runs, milliseconds; 0: not at all.
+    pub(super) keep_source_for_ms: u64,
     /// Begun, with `Committing` staged.
     pub(super) log: SharedLog,
 }
@@ -330,7 +329,7 @@ impl Driver<'_> {
             conversation_token: self.token.clone(),
             verify: order.verify,
             close_connections: order.close_connections,
-            keep_source_for_ms: order.keep_source_for.map_or(0, report::ns) / 1_000_000,
+            keep_source_for_ms: order.keep_source_for_ms,
         };
         let patience = self.agent.config.migration.prepare_timeout();
         self.session.send(Message::Prepare(prepare), patience).await?;

@@ -184,7 +184,7 @@ pub(crate) struct Report<'a> {
     tail: Option<Tail>,
     /// What was compared before the commit; `None` when nothing was.
     verification: Option<Verification>,
-    /// The original, while it was kept; `None` when it was removed at once.
+    /// The original, while it is kept.
     kept: Option<Kept>,
 }
 
