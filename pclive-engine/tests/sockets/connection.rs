@@ -6,12 +6,16 @@ use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use pclive_engine::capture::sockets::Mode;
+use pclive_engine::model::FileId;
 use pclive_engine::model::socket::{Socket, SocketKind, TcpConnection};
+use pclive_engine::sys::socket::{Queue, queue_length};
 use pclive_engine::sys::tcp;
 
 use crate::namespace::{Network, SERVER4, SERVER6, silence};
 
 const MEGABYTE: usize = 1 << 20;
+/// What a program has written into a full window.
+const UNSENT: usize = 50_000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A stream of bytes that does not repeat soon, told by its seed.
@@ -84,6 +88,10 @@ fn receive_threshold(stream: &TcpStream) -> u32 {
     u32::from_ne_bytes(info[64..68].try_into().unwrap())
 }
 
+fn queued(stream: &TcpStream, queue: Queue) -> usize {
+    usize::try_from(queue_length(stream.as_fd(), queue).unwrap()).unwrap()
+}
+
 fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
@@ -100,10 +108,7 @@ fn survives(address: &str) {
     // Unread at the server; unread at the client, whose window closes, and unsent at the server.
     client.write_all(&Pattern(up.0).take(40_000)).unwrap();
     let written = write_until_full(&mut server, &mut Pattern(down.0));
-    wait_until("the server receives", || {
-        pclive_engine::sys::socket::queue_length(server.as_fd(), pclive_engine::sys::socket::Queue::Unread)
-            == Ok(40_000)
-    });
+    wait_until("the server receives", || queued(&server, Queue::Unread) == 40_000);
     let (mss, threshold) = (send_mss(&server), receive_threshold(&server));
 
     let dumped = network.server.take(server.into());
@@ -253,6 +258,65 @@ fn large_lost_answer_is_repeated() {
     time_to_repeat_lost(200_000);
 }
 
+/// The client has everything that it was `sent`, and nothing that it says of it has come; more waits, because the window
+/// of `window` bytes is full. The copy must get as far as the original had, or it could not make anything of what the
+/// client acknowledges. How long until the rest is at the client.
+fn time_to_go_on_after_a_full_window(address: &str, sent: usize, window: u32) -> Duration {
+    let network = Network::new();
+    let (mut server, mut client, _listener) = network.connect(address);
+    let (mut down, mut up) = (Pattern(1), Pattern(2));
+    exchange(&mut server, &mut client, &mut down, &mut up, 3 * MEGABYTE);
+    wait_until("everything is acknowledged", || queued(&server, Queue::Unacknowledged) == 0);
+    let speak = network.mute_client();
+    let mut sending = Pattern(down.0);
+    server.set_nodelay(true).unwrap();
+    server.write_all(&sending.take(sent)).unwrap();
+    down.expect(&mut client, sent);
+    let mut dumped = network.server.take(server.into());
+    let SocketKind::TcpConnection(state) = &mut dumped.kind else { panic!("{dumped:?}") };
+    assert_eq!((state.send_queue.len(), state.unsent), (sent, 0), "nothing was acknowledged");
+    // The program goes on writing.
+    state.send_queue.extend(sending.take(UNSENT));
+    state.unsent = UNSENT.try_into().unwrap();
+    state.send_sequence = state.send_sequence.wrapping_add(state.unsent);
+    state.window.snd_wnd = window;
+    speak();
+    let mut built = network.server.build(std::slice::from_ref(&dumped));
+    let mut server = TcpStream::from(built.fds.remove(&FileId(0)).unwrap());
+    let open = network.lock_server();
+    let (awake, woken) = built.wake();
+    woken.unwrap();
+    open();
+    let start = Instant::now();
+    awake.push();
+    down.expect(&mut client, UNSENT);
+    let elapsed = start.elapsed();
+    exchange(&mut server, &mut client, &mut down, &mut up, MEGABYTE);
+    network.assert_no_reset();
+    elapsed
+}
+
+#[test]
+fn connection_goes_on_whose_window_was_full_to_the_last_byte() {
+    for address in [SERVER4, SERVER6] {
+        // Five full segments go first, half of the congestion window; what the window has left takes no full one.
+        time_to_go_on_after_a_full_window(address, 8_000, 8_000);
+    }
+}
+
+#[test]
+fn connection_goes_on_whose_window_was_drawn_back() {
+    for address in [SERVER4, SERVER6] {
+        time_to_go_on_after_a_full_window(address, 8_000, 5_000);
+    }
+}
+
+#[test]
+fn connection_goes_on_without_a_timeout_whose_large_window_was_full() {
+    let elapsed = time_to_go_on_after_a_full_window(SERVER4, 40_000, 40_000);
+    assert!(elapsed < Duration::from_millis(500), "the kernel's own timeout would be 1 s: {elapsed:?}");
+}
+
 #[test]
 fn both_ends_of_a_connection_inside_the_container_survive() {
     let network = Network::new();
@@ -280,7 +344,7 @@ fn both_ends_of_a_connection_inside_the_container_survive() {
         })
         .collect();
     let mut built = network.server.build(&sockets);
-    let mut take = |id| built.fds.remove(&pclive_engine::model::FileId(id)).unwrap();
+    let mut take = |id| built.fds.remove(&FileId(id)).unwrap();
     let (listener, mut server, mut client) =
         (std::net::TcpListener::from(take(0)), TcpStream::from(take(1)), TcpStream::from(take(2)));
     built.go().unwrap();

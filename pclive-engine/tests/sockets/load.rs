@@ -82,19 +82,9 @@ impl Echo {
     }
 }
 
-fn lock(network: &Network) {
-    network.server.command(
-        "nft 'add table netdev sockets
-              add chain netdev sockets arriving { type filter hook ingress device sockets0 priority 0; }
-              add chain netdev sockets leaving { type filter hook egress device sockets0 priority 0; }
-              add rule netdev sockets arriving drop
-              add rule netdev sockets leaving drop'",
-    );
-}
-
 /// Everything from the stop to the go.
 fn relocate(network: &Network, servers: Vec<TcpStream>) -> Vec<TcpStream> {
-    lock(network);
+    let open = network.lock_server();
     let diag = network.server.diag();
     let fds: Vec<OwnedFd> = servers.into_iter().map(OwnedFd::from).collect();
     let captured: Vec<_> =
@@ -109,7 +99,7 @@ fn relocate(network: &Network, servers: Vec<TcpStream>) -> Vec<TcpStream> {
         .collect();
     let mut built = network.server.build(&sockets);
     let moved = (0..).map_while(|id| built.fds.remove(&FileId(id))).map(TcpStream::from).collect();
-    network.server.command("nft 'delete table netdev sockets'");
+    open();
     built.go().unwrap();
     moved
 }

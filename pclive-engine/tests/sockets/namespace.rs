@@ -172,12 +172,28 @@ impl Network {
 
     /// Everything that arrives at the client is dropped, until the answer is called.
     pub(crate) fn deafen_client(&self) -> impl FnOnce() + '_ {
-        self.client.command(
-            "nft 'add table netdev sockets'
-             nft 'add chain netdev sockets arriving { type filter hook ingress device sockets0 priority 0; }'
-             nft 'add rule netdev sockets arriving drop'",
-        );
-        || self.client.command("nft 'delete table netdev sockets'")
+        Self::cut(&self.client, &["ingress"])
+    }
+
+    /// Everything that the client sends is dropped, until the answer is called.
+    pub(crate) fn mute_client(&self) -> impl FnOnce() + '_ {
+        Self::cut(&self.client, &["egress"])
+    }
+
+    /// Locks the server's network as the agent does: what arrives or leaves is dropped, until the answer is called.
+    pub(crate) fn lock_server(&self) -> impl FnOnce() + '_ {
+        Self::cut(&self.server, &["ingress", "egress"])
+    }
+
+    fn cut<'a>(host: &'a Namespace, hooks: &[&str]) -> impl FnOnce() + use<'a> {
+        let chains = hooks.iter().map(|hook| {
+            format!(
+                "add chain netdev sockets {hook} {{ type filter hook {hook} device sockets0 priority 0; }}
+                 add rule netdev sockets {hook} drop\n"
+            )
+        });
+        host.command(&format!("nft 'add table netdev sockets\n{}'", chains.collect::<String>()));
+        || host.command("nft 'delete table netdev sockets'")
     }
 
     pub(crate) fn assert_no_reset(&self) {

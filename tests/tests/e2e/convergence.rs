@@ -170,6 +170,8 @@ fn throttle_of_an_agent_that_is_killed_ends_when_it_starts_again() -> Result<()>
     let left = std::fs::read_to_string(&file)?;
     ensure!(left.trim() != "180000", "the agent was killed before it slowed the container down");
     lab.a.start_agent()?;
+    // It answers when it has ended what its predecessor had begun.
+    output(lab.a.ctl()?.arg("list"))?;
     ensure!(std::fs::read_to_string(&file)?.trim() == "180000", "the old quota is not back");
     clients.wait_for_answers(1000)?;
     clients.stop()?.nothing_lost()

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{Shutdown, shutdown};
+use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 
 use super::error::{Of, SocketsError};
 use super::unix::BoundFile;
@@ -58,20 +58,49 @@ impl BuiltSockets {
 /// Connections that live and have something to say.
 #[derive(Debug, Default)]
 pub struct Awake {
-    speaking: Vec<OwnedFd>,
+    speaking: Vec<Speaking>,
 }
 
 impl Awake {
-    /// The network is open: says at once what was dropped before. Without it, that waits for TCP's timer.
+    /// The network is open: says at once what was dropped before. Without it, that waits for TCP's timer. No task may run
+    /// yet: it would find a socket in repair mode.
     pub fn push(self) {
-        for fd in self.speaking {
-            // Setting it sends what waits. A connection that is over has nothing to say.
-            let Ok(before) = get_int(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY) else { continue };
-            let pushed = set_int(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
-            if pushed.is_ok() && before == 0 {
-                let _ = set_int(fd.as_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, 0);
+        for speaking in self.speaking {
+            if let Err(errno) = speaking.push() {
+                // A connection that is over has nothing to say.
+                tracing::debug!(%errno, file = ?speaking.file, "a TCP connection waits for its timer");
             }
         }
+    }
+}
+
+/// A connection with something to say.
+#[derive(Debug)]
+struct Speaking {
+    file: FileId,
+    fd: OwnedFd,
+    reuse_address: bool,
+    ask: bool,
+}
+
+impl Speaking {
+    fn push(&self) -> Result<(), Errno> {
+        let fd = self.fd.as_fd();
+        if self.ask {
+            // Its end sends the window probe once more.
+            set_repair(fd, Repair::On)?;
+            set_repair(fd, Repair::Off)?;
+            if self.reuse_address {
+                options::reuse(fd, true)?;
+            }
+        }
+        let before = get_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY)?;
+        // Setting it sends what waits.
+        set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1)?;
+        if before == 0 {
+            set_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 0)?;
+        }
+        Ok(())
     }
 }
 
@@ -86,17 +115,23 @@ pub(super) struct Live {
     pub(super) options: Vec<SocketOption>,
     /// The sizes to go back to; `None` if the send queue was empty, and nothing was changed for it.
     pub(super) buffers: Option<Buffers>,
-    /// What the kernel does not hold yet.
-    pub(super) to_send: Vec<u8>,
+    /// Sent by the original, and not held by the kernel yet.
+    pub(super) again: Vec<u8>,
+    /// What follows it, and was never sent.
+    pub(super) unsent: Vec<u8>,
+    /// The kernel holds what was sent: the peer is to be asked how much of that it has.
+    pub(super) ask: bool,
     /// Our FIN follows the data.
     pub(super) finish: bool,
 }
 
 impl Live {
     /// The connection again, if it has something to say.
-    fn go(self) -> Result<Option<OwnedFd>, SocketsError> {
+    fn go(self) -> Result<Option<Speaking>, SocketsError> {
         set_repair(self.fd.as_fd(), Repair::Off).of(self.file, "switch off the repair mode")?;
-        tcp::write_all(&self.fd, &self.to_send).of(self.file, "send the rest of the send queue")?;
+        tcp::write_all(&self.fd, &self.again, MsgFlags::MSG_EOR)
+            .and_then(|()| tcp::write_all(&self.fd, &self.unsent, MsgFlags::empty()))
+            .of(self.file, "send the rest of the send queue")?;
         if self.finish {
             self.send_fin().of(self.file, "shut the sending side")?;
         }
@@ -107,7 +142,9 @@ impl Live {
             self.settle(buffers).of(self.file, "settle the state")?;
         }
         options::apply(self.file, &self.fd, &self.options, Moment::AfterData)?;
-        Ok((self.finish || !self.to_send.is_empty()).then_some(self.fd))
+        let speaks = self.ask || self.finish || !(self.again.is_empty() && self.unsent.is_empty());
+        let Self { file, fd, reuse_address, ask, .. } = self;
+        Ok(speaks.then_some(Speaking { file, fd, reuse_address, ask }))
     }
 
     /// ENOTCONN: the peer has answered with RST meanwhile, and the connection is over.

@@ -8,6 +8,11 @@
 //! they had never been sent: it sends them at once, and the peer answers duplicates with the acknowledgement that
 //! was lost. More than that does not fit the initial congestion window; it is put behind the "sent" mark, and the
 //! window probe that ends the repair mode asks the peer how far it got.
+//!
+//! Until the copy has sent as far as its original had, it drops what a peer says that has everything: it acknowledges
+//! bytes that were never sent (tcp_ack in net/ipv4/tcp_input.c). So nothing may keep it from getting there. The last
+//! segment ends where the original's did, because a full one may not fit the peer's window; and that window counts as
+//! no smaller than what was sent into it: a peer may have drawn it back since.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -53,8 +58,8 @@ pub(super) fn build(
         receive_fin(&fd, tcp, loopback)
             .of(file, "repeat the peer's FIN (is the loopback interface up?) to the socket")?;
     }
-    let (sent, to_send) = tcp.send_queue.split_at(sent_length(tcp));
-    fill_sent(&fd, sent).of(file, "fill the send queue")?;
+    let queue = SendQueue::of(tcp);
+    fill_sent(&fd, queue.marked).of(file, "fill the send queue")?;
     set_clock(&fd, tcp).of(file, "set the timestamp clock")?;
     options::apply(file, &fd, &socket.options, Moment::Late)?;
     settle(&fd, socket, tcp).of(file, "settle the state")?;
@@ -65,17 +70,39 @@ pub(super) fn build(
         reuse_address: socket.reuse_address,
         options: socket.options.clone(),
         buffers: (!tcp.send_queue.is_empty()).then_some(socket.buffers),
-        to_send: to_send.to_vec(),
+        again: queue.again.to_vec(),
+        unsent: queue.unsent.to_vec(),
+        ask: !queue.marked.is_empty(),
         finish: tcp.state.we_finished(),
     };
     Ok((fd, live))
 }
 
-/// How much of the send queue is put behind the "sent" mark.
+/// The send queue in its order; of the first two parts one is empty.
+struct SendQueue<'a> {
+    /// Sent, and put behind the "sent" mark.
+    marked: &'a [u8],
+    /// Sent, and short enough to be sent again.
+    again: &'a [u8],
+    /// Never sent.
+    unsent: &'a [u8],
+}
+
+impl<'a> SendQueue<'a> {
+    fn of(tcp: &'a TcpConnection) -> Self {
+        let (sent, unsent) = tcp.send_queue.split_at(sent_length(tcp));
+        let segment = tcp.send_mss.clamp(MIN_SEGMENT, tcp.mss_clamp.max(MIN_SEGMENT)) as usize;
+        if sent.len() <= segment * RESENT_SEGMENTS {
+            Self { marked: &[], again: sent, unsent }
+        } else {
+            Self { marked: sent, again: &[], unsent }
+        }
+    }
+}
+
+/// How much of the send queue was sent.
 fn sent_length(tcp: &TcpConnection) -> usize {
-    let sent = tcp.send_queue.len().saturating_sub(tcp.unsent as usize);
-    let segment = tcp.send_mss.clamp(MIN_SEGMENT, tcp.mss_clamp.max(MIN_SEGMENT)) as usize;
-    if sent <= segment * RESENT_SEGMENTS { 0 } else { sent }
+    tcp.send_queue.len().saturating_sub(tcp.unsent as usize)
 }
 
 /// The numbers from which the queues are filled.
@@ -99,7 +126,7 @@ fn establish(fd: &OwnedFd, tcp: &TcpConnection) -> Result<(), Errno> {
 
 fn fill_receive(fd: &OwnedFd, tcp: &TcpConnection) -> Result<(), Errno> {
     // The receive queue is the chosen one since its number was set.
-    write_all(fd, &tcp.receive_queue)
+    write_all(fd, &tcp.receive_queue, MsgFlags::empty())
 }
 
 fn fill_sent(fd: &OwnedFd, sent: &[u8]) -> Result<(), Errno> {
@@ -107,13 +134,14 @@ fn fill_sent(fd: &OwnedFd, sent: &[u8]) -> Result<(), Errno> {
         return Ok(());
     }
     tcp::set_repair_queue(fd.as_fd(), RepairQueue::Send)?;
-    write_all(fd, sent)
+    write_all(fd, sent, MsgFlags::empty())
 }
 
-/// Writes without blocking. ENOBUFS: the queue does not take it all.
-pub(super) fn write_all(fd: &OwnedFd, mut bytes: &[u8]) -> Result<(), Errno> {
+/// Writes without blocking; MSG_EOR: no segment goes on behind the end. ENOBUFS: the queue does not take it all.
+pub(super) fn write_all(fd: &OwnedFd, mut bytes: &[u8], flags: MsgFlags) -> Result<(), Errno> {
+    let flags = flags | MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     while !bytes.is_empty() {
-        match send(fd.as_raw_fd(), bytes, MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL) {
+        match send(fd.as_raw_fd(), bytes, flags) {
             Ok(0) | Err(Errno::EAGAIN) => return Err(Errno::ENOBUFS),
             Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
             Err(Errno::EINTR) => {}
@@ -155,7 +183,10 @@ fn set_clock(fd: &OwnedFd, tcp: &TcpConnection) -> Result<(), Errno> {
 
 fn set_windows(fd: &OwnedFd, tcp: &TcpConnection, receive: u32) -> Result<(), Errno> {
     let window = tcp.window;
-    let numbers = [window.snd_wl1, window.snd_wnd, window.max_window, receive, window.rcv_wup];
+    // With its FIN.
+    let sent = u32::try_from(sent_length(tcp) + 1).unwrap_or(u32::MAX).min(MAX_WINDOW);
+    let send = window.snd_wnd.max(sent);
+    let numbers = [window.snd_wl1, send, window.max_window.max(send), receive, window.rcv_wup];
     tcp::set_repair_window(fd.as_fd(), numbers)
 }
 
