@@ -5,6 +5,7 @@
 
 use std::error::Error as StdError;
 use std::io;
+use std::path::PathBuf;
 
 use pclive_proto::control::{Error, Phase};
 use pclive_tls::{End, Fault};
@@ -67,6 +68,14 @@ pub(crate) enum Failure {
         /// Why the last question failed.
         source: Box<Failure>,
     },
+    /// A page could not be written.
+    #[error("cannot write {path}")]
+    Page {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Standard output does not take what we write.
     #[error("cannot write the output")]
     Output(#[from] io::Error),
@@ -94,6 +103,7 @@ impl Failure {
             Self::StartUnknown { .. } | Self::OutcomeUnknown { .. } => Exit::Unknown,
             Self::Output(_) => Exit::Left,
             Self::Runtime { .. }
+            | Self::Page { .. }
             | Self::Unreachable { .. }
             | Self::Credentials { .. }
             | Self::Certs(_)
@@ -105,6 +115,11 @@ impl Failure {
     pub(crate) fn to_error(&self) -> Error {
         match self {
             Self::Runtime { source } => local("local", format!("{self}: {source}"), String::new()),
+            Self::Page { source, .. } => local(
+                "output",
+                format!("{self}: {source}"),
+                "name another file, or - for the standard output: pclivectl report --output FILE".to_owned(),
+            ),
             Self::Output(source) => local("output", format!("{self}: {source}"), String::new()),
             Self::Credentials { source } => local(
                 "credentials",

@@ -85,6 +85,8 @@ pub(crate) enum Command {
     /// Show a migration; the exit code tells its state
     #[command(after_help = EXIT_CODES)]
     Status(Id),
+    /// Write a page (HTML, one file) about a migration: where its downtime went, and every round
+    Report(Report),
     /// Follow a migration to its end; Ctrl-C leaves it alone
     #[command(after_help = EXIT_CODES)]
     Watch(Id),
@@ -118,6 +120,16 @@ pub(crate) enum Command {
 pub(crate) struct Id {
     /// The migration's id
     pub(crate) id: String,
+}
+
+/// `report`.
+#[derive(Debug, ClapArgs)]
+pub(crate) struct Report {
+    /// The migration's id
+    pub(crate) id: String,
+    /// Where to; - is the standard output [default: pclive-ID.html]
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) output: Option<PathBuf>,
 }
 
 /// `resolve`.

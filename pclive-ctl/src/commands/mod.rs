@@ -8,6 +8,7 @@ mod host;
 mod list;
 mod migrate;
 mod plan;
+mod report;
 mod resolve;
 mod status;
 mod undo;
@@ -35,6 +36,7 @@ pub(crate) async fn run(args: Args, output: &mut Output) -> Result<Exit, Failure
         Command::Migrate(migrate) => migrate::run(client, &migrate, args.patience, output).await,
         Command::List => list::run(client, output).await,
         Command::Status(id) => status::run(client, &id.id, output).await,
+        Command::Report(report) => report::run(client, &report, output).await,
         Command::Watch(id) => watch::run(client, &id.id, args.patience, output).await,
         Command::Cancel(id) => cancel::run(client, &id.id, output).await,
         Command::Resolve(resolve) => resolve::run(client, &resolve, output).await,

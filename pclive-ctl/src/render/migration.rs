@@ -98,7 +98,7 @@ fn doubt(migration: &Migration, known: &Doubt) -> String {
 }
 
 /// "to host-b", "from host-a".
-fn direction(migration: &Migration) -> String {
+pub(super) fn direction(migration: &Migration) -> String {
     let preposition = match migration.role() {
         Role::Source => "to ",
         Role::Destination => "from ",
@@ -108,7 +108,7 @@ fn direction(migration: &Migration) -> String {
 }
 
 /// How long it took, or has taken so far.
-fn took(migration: &Migration, now_ms: u64) -> String {
+pub(super) fn took(migration: &Migration, now_ms: u64) -> String {
     let end = match migration.phase() {
         Phase::Done | Phase::Failed => migration.ended_ms,
         Phase::Unspecified

@@ -11,6 +11,7 @@ pub(crate) mod line;
 pub(crate) mod live;
 pub(crate) mod migration;
 pub(crate) mod name;
+pub(crate) mod page;
 pub(crate) mod plan;
 pub(crate) mod problem;
 pub(crate) mod progress;

@@ -33,13 +33,14 @@ pub(crate) fn report(report: &Report) -> String {
             let _ = writeln!(text, "  {end:<15} {}", self::usage(usage));
         }
     }
-    if let Some(Verification { mappings, objects, bytes }) = report.verification {
-        let (mappings, objects, bytes) = (unit::count(mappings), unit::count(objects), unit::bytes(bytes));
-        let _ =
-            writeln!(text, "  compared        {bytes} in {mappings} mappings and {objects} shared objects");
+    if let Some(verification) = report.verification {
+        let _ = writeln!(text, "  compared        {}", compared(verification));
     }
     if let Some(tail) = &report.tail {
-        text.push_str(&self::tail(tail));
+        for (line, (what, value)) in self::tail(tail).into_iter().enumerate() {
+            let indent = if line == 0 { 2 } else { 4 };
+            let _ = writeln!(text, "{:indent$}{what:<15} {value}", "");
+        }
     }
     if let Some(kept) = report.kept {
         let _ = writeln!(
@@ -57,8 +58,9 @@ pub(crate) fn report(report: &Report) -> String {
     text
 }
 
-/// Where the downtime went. The parts overlap where both ends work at once, so they need not add up.
-fn ledger(ledger: &Ledger) -> String {
+/// Parts of the downtime in their order, each with who measured it. They overlap where both ends work at once, so they
+/// need not add up.
+pub(crate) fn parts(ledger: &Ledger) -> impl Iterator<Item = (&'static str, u64, &'static str)> {
     let parts = [
         ("freeze", ledger.freeze_ns, "source"),
         ("final scan", ledger.final_scan_ns, "source"),
@@ -70,59 +72,72 @@ fn ledger(ledger: &Ledger) -> String {
         ("commit", ledger.commit_ns, "source"),
         ("resume", ledger.resume_ns, "destination"),
     ];
-    let mut text = String::new();
     // Without a comparison there is none to tell of.
-    for (part, ns, clock) in parts.into_iter().filter(|(part, ns, _)| *part != "verify" || *ns > 0) {
+    parts.into_iter().filter(|(part, ns, _)| *part != "verify" || *ns > 0)
+}
+
+/// Where the downtime went.
+fn ledger(ledger: &Ledger) -> String {
+    let mut text = String::new();
+    for (part, ns, clock) in parts(ledger) {
         let _ = writeln!(text, "    {part:<12}  {:>8}  {clock}", unit::duration(ns));
     }
     text
 }
 
-/// What came after the container ran.
-fn tail(tail: &Tail) -> String {
-    let mut text = format!(
-        "  tail            {} pages in {}: {} on demand, {} pushed\n",
-        unit::count(tail.pages),
-        unit::duration(tail.duration_ns),
-        unit::count(tail.demand_pages),
-        unit::count(tail.pushed_pages),
-    );
+/// What was compared before the commit.
+pub(crate) fn compared(verification: Verification) -> String {
+    let Verification { mappings, objects, bytes } = verification;
+    let (mappings, objects, bytes) = (unit::count(mappings), unit::count(objects), unit::bytes(bytes));
+    format!("{bytes} in {mappings} mappings and {objects} shared objects")
+}
+
+/// What came after the container ran, in lines with a name each.
+pub(crate) fn tail(tail: &Tail) -> Vec<(&'static str, String)> {
+    let mut lines = vec![(
+        "tail",
+        format!(
+            "{} pages in {}: {} on demand, {} pushed",
+            unit::count(tail.pages),
+            unit::duration(tail.duration_ns),
+            unit::count(tail.demand_pages),
+            unit::count(tail.pushed_pages),
+        ),
+    )];
     if tail.faults > 0 {
-        let _ = writeln!(
-            text,
-            "    waited for      {} times, {} in the median, {} at the 99th percentile",
+        let waited = format!(
+            "{} times, {} in the median, {} at the 99th percentile",
             unit::count(tail.faults),
             unit::duration(tail.fault_median_ns),
             unit::duration(tail.fault_p99_ns),
         );
+        lines.push(("waited for", waited));
     }
     if tail.reconnects > 0 {
-        let _ = writeln!(text, "    link opened     {} times again", tail.reconnects);
+        lines.push(("link opened", format!("{} times again", tail.reconnects)));
     }
-    text
+    lines
 }
 
-fn usage(usage: &EndUsage) -> String {
+/// What an end spent.
+pub(crate) fn usage(usage: &EndUsage) -> String {
     format!("{}, at most {} of extra memory", unit::cpu(usage.cpu_ns), unit::bytes(usage.peak_memory_bytes))
 }
 
+/// What is told of a round.
+pub(crate) const ROUND: [&str; 8] =
+    ["round", "data pages", "zero", "dropped", "bytes", "time", "rate", "dirty after"];
+
 /// The rounds, one a line.
 pub(crate) fn rounds(rounds: &[Round]) -> String {
-    let head = [
-        ("round", Align::Left),
-        ("data pages", Align::Right),
-        ("zero", Align::Right),
-        ("dropped", Align::Right),
-        ("bytes", Align::Right),
-        ("time", Align::Right),
-        ("rate", Align::Right),
-        ("dirty after", Align::Right),
-    ];
+    let mut head = ROUND.map(|name| (name, Align::Right));
+    head[0].1 = Align::Left;
     let rows: Vec<_> = rounds.iter().map(cells).collect();
     table(2, head, &rows)
 }
 
-fn cells(round: &Round) -> [String; 8] {
+/// A round, as [`ROUND`] says.
+pub(crate) fn cells(round: &Round) -> [String; 8] {
     [
         if round.r#final { "final".to_owned() } else { round.number.to_string() },
         unit::count(round.data_pages),

@@ -20,6 +20,7 @@ mod postgres;
 mod recovery;
 mod redis;
 mod refusals;
+mod report;
 mod servers;
 mod soak;
 mod states;
