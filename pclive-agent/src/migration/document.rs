@@ -43,8 +43,9 @@ pub(super) fn digest(parts: &[DocumentPart], end: &[u8]) -> u64 {
 
 fn cut(mut document: Bytes) -> (Vec<DocumentPart>, Bytes) {
     let mut parts = Vec::new();
+    let document_bytes = document.len() as u64;
     while document.len() > PART_BYTES {
-        parts.push(DocumentPart { part: document.split_to(PART_BYTES) });
+        parts.push(DocumentPart { part: document.split_to(PART_BYTES), document_bytes });
     }
     (parts, document)
 }
@@ -63,13 +64,27 @@ impl Arriving {
         Self { parts: BytesMut::new(), limit_bytes: share.clamp(SMALL_BYTES, MAX_BYTES) }
     }
 
-    /// Takes a piece.
-    pub(super) fn add(&mut self, part: &[u8]) -> Result<(), MigrationError> {
-        let (bytes, limit) = (self.parts.len().saturating_add(part.len()), self.limit_bytes);
+    /// Takes a piece. What it says of the whole is refused at once if that is too large, and otherwise only makes room.
+    pub(super) fn add(&mut self, message: &DocumentPart) -> Result<(), MigrationError> {
+        let whole = usize::try_from(message.document_bytes).unwrap_or(usize::MAX);
+        self.allow(whole)?;
+        if self.parts.is_empty() {
+            self.parts.reserve(whole);
+        }
+        self.append(&message.part)
+    }
+
+    fn append(&mut self, part: &[u8]) -> Result<(), MigrationError> {
+        self.allow(self.parts.len().saturating_add(part.len()))?;
+        self.parts.extend_from_slice(part);
+        Ok(())
+    }
+
+    fn allow(&self, bytes: usize) -> Result<(), MigrationError> {
+        let limit = self.limit_bytes;
         if bytes > limit {
             return Err(wire::bad(format!("a document of {bytes} bytes or more, the limit is {limit}")));
         }
-        self.parts.extend_from_slice(part);
         Ok(())
     }
 
@@ -78,7 +93,7 @@ impl Arriving {
         if self.parts.is_empty() {
             return Ok(end);
         }
-        self.add(&end)?;
+        self.append(&end)?;
         Ok(std::mem::take(&mut self.parts).freeze())
     }
 }
@@ -91,7 +106,7 @@ mod tests {
         let (parts, end) = cut(document.clone());
         assert!(parts.iter().all(|message| message.part.len() <= PART_BYTES) && end.len() <= PART_BYTES);
         let mut arriving = Arriving::new(u64::MAX);
-        parts.iter().for_each(|message| arriving.add(&message.part).unwrap());
+        parts.iter().for_each(|message| arriving.add(message).unwrap());
         let whole = arriving.finish(end).unwrap();
         assert_eq!(arriving.finish(Bytes::from_static(b"next")).unwrap(), "next");
         (parts.len(), whole)
@@ -108,12 +123,15 @@ mod tests {
 
     #[test]
     fn a_peer_cannot_send_a_document_without_end() {
-        let part = Bytes::from(vec![0; PART_BYTES]);
+        // It tells less than it sends.
+        let part = DocumentPart { part: vec![0; PART_BYTES].into(), document_bytes: 1 };
         for (available, limit) in [(u64::MAX, MAX_BYTES), (0, SMALL_BYTES), (1 << 30, (1 << 30) / 32)] {
             let mut arriving = Arriving::new(available);
             let taken = (0..).take_while(|_| arriving.add(&part).is_ok()).count();
             assert_eq!(taken, limit / PART_BYTES, "{available} bytes available");
             assert!(arriving.finish(Bytes::from(vec![0; PART_BYTES])).is_err());
+            let boast = DocumentPart { part: Bytes::new(), document_bytes: limit as u64 + 1 };
+            assert!(Arriving::new(available).add(&boast).is_err());
         }
     }
 }

@@ -52,6 +52,7 @@ pub enum FileKind {
     /// A regular file, a directory or a device node, by its path inside the container.
     Path {
         /// Path inside the container.
+        #[serde(with = "serde_bytes")]
         path: Vec<u8>,
         /// File offset.
         offset: i64,
@@ -70,6 +71,7 @@ pub enum FileKind {
         /// Names the pipe: ends with one number share it.
         pipe: u64,
         /// Path of a FIFO inside the container; `None` for a nameless pipe.
+        #[serde(with = "serde_bytes")]
         path: Option<Vec<u8>>,
         /// `F_GETPIPE_SZ`.
         capacity: u32,
@@ -77,6 +79,7 @@ pub enum FileKind {
         /// `/proc/PID/fd` (servers that log to `/dev/stdout` do).
         owner: (u32, u32),
         /// Bytes in it; given with one end only, empty with the others.
+        #[serde(with = "serde_bytes")]
         contents: Vec<u8>,
     },
     /// stdin, stdout or stderr (0, 1, 2) of the container, which lead out of it: whatever the destination's
@@ -121,6 +124,7 @@ pub enum FileKind {
         /// N of `/dev/pts/N`.
         terminal: u32,
         /// Path inside the container by which it was opened: `/dev/pts/N`, or `/dev/tty`.
+        #[serde(with = "serde_bytes")]
         path: Vec<u8>,
         /// The slave is in exclusive mode (`TIOCEXCL`); all slaves of a terminal agree.
         exclusive: bool,

@@ -40,6 +40,7 @@ pub struct ProcessLayout {
     /// Counts the address spaces that the process has had while it was tracked; grows on `execve`.
     pub generation: u32,
     /// Path of the executable inside the container.
+    #[serde(with = "serde_bytes")]
     pub exe: Vec<u8>,
     /// Threads, the leader first, ascending after it. Empty for a zombie.
     pub threads: Vec<ThreadLayout>,
@@ -203,6 +204,7 @@ impl Mapping {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MappedFile {
     /// Path inside the container.
+    #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
     /// Offset of the mapping's first byte in the file.
     pub offset: u64,
@@ -227,12 +229,13 @@ pub enum ObjectKind {
     /// `MAP_SHARED | MAP_ANONYMOUS`: nameless, made anew at the destination.
     Anonymous,
     /// A regular file of the container (path inside it) that was mapped shared and writable. Both hosts have it.
-    File(Vec<u8>),
+    File(#[serde(with = "serde_bytes")] Vec<u8>),
     /// A regular file that [`Layout::trees`] names.
     TreeFile,
     /// A deleted file of the tmpfs with this mount point that is still open or mapped.
     Unlinked {
         /// Mount point inside the container.
+        #[serde(with = "serde_bytes")]
         point: Vec<u8>,
         /// Owner and permissions.
         owner: Ownership,
@@ -240,6 +243,7 @@ pub enum ObjectKind {
     /// memfd_create(2).
     Memfd {
         /// Its name.
+        #[serde(with = "serde_bytes")]
         name: Vec<u8>,
         /// Owner and permissions.
         owner: Ownership,

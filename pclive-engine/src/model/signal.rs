@@ -23,6 +23,7 @@ pub struct SignalAction {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingSignal {
     /// `siginfo_t` as `PTRACE_PEEKSIGINFO` returns it.
+    #[serde(with = "serde_bytes")]
     pub siginfo: Vec<u8>,
 }
 

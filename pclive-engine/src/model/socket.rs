@@ -44,6 +44,7 @@ pub struct SocketOption {
     /// Option name.
     pub name: i32,
     /// Raw value.
+    #[serde(with = "serde_bytes")]
     pub value: Vec<u8>,
 }
 
@@ -59,6 +60,7 @@ pub enum SocketKind {
         /// `SOCK_STREAM`, `SOCK_DGRAM` or `SOCK_SEQPACKET`.
         socket_type: i32,
         /// Received and not read: one message each (a stream: one piece).
+        #[serde(with = "super::codec::byte_strings")]
         queue: Vec<Vec<u8>>,
         /// `SHUT_*` state as sock_diag(7) tells it: bit 0 receive, bit 1 send.
         shutdown: u8,
@@ -79,6 +81,7 @@ pub enum SocketKind {
         /// back; 0 without one.
         target: u64,
         /// Received and not read (datagrams of unnamed senders).
+        #[serde(with = "super::codec::byte_strings")]
         queue: Vec<Vec<u8>>,
         /// As of a pair.
         shutdown: u8,
@@ -118,6 +121,7 @@ pub enum SocketKind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Datagram {
     /// Payload.
+    #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
     /// Sender.
     pub from: SocketAddr,
@@ -129,10 +133,11 @@ pub struct Datagram {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum UnixName {
     /// Abstract, without the leading NUL.
-    Abstract(Vec<u8>),
+    Abstract(#[serde(with = "serde_bytes")] Vec<u8>),
     /// A file.
     Path {
         /// Path inside the container, absolute.
+        #[serde(with = "serde_bytes")]
         path: Vec<u8>,
         /// The file's permissions (`st_mode & 07777`) and owner; `None` if the path no longer leads to the socket.
         file: Option<SocketFile>,
@@ -164,10 +169,12 @@ pub struct TcpConnection {
     /// Sequence number of the byte after the receive queue.
     pub receive_sequence: u32,
     /// Received and not read.
+    #[serde(with = "serde_bytes")]
     pub receive_queue: Vec<u8>,
     /// Sequence number of the byte after the send queue.
     pub send_sequence: u32,
     /// Sent and not acknowledged, followed by not sent.
+    #[serde(with = "serde_bytes")]
     pub send_queue: Vec<u8>,
     /// How much at the end of `send_queue` was never sent, in bytes.
     pub unsent: u32,

@@ -27,6 +27,7 @@ pub struct ProcessState {
     /// Addresses and auxiliary vector.
     pub mm: MmState,
     /// Current directory, a path inside the container.
+    #[serde(with = "serde_bytes")]
     pub cwd: Vec<u8>,
     /// File mode creation mask.
     pub umask: u32,
@@ -96,6 +97,7 @@ pub struct MmState {
     /// End of the environment.
     pub env_end: u64,
     /// `/proc/PID/auxv`, raw.
+    #[serde(with = "serde_bytes")]
     pub auxv: Vec<u8>,
 }
 
@@ -114,11 +116,14 @@ pub struct ThreadState {
     /// Id inside the container.
     pub vtid: Vpid,
     /// `comm`, at most 15 bytes.
+    #[serde(with = "serde_bytes")]
     pub comm: Vec<u8>,
     /// General registers (`struct user_regs_struct`), raw, 216 bytes.
+    #[serde(with = "serde_bytes")]
     pub registers: Vec<u8>,
     /// `NT_X86_XSTATE` register set: legacy area and header (576 bytes), then the components that are in use
     /// (`XSTATE_BV`), ascending by number, without gaps.
+    #[serde(with = "serde_bytes")]
     pub xstate: Vec<u8>,
     /// Blocked signals.
     pub signal_mask: u64,
@@ -163,6 +168,7 @@ pub struct MemoryPolicy {
     /// `MPOL_*` with its mode flags.
     pub mode: u32,
     /// NUMA nodes, a bit each, in the machine's byte order.
+    #[serde(with = "serde_bytes")]
     pub nodes: Vec<u8>,
 }
 
@@ -172,6 +178,7 @@ pub struct SeccompFilter {
     /// `SECCOMP_FILTER_FLAG_LOG` or 0.
     pub flags: u64,
     /// `struct sock_filter` each 8 bytes, at most 4,096 of them.
+    #[serde(with = "serde_bytes")]
     pub program: Vec<u8>,
 }
 
@@ -219,6 +226,7 @@ pub struct Scheduling {
     pub priority: u32,
     /// Allowed CPUs, a bit each, as `sched_getaffinity(2)` returns them; empty: every CPU that the container
     /// may use.
+    #[serde(with = "serde_bytes")]
     pub affinity: Vec<u8>,
     /// `ioprio_get(2)`: class and level; 0 for none of its own.
     pub io_priority: u32,

@@ -20,6 +20,7 @@ pub fn carries_attribute(name: &[u8]) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryTree {
     /// Mount point inside the container.
+    #[serde(with = "serde_bytes")]
     pub point: Vec<u8>,
     /// What is in it, every directory before what is in it; the first is the mount's own directory.
     pub nodes: Vec<Node>,
@@ -29,6 +30,7 @@ pub struct MemoryTree {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Path below the mount point, without a slash at its beginning; empty for the mount's own directory.
+    #[serde(with = "serde_bytes")]
     pub path: Vec<u8>,
     /// What it is.
     pub kind: NodeKind,
@@ -51,7 +53,7 @@ pub enum NodeKind {
         object: u64,
     },
     /// A symbolic link to this path.
-    Link(Vec<u8>),
+    Link(#[serde(with = "serde_bytes")] Vec<u8>),
     /// A FIFO.
     Fifo,
     /// The file of a unix socket.

@@ -27,7 +27,7 @@ impl Receiver<'_> {
     ) -> Result<Option<Restored>, MigrationError> {
         match message {
             Received::RoundBegin(begin) => self.round_begin(begin).await?,
-            Received::DocumentPart(part) => self.document.add(&part.part)?,
+            Received::DocumentPart(part) => self.document.add(&part)?,
             Received::PageBatch(batch) => self.pages(batch).await?,
             Received::Later(later) => self.later(later).await?,
             Received::Outdated(outdated) => self.outdated(outdated).await?,

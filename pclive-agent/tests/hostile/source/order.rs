@@ -116,7 +116,9 @@ async fn instead_of(pair: &mut Pair) {
     })
     .await;
     pair.refuses("a message that is too large", &["link to the other agent"], {
-        instead(begins, |_| vec![Message::DocumentPart(DocumentPart { part: vec![0; 9 << 20].into() })])
+        instead(begins, |_| {
+            vec![Message::DocumentPart(DocumentPart { part: vec![0; 9 << 20].into(), document_bytes: 0 })]
+        })
     })
     .await;
 }
