@@ -108,6 +108,28 @@ fn peers_hear_of_the_end_when_the_original_that_was_kept_is_removed() -> Result<
 }
 
 #[test]
+fn an_original_that_is_wanted_back_answers_at_its_own_address() -> Result<()> {
+    if !ready(&["nft"]) {
+        return Ok(());
+    }
+    let (lab, container) = server_with_an_address_on_each_host()?;
+    let mut stream = echoed(&lab.client, AT_A)?;
+    lab.a.migrate(&container.name, &lab.b, &["--tcp", "close", "--keep-source-for", "10min"])?;
+    let at_the_copy = echoed(&lab.client, AT_B)?;
+    let newest = lab.a.migrations()?.into_iter().next().context("no migration")?;
+    let id = newest["migration_id"].as_str().context("no id")?;
+    let undone = lab.a.ask(&["undo", id, "--yes"])?;
+    ensure!(undone["undone"] == true, "{undone}");
+    ended(at_the_copy)?;
+    until("an answer of the original", PATIENCE, || Ok(echoed(&lab.client, AT_A).is_ok()))?;
+    // Its program was told that its connections are over.
+    stream.write_all(b"87654321")?;
+    ended(stream)?;
+    runs_only_at(&container, &lab.a, &lab.b, [AT_A, AT_B])?;
+    container.delete(&lab.a)
+}
+
+#[test]
 fn connections_may_end_where_the_address_moves() -> Result<()> {
     if !ready(&[]) {
         return Ok(());
