@@ -12,8 +12,9 @@ use xxhash_rust::xxh3::Xxh3Default;
 use super::wire;
 use crate::error::{ErrorCode, MigrationError};
 
-/// Largest piece in one message: far below what a message may be.
-const PART_BYTES: usize = 4 << 20;
+/// Largest piece in one message: far below what a message may be, and so small that one is packed and another unpacked while
+/// a third is on its way.
+const PART_BYTES: usize = 512 << 10;
 /// Largest document: the contents of many thousand full queues.
 const MAX_BYTES: usize = 1 << 30;
 /// What a document decodes to takes at most about so many times its bytes: a list of empty lists.

@@ -78,7 +78,7 @@ pub(crate) fn details(migration: &Migration, now_ms: u64) -> String {
 }
 
 /// What is known of a migration in doubt, and how it ends.
-fn doubt(migration: &Migration, known: &Doubt) -> String {
+pub(super) fn doubt(migration: &Migration, known: &Doubt) -> String {
     let there = match known.questions {
         0 => "not asked yet".to_owned(),
         questions => format!(

@@ -4,7 +4,7 @@
 //! hostile length cannot make it allocate without a bound. The caller bounds the size of the document.
 //!
 //! Strings of bytes are marked as such (`serde_bytes`), so that they are copied, not read byte by byte: queues of sockets
-//! take megabytes of a stop. The document is the same either way.
+//! take megabytes of a stop. The document is the same either way. Lists of pairs (extended attributes) are short.
 
 use postcard::ser_flavors::Size;
 use serde::Serialize;
@@ -44,7 +44,7 @@ pub enum CodecError {
 /// Encodes a model value.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, CodecError> {
     let what = std::any::type_name::<T>();
-    // Its size first: a document that grows while it is written is copied again and again.
+    // Its size first: a document of megabytes that grows takes new memory twice over, which costs more than counting.
     postcard::serialize_with_flavor(value, Size::default())
         .and_then(|bytes| postcard::to_extend(value, Vec::with_capacity(bytes)))
         .map_err(|source| CodecError::Encode { what, source })

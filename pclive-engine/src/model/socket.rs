@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// A socket and what can be set on every one.
@@ -174,8 +175,7 @@ pub struct TcpConnection {
     /// Sequence number of the byte after the send queue.
     pub send_sequence: u32,
     /// Sent and not acknowledged, followed by not sent.
-    #[serde(with = "serde_bytes")]
-    pub send_queue: Vec<u8>,
+    pub send_queue: Bytes,
     /// How much at the end of `send_queue` was never sent, in bytes.
     pub unsent: u32,
     /// Maximum segment size clamp.

@@ -25,7 +25,7 @@ const TCP_REPAIR_WINDOW: i32 = 29;
 pub enum Repair {
     /// On; `SO_REUSEADDR` is forced meanwhile.
     On,
-    /// Off, and an established connection sends a window probe, which the peer answers.
+    /// Off, and an established connection sends a window probe, which the peer answers; also if it was off before.
     Off,
     /// Off, nothing is sent (Linux 4.19).
     OffSilently,
@@ -174,6 +174,8 @@ pub struct TcpInfo {
     pub unacked: u32,
     /// A listener: the backlog's limit.
     pub sacked: u32,
+    /// Congestion window, segments.
+    pub congestion_window: u32,
 }
 
 /// getsockopt `TCP_INFO`.
@@ -192,6 +194,7 @@ pub fn info(fd: BorrowedFd<'_>) -> nix::Result<TcpInfo> {
         send_mss: word(&bytes, 16),
         unacked: word(&bytes, 24),
         sacked: word(&bytes, 28),
+        congestion_window: word(&bytes, 80),
     })
 }
 

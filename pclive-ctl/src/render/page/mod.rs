@@ -29,6 +29,9 @@ pub(crate) fn page(migration: &Migration, now_ms: u64) -> String {
                 @if let Some(error) = &migration.error {
                     div.failed { (problem::text(error)) }
                 }
+                @if let Some(known) = &migration.doubt {
+                    div.failed { (migration::doubt(migration, known)) }
+                }
                 @if let Some(report) = &migration.report {
                     (figures(report))
                     (downtime(report, migration.role()))
@@ -41,7 +44,7 @@ pub(crate) fn page(migration: &Migration, now_ms: u64) -> String {
                 }
                 footer {
                     "Written by pclivectl " (env!("CARGO_PKG_VERSION")) " at " (unit::timestamp(now_ms))
-                    " from what the " (name::role(migration.role()).unwrap_or("agent")) "'s agent knows."
+                    " from what the agent of " (side(migration.role())) " knows."
                 }
             }
         }
@@ -49,8 +52,13 @@ pub(crate) fn page(migration: &Migration, now_ms: u64) -> String {
     page.into_string()
 }
 
+/// Whose agent it is.
+fn side(role: Role) -> String {
+    name::role(role).map_or("this host".to_owned(), |role| format!("the {role}"))
+}
+
 fn facts(migration: &Migration, now_ms: u64) -> Markup {
-    let facts = [
+    let mut facts = vec![
         ("migration", or_dash(&migration.id).into_owned()),
         ("container", format!("{} ({})", printable(&migration.container), or_dash(&migration.runtime))),
         ("strategy", name::strategy(migration.strategy()).to_owned()),
@@ -58,6 +66,9 @@ fn facts(migration: &Migration, now_ms: u64) -> Markup {
         ("started", unit::timestamp(migration.started_ms)),
         ("took", migration::took(migration, now_ms)),
     ];
+    if let Some(kept) = migration.kept {
+        facts.push(("original", format!("kept here, frozen, until {}", unit::timestamp(kept.until_ms))));
+    }
     html! {
         dl { @for (fact, value) in facts { dt { (fact) } dd { (value) } } }
     }
@@ -105,7 +116,7 @@ fn rounds(rounds: &[Round]) -> Markup {
                 th { "time" }
             }
             @for round in rounds {
-                tr {
+                tr.round {
                     @for cell in report::cells(round) { td { (cell) } }
                     td { (predicted(round)) }
                     td { div.bar.source style=(waterfall::place(0, round.duration_ns, longest)) {} }
@@ -148,7 +159,7 @@ fn cost(report: &Report) -> Markup {
 
 #[cfg(test)]
 mod tests {
-    use pclive_proto::control::{Error, Phase};
+    use pclive_proto::control::{Doubt, Error, Kept, Phase};
 
     use super::super::report::tests::{rounds_sample, sample};
     use super::*;
@@ -213,6 +224,22 @@ mod tests {
         let page = page(&failed, 0);
         assert!(page.contains("error: told to") && page.contains("<td>262,144</td>"), "{page}");
         assert!(!page.contains("Where the downtime went"), "{page}");
+    }
+
+    #[test]
+    fn page_about_a_migration_in_doubt_tells_both_sides_and_what_to_do() {
+        let doubt = Doubt { here: "frozen".into(), there: "no answer".into(), questions: 3, asked_ms: 0 };
+        let unknown = Migration {
+            phase: Phase::Unknown.into(),
+            report: None,
+            doubt: Some(doubt),
+            kept: Some(Kept { until_ms: 1_700_000_600_000, ..Kept::default() }),
+            ..migration()
+        };
+        let page = page(&unknown, 0);
+        for told in ["no answer", "pclivectl resolve m-1 --run-here", "until 2023-11-14T22:23:20Z"] {
+            assert!(page.contains(told), "no {told} in {page}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The parts of a downtime, one below the other, each where the ones before it end.
+//! The parts of a downtime, one below the other, each where the ones before it end. What both ends do at once is told
+//! as the part of one of them, so that this is nearly how it went.
 
 use maud::{Markup, html};
 use pclive_proto::control::Ledger;
@@ -6,24 +7,38 @@ use pclive_proto::control::Ledger;
 use super::super::report;
 use super::super::unit;
 
+/// A part and its place.
+struct Bar {
+    part: &'static str,
+    clock: &'static str,
+    ns: u64,
+    starts_at: u64,
+}
+
 /// The parts, and what is left of the downtime between them.
 pub(super) fn waterfall(ledger: &Ledger, downtime_ns: u64) -> Markup {
-    let parts: Vec<_> = report::parts(ledger).filter(|(_, ns, _)| *ns > 0).collect();
-    let told: u64 = parts.iter().fold(0, |sum, (_, ns, _)| sum.saturating_add(*ns));
-    let rest = downtime_ns.saturating_sub(told);
-    let whole = told.max(downtime_ns);
+    let mut bars = Vec::new();
     let mut ends_at = 0_u64;
+    for (part, ns, clock) in report::parts(ledger).filter(|(_, ns, _)| *ns > 0) {
+        bars.push(Bar { part, clock, ns, starts_at: ends_at });
+        ends_at = ends_at.saturating_add(ns);
+    }
+    let rest = downtime_ns.saturating_sub(ends_at);
+    if rest > 0 {
+        bars.push(Bar { part: "between them", clock: "neither", ns: rest, starts_at: ends_at });
+    }
+    let whole = ends_at.max(downtime_ns);
     html! {
+        p { "One after the other; where both ends worked at the same time, this is nearly how it went." }
         table {
             tr { th { "part" } th { "time" } th { "measured by" } th.lane {} }
-            @for (part, ns, clock) in parts.into_iter().chain((rest > 0).then_some(("between them", rest, "neither"))) {
+            @for Bar { part, clock, ns, starts_at } in bars {
                 tr {
                     td { (part) }
                     td { (unit::duration(ns)) }
                     td { (clock) }
-                    td.lane { div class={ "bar " (clock) } style=(place(ends_at, ns, whole)) {} }
+                    td.lane { div class={ "bar " (clock) } style=(place(starts_at, ns, whole)) {} }
                 }
-                @let () = ends_at = ends_at.saturating_add(ns);
             }
         }
     }

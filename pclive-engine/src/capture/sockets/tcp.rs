@@ -6,6 +6,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use bytes::Bytes;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, SockaddrStorage, getpeername, getsockname, recv};
 
@@ -187,7 +188,7 @@ fn outline(
         receive_sequence: 0,
         receive_queue: Vec::new(),
         send_sequence: 0,
-        send_queue: Vec::new(),
+        send_queue: Bytes::new(),
         unsent: 0,
         mss_clamp: 0,
         send_mss: info.send_mss,
@@ -228,7 +229,7 @@ fn read_send_queue(fd: &OwnedFd, connection: &mut TcpConnection) -> Result<(), E
     let fin_waits = if connection.state == TcpState::FinWait2 { 0 } else { fin };
     let length = unacknowledged.saturating_sub(fin_waits);
     connection.send_sequence = end.wrapping_sub(fin);
-    connection.send_queue = queue::peek_exactly(fd, length as usize)?;
+    connection.send_queue = queue::peek_exactly(fd, length as usize)?.into();
     connection.unsent = unsent.saturating_sub(fin_waits).min(length);
     Ok(())
 }

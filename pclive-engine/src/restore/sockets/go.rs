@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use bytes::Bytes;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, shutdown};
 
@@ -28,7 +29,9 @@ pub struct BuiltSockets {
 impl BuiltSockets {
     /// [`Self::wake`] with a network that is open.
     pub fn go(self) -> Result<(), SocketsError> {
-        self.wake().1
+        let (awake, woken) = self.wake();
+        awake.push();
+        woken
     }
 
     /// Ends the repair mode of every connection and hands the kernel what was not sent. The tasks do not run yet. A
@@ -62,8 +65,7 @@ pub struct Awake {
 }
 
 impl Awake {
-    /// The network is open: says at once what was dropped before. Without it, that waits for TCP's timer. No task may run
-    /// yet: it would find a socket in repair mode.
+    /// The network is open: says at once what was dropped before. Without it, that waits for TCP's timer.
     pub fn push(self) {
         for speaking in self.speaking {
             if let Err(errno) = speaking.push() {
@@ -87,8 +89,7 @@ impl Speaking {
     fn push(&self) -> Result<(), Errno> {
         let fd = self.fd.as_fd();
         if self.ask {
-            // Its end sends the window probe once more.
-            set_repair(fd, Repair::On)?;
+            // It is off already, so that no task finds a mute socket if this agent dies: this sends the window probe.
             set_repair(fd, Repair::Off)?;
             if self.reuse_address {
                 options::reuse(fd, true)?;
@@ -116,10 +117,10 @@ pub(super) struct Live {
     /// The sizes to go back to; `None` if the send queue was empty, and nothing was changed for it.
     pub(super) buffers: Option<Buffers>,
     /// Sent by the original, and not held by the kernel yet.
-    pub(super) again: Vec<u8>,
+    pub(super) again: Bytes,
     /// What follows it, and was never sent.
-    pub(super) unsent: Vec<u8>,
-    /// The kernel holds what was sent: the peer is to be asked how much of that it has.
+    pub(super) unsent: Bytes,
+    /// Nothing of the queue need leave by itself: the peer is to be asked how much it has, and takes.
     pub(super) ask: bool,
     /// Our FIN follows the data.
     pub(super) finish: bool,
@@ -128,7 +129,8 @@ pub(super) struct Live {
 impl Live {
     /// The connection again, if it has something to say.
     fn go(self) -> Result<Option<Speaking>, SocketsError> {
-        set_repair(self.fd.as_fd(), Repair::Off).of(self.file, "switch off the repair mode")?;
+        // A probe would be dropped with everything else, and the kernel would take that for congestion.
+        set_repair(self.fd.as_fd(), Repair::OffSilently).of(self.file, "switch off the repair mode")?;
         tcp::write_all(&self.fd, &self.again, MsgFlags::MSG_EOR)
             .and_then(|()| tcp::write_all(&self.fd, &self.unsent, MsgFlags::empty()))
             .of(self.file, "send the rest of the send queue")?;

@@ -6,16 +6,19 @@
 //!
 //! What was sent and not acknowledged goes to one of two places. A few segments are handed to the kernel as if
 //! they had never been sent: it sends them at once, and the peer answers duplicates with the acknowledgement that
-//! was lost. More than that does not fit the initial congestion window; it is put behind the "sent" mark, and the
-//! window probe that ends the repair mode asks the peer how far it got.
+//! was lost. More than that does not fit the initial congestion window; it is put behind the "sent" mark, and a window
+//! probe asks the peer how far it got. The kernel sends one only while the connection is established: half-closed ones
+//! wait for its timer.
 //!
 //! Until the copy has sent as far as its original had, it drops what a peer says that has everything: it acknowledges
 //! bytes that were never sent (tcp_ack in net/ipv4/tcp_input.c). So nothing may keep it from getting there. The last
-//! segment ends where the original's did, because a full one may not fit the peer's window; and that window counts as
-//! no smaller than what was sent into it: a peer may have drawn it back since.
+//! segment ends where the original's did, because a full one may not fit the peer's window; that window counts as no
+//! smaller than what was sent into it, because a peer may have drawn it back since; and a FIN that was sent is put behind
+//! the mark with the data before it.
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
+use bytes::Bytes;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, Shutdown, SockaddrStorage, connect, send, shutdown};
 
@@ -27,10 +30,10 @@ use crate::model::FileId;
 use crate::model::socket::{Socket, TcpConnection, TcpState};
 use crate::model::socket_options::Moment;
 use crate::sys::socket::{readiness, set_int};
-use crate::sys::tcp::{self, Negotiated, Repair, RepairQueue};
+use crate::sys::tcp::{self, Negotiated, Repair, RepairQueue, TcpInfo};
 
-/// Segments that surely fit the initial congestion window (10).
-const RESENT_SEGMENTS: usize = 8;
+/// Segments that fit the initial congestion window (10), where no route has made it smaller.
+const RESENT_SEGMENTS: u32 = 8;
 /// `MAX_TCP_WINDOW`: TCP_MAXSEG takes no more.
 const MAX_SEGMENT: u32 = 32_767;
 /// `TCP_MIN_MSS`.
@@ -58,11 +61,16 @@ pub(super) fn build(
         receive_fin(&fd, tcp, loopback)
             .of(file, "repeat the peer's FIN (is the loopback interface up?) to the socket")?;
     }
-    let queue = SendQueue::of(tcp);
-    fill_sent(&fd, queue.marked).of(file, "fill the send queue")?;
+    let queue = SendQueue::of(tcp, &tcp::info(fd.as_fd()).of(file, "read the TCP_INFO of the socket")?);
+    fill_sent(&fd, &queue.marked).of(file, "fill the send queue")?;
     set_clock(&fd, tcp).of(file, "set the timestamp clock")?;
     options::apply(file, &fd, &socket.options, Moment::Late)?;
     settle(&fd, socket, tcp).of(file, "settle the state")?;
+    let fin_is_marked = fin_was_sent(tcp) && !queue.marked.is_empty();
+    if fin_is_marked {
+        // In repair mode, with the send queue chosen: as if it were sent.
+        shutdown(fd.as_raw_fd(), Shutdown::Write).of(file, "repeat our FIN to the socket")?;
+    }
     let own = fd.try_clone().map_err(|e| e.raw_os_error().map_or(Errno::EMFILE, Errno::from_raw));
     let live = Live {
         file,
@@ -70,32 +78,35 @@ pub(super) fn build(
         reuse_address: socket.reuse_address,
         options: socket.options.clone(),
         buffers: (!tcp.send_queue.is_empty()).then_some(socket.buffers),
-        again: queue.again.to_vec(),
-        unsent: queue.unsent.to_vec(),
-        ask: !queue.marked.is_empty(),
-        finish: tcp.state.we_finished(),
+        ask: queue.again.is_empty() && !tcp.send_queue.is_empty(),
+        again: queue.again,
+        unsent: queue.unsent,
+        finish: tcp.state.we_finished() && !fin_is_marked,
     };
     Ok((fd, live))
 }
 
 /// The send queue in its order; of the first two parts one is empty.
-struct SendQueue<'a> {
+struct SendQueue {
     /// Sent, and put behind the "sent" mark.
-    marked: &'a [u8],
+    marked: Bytes,
     /// Sent, and short enough to be sent again.
-    again: &'a [u8],
+    again: Bytes,
     /// Never sent.
-    unsent: &'a [u8],
+    unsent: Bytes,
 }
 
-impl<'a> SendQueue<'a> {
-    fn of(tcp: &'a TcpConnection) -> Self {
-        let (sent, unsent) = tcp.send_queue.split_at(sent_length(tcp));
-        let segment = tcp.send_mss.clamp(MIN_SEGMENT, tcp.mss_clamp.max(MIN_SEGMENT)) as usize;
-        if sent.len() <= segment * RESENT_SEGMENTS {
-            Self { marked: &[], again: sent, unsent }
+impl SendQueue {
+    /// `copy`: the connection's copy, which may be on a network of smaller segments.
+    fn of(tcp: &TcpConnection, copy: &TcpInfo) -> Self {
+        let mut sent = tcp.send_queue.clone();
+        let unsent = sent.split_off(sent_length(tcp));
+        let segment = tcp.send_mss.min(tcp.mss_clamp).min(copy.send_mss).max(MIN_SEGMENT);
+        let fits = u64::from(segment) * u64::from(copy.congestion_window.min(RESENT_SEGMENTS));
+        if sent.len() as u64 <= fits {
+            Self { marked: Bytes::new(), again: sent, unsent }
         } else {
-            Self { marked: sent, again: &[], unsent }
+            Self { marked: sent, again: Bytes::new(), unsent }
         }
     }
 }
@@ -103,6 +114,11 @@ impl<'a> SendQueue<'a> {
 /// How much of the send queue was sent.
 fn sent_length(tcp: &TcpConnection) -> usize {
     tcp.send_queue.len().saturating_sub(tcp.unsent as usize)
+}
+
+/// Our FIN is behind everything in the queue; it was sent when nothing before it waits.
+fn fin_was_sent(tcp: &TcpConnection) -> bool {
+    tcp.state.we_finished() && tcp.unsent == 0
 }
 
 /// The numbers from which the queues are filled.
@@ -183,9 +199,8 @@ fn set_clock(fd: &OwnedFd, tcp: &TcpConnection) -> Result<(), Errno> {
 
 fn set_windows(fd: &OwnedFd, tcp: &TcpConnection, receive: u32) -> Result<(), Errno> {
     let window = tcp.window;
-    // With its FIN.
-    let sent = u32::try_from(sent_length(tcp) + 1).unwrap_or(u32::MAX).min(MAX_WINDOW);
-    let send = window.snd_wnd.max(sent);
+    let sent = u32::try_from(sent_length(tcp)).unwrap_or(MAX_WINDOW);
+    let send = window.snd_wnd.max(sent + u32::from(fin_was_sent(tcp)));
     let numbers = [window.snd_wl1, send, window.max_window.max(send), receive, window.rcv_wup];
     tcp::set_repair_window(fd.as_fd(), numbers)
 }
