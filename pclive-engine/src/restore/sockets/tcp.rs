@@ -116,7 +116,8 @@ fn sent_length(tcp: &TcpConnection) -> usize {
     tcp.send_queue.len().saturating_sub(tcp.unsent as usize)
 }
 
-/// Our FIN is behind everything in the queue; it was sent when nothing before it waits.
+/// Our FIN is behind everything in the queue, and counts as sent when nothing before it waits. If it was not, because the
+/// window was full to the last byte, the timer sends it.
 fn fin_was_sent(tcp: &TcpConnection) -> bool {
     tcp.state.we_finished() && tcp.unsent == 0
 }
