@@ -1,6 +1,7 @@
 # make demo   a Redis with 1 GiB and eight clients, moved between two hosts, by both strategies
 # make test   every test, among them migrations of real containers (root)
-# make bench  the figures that PCLive aims at, as ratios of one run (root)
+# make bench  workloads moved by every strategy: the report is target/bench/report.html (root, less than 15 minutes)
+# make bench-full   the same at the sizes of docs/EVALUATION.md (root, hours, 16 GiB; goes on where it was interrupted)
 # make soak   containers move to and fro while agents are killed and links cut (root); SOAK_SECONDS=N, SOAK_SEED=S
 # make lint   formatting, clippy and documentation, without a warning
 # make install [DESTDIR=... PREFIX=/usr/local]
@@ -10,7 +11,7 @@ CARGO   ?= cargo
 PREFIX  ?= /usr/local
 DESTDIR ?=
 
-.PHONY: faulty-agent build tests demo test bench soak lint install deps
+.PHONY: faulty-agent build tests demo test bench bench-full soak lint install deps
 
 build:
 	$(CARGO) build --release --workspace --bins
@@ -28,7 +29,10 @@ demo: deps build
 	target/release/demo
 
 bench: deps build
-	target/release/bench
+	target/release/pclive-bench run --selection quick
+
+bench-full: deps build
+	target/release/pclive-bench run --selection full --repetitions 3 --out target/bench-full
 
 soak: deps build
 	target/release/soak

@@ -1,10 +1,10 @@
 //! Migrations as a user starts them: `pclivectl --json`, and what it says.
 
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::command::{finish, words};
@@ -14,7 +14,7 @@ use crate::host::Host;
 pub const FAILED: i32 = 1;
 
 /// A finished round.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Round {
     /// 0 is everything.
     pub number: u32,
@@ -31,7 +31,7 @@ pub struct Round {
 }
 
 /// Where the downtime went, nanoseconds.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the parts are described where the report is made")]
 pub struct Ledger {
     pub freeze_ns: u64,
@@ -46,7 +46,7 @@ pub struct Ledger {
 }
 
 /// Memory that was found to be the same at both ends.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verification {
     /// Private mappings.
     pub mappings: u64,
@@ -57,7 +57,7 @@ pub struct Verification {
 }
 
 /// What a migration cost an agent.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     /// CPU time, nanoseconds.
     pub cpu_ns: u64,
@@ -66,7 +66,7 @@ pub struct Usage {
 }
 
 /// The report of a migration that is done.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// From the begin of the freeze to the destination's word that it runs, by the source's clock.
     pub downtime_ns: u64,
@@ -140,7 +140,11 @@ pub struct Following {
 impl Following {
     /// Starts `pclivectl --json migrate CONTAINER --to PEER OPTIONS...` on `host`.
     pub fn start(host: &Host, container: &str, to: &str, options: &[&str]) -> Result<Self> {
-        let mut command = host.ctl()?;
+        Self::by(host.ctl()?, container, to, options)
+    }
+
+    /// The same by a `pclivectl` that knows its agent.
+    pub fn by(mut command: Command, container: &str, to: &str, options: &[&str]) -> Result<Self> {
         command.args(["--json", "migrate", container, "--to", to]).args(options);
         let mut child = command
             .stdin(Stdio::null())

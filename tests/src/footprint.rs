@@ -1,14 +1,16 @@
-//! What a container takes of its host's memory.
+//! What a container takes of its host: memory and CPU time.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
 use crate::container::Container;
 use crate::host::Host;
 
 /// Memory of a container in bytes: of its processes, added up, and what its cgroup is charged with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Footprint {
     /// Resident memory; shared pages as often as they are mapped.
     pub resident: u64,
@@ -28,7 +30,7 @@ impl Footprint {
     /// # Errors
     /// When the host has no memory controller.
     pub fn of(container: &Container, host: &Host) -> Result<Self> {
-        let cgroup = memory_cgroup(container, host)?;
+        let cgroup = cgroup(container, host, "memory", "memory.stat")?;
         let mut footprint = Self::default();
         for pid in read(&cgroup.join("cgroup.procs"))?.split_whitespace() {
             // A process that has ended meanwhile takes nothing.
@@ -51,11 +53,25 @@ pub fn growth(original: u64, copy: u64) -> f64 {
     100.0 * (copy as f64 - original as f64) / original.max(1) as f64
 }
 
-fn memory_cgroup(container: &Container, host: &Host) -> Result<PathBuf> {
+/// CPU time that a container has used on this host.
+///
+/// # Errors
+/// When the host does not count it.
+pub fn cpu_time(container: &Container, host: &Host) -> Result<Duration> {
+    if let Ok(cgroup) = cgroup(container, host, "cpuacct", "cpuacct.usage") {
+        let text = read(&cgroup.join("cpuacct.usage"))?;
+        return Ok(Duration::from_nanos(text.trim().parse().context("cpuacct.usage is no number")?));
+    }
+    let stat = read(&cgroup(container, host, "cpu", "cpu.stat")?.join("cpu.stat"))?;
+    Ok(Duration::from_micros(number(&stat, "usage_usec")?))
+}
+
+/// The container's cgroup that has this file, of a version 1 controller or of version 2.
+fn cgroup(container: &Container, host: &Host, controller: &str, file: &str) -> Result<PathBuf> {
     let relative = format!("{}/{}", host.cgroup().trim_start_matches('/'), container.name);
-    let places = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].map(|root| PathBuf::from(root).join(&relative));
-    let found = places.into_iter().find(|place| place.join("memory.stat").exists());
-    found.with_context(|| format!("{} has no memory controller", container.name))
+    let roots = [Path::new("/sys/fs/cgroup").join(controller), PathBuf::from("/sys/fs/cgroup")];
+    let found = roots.map(|root| root.join(&relative)).into_iter().find(|place| place.join(file).exists());
+    found.with_context(|| format!("{} has no controller {controller}", container.name))
 }
 
 fn read(path: &Path) -> Result<String> {

@@ -68,7 +68,7 @@ impl Host {
         name: &str,
         number: u8,
         switch: &Node,
-        speed: Speed,
+        speed: Option<Speed>,
         links: Links,
     ) -> Result<Self> {
         let directory = lab.join(name);
@@ -109,11 +109,11 @@ impl Host {
         Ok(())
     }
 
-    fn connect(&self, switch: &Node, speed: Speed) -> Result<()> {
+    fn connect(&self, switch: &Node, speed: Option<Speed>) -> Result<()> {
         let v4 = format!("{}/16", self.v4());
         let v6 = format!("fd77::{}/64", self.number);
         link::bridge(&self.node, &[&v4, &v6])?;
-        link::plug(switch, &self.node, UPLINK, Some(speed))?;
+        link::plug(switch, &self.node, UPLINK, speed)?;
         self.node.run(&["ip", "link", "set", UPLINK, "master", BRIDGE])?;
         link::prefer_cubic(&self.node, &self.v4().to_string())
     }

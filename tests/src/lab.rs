@@ -53,7 +53,12 @@ impl Lab {
 
     /// The same with links of this kind.
     pub fn with_links(links: Links) -> Result<Self> {
-        let lab = Self::build(TEN_GIGABIT, links)?;
+        Self::with_speed(Some(TEN_GIGABIT), links)
+    }
+
+    /// The same with links of this speed; `None`: as fast as this machine copies.
+    pub fn with_speed(speed: Option<Speed>, links: Links) -> Result<Self> {
+        let lab = Self::build(speed, links)?;
         lab.certify()?;
         lab.a.start_agent()?;
         lab.b.start_agent()?;
@@ -62,7 +67,7 @@ impl Lab {
 
     /// A lab whose hosts have no agent yet.
     pub fn without_agents(speed: Speed) -> Result<Self> {
-        Self::build(speed, Links::Tls)
+        Self::build(Some(speed), Links::Tls)
     }
 
     /// Gives the links of both hosts another speed.
@@ -85,7 +90,7 @@ impl Lab {
         Ok(())
     }
 
-    fn build(speed: Speed, links: Links) -> Result<Self> {
+    fn build(speed: Option<Speed>, links: Links) -> Result<Self> {
         needs::check(&[])?;
         leftovers::sweep();
         let directory = LabDirectory(leftovers::claim(NUMBER.fetch_add(1, Ordering::Relaxed))?);

@@ -20,11 +20,11 @@ pub(super) fn name(container: &str, interface: &str) -> String {
     format!("{HOST_END_PREFIX}{:011x}", digest(container, interface) >> 20)
 }
 
-/// A MAC for the host's end that is higher than any other: a bridge without an address of its own takes the lowest
-/// of its ports, and must not change.
+/// A MAC for the host's end that is higher than others: a bridge without an address of its own takes the lowest of
+/// its ports, and must not change. Two bytes are fixed, because one port of 64 with a random address has the first.
 pub(super) fn mac(container: &str, interface: &str) -> Mac {
-    let [a, b, c, d, e, ..] = digest(container, interface).to_be_bytes();
-    Mac([0xfe, a, b, c, d, e])
+    let [a, b, c, d, ..] = digest(container, interface).to_be_bytes();
+    Mac([0xfe, 0xff, a, b, c, d])
 }
 
 /// The alias of a host end: the mark by which the agent knows its own.
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn host_end_mac_is_local_unicast_and_high() {
-        assert_eq!(mac("a", "eth0").0[0], 0xfe);
+        assert_eq!(mac("a", "eth0").0[..2], [0xfe, 0xff]);
         assert_eq!(mac("a", "eth0").0[0] & 0b11, 0b10);
     }
 

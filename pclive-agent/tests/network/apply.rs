@@ -304,9 +304,11 @@ fn disabled_ipv6_stays_disabled() {
 fn bridge_keeps_its_own_mac() {
     let site = Site::new();
     let wanted = moved(&site);
-    run("ip link add network-other type veth peer name network-far");
+    // A port whose random address is one of the highest.
+    run("ip link add network-other address fe:fe:ff:ff:ff:ff type veth peer name network-far");
     run(&format!("ip link set network-other master {BRIDGE} up"));
     let before = bridge_mac();
+    assert_eq!(before, "fe:fe:ff:ff:ff:ff");
     let container = Container::new();
     let _applied = applied(&container, &wanted);
     assert_eq!(bridge_mac(), before);

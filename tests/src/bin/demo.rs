@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use pclive_tests::ctl::{Ledger, Usage};
 use pclive_tests::host::Links;
-use pclive_tests::measure::{Load, Measurement, Setting, migrate_redis, warm_memory};
+use pclive_tests::measure::{Measurement, Setting, migrate_redis, warm_memory};
 use pclive_tests::needs;
 use serde_json::json;
 
@@ -59,8 +59,7 @@ fn main() -> Result<ExitCode> {
         warm_memory(data_bytes * 3);
         let links = if options.plain { Links::Plain } else { Links::Tls };
         let pause = Duration::from_micros(options.pause_us);
-        let load = Load::Sequences { clients: options.clients, pause };
-        let setting = Setting { strategy, data_bytes, load, links };
+        let setting = Setting { strategy, data_bytes, clients: options.clients, pause, links };
         results.push((strategy.as_str(), migrate_redis(setting).with_context(|| format!("by {strategy}"))?));
     }
     print(&results);

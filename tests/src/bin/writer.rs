@@ -1,7 +1,7 @@
-//! Memory of which a fixed part is written again and again, all over it.
+//! Memory that is written at a set rate, page after page, all over it and again.
 //!
-//! `writer --mib N --percent P`, then on TCP port 7000: `PING`, and `CHECK`: `PASS ...` when every page has what was
-//! written to it.
+//! `writer --mib N --pages-per-second N`, then on TCP port 7000: `PING`, and `CHECK`: `PASS ...` when every page has
+//! what was written to it.
 #![forbid(unsafe_code)]
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,6 +13,8 @@ use pclive_tests::answers;
 
 /// Words of a page.
 const WORDS: usize = 512;
+/// Pages are written so often in a second, some at a time.
+const TICKS: usize = 100;
 
 /// Writes to its memory for ever.
 #[derive(Debug, Parser)]
@@ -20,40 +22,46 @@ struct Options {
     /// Its memory, MiB.
     #[arg(long, default_value_t = 64)]
     mib: usize,
-    /// Of a hundred pages, those that are written.
-    #[arg(long, default_value_t = 1)]
-    percent: usize,
-    /// Milliseconds between two times that all of them are written.
-    #[arg(long, default_value_t = 20)]
-    pause_ms: u64,
+    /// Pages that are written in a second, about.
+    #[arg(long, default_value_t = 1000)]
+    pages_per_second: usize,
 }
 
 /// Pages; the first word of page `i` is `i + 1`, the second counts how often it was written.
 struct Memory {
     words: Vec<u64>,
-    every: usize,
-    round: u64,
+    /// How often every page was written.
+    turns: u64,
+    /// Pages before this one were written once more.
+    next: usize,
 }
 
 impl Memory {
-    fn new(options: &Options) -> Self {
-        let mut words = vec![0; options.mib * (1 << 20) / 8];
+    fn new(mib: usize) -> Self {
+        let mut words = vec![0; mib * (1 << 20) / 8];
         for (page, words) in (1..).zip(words.chunks_exact_mut(WORDS)) {
             words[0] = page;
         }
-        Self { words, every: 100_usize.checked_div(options.percent).unwrap_or(usize::MAX), round: 0 }
+        Self { words, turns: 0, next: 0 }
     }
 
-    fn write(&mut self) {
-        self.round += 1;
-        let round = self.round;
-        self.words.chunks_exact_mut(WORDS).step_by(self.every).for_each(|words| words[1] = round);
+    /// Writes the next `pages` pages.
+    fn write(&mut self, pages: usize) {
+        for _ in 0..pages {
+            if self.next * WORDS == self.words.len() {
+                self.next = 0;
+                self.turns += 1;
+            }
+            self.words[self.next * WORDS + 1] = self.turns + 1;
+            self.next += 1;
+        }
     }
 
+    /// A page that does not have what was written to it.
     fn check(&self) -> Option<usize> {
         let wrong = |(page, words): (usize, &[u64])| {
-            let round = if page.is_multiple_of(self.every) { self.round } else { 0 };
-            words[0] != page as u64 + 1 || words[1] != round
+            let writes = self.turns + u64::from(page < self.next);
+            words[0] != page as u64 + 1 || words[1] != writes
         };
         self.words.chunks_exact(WORDS).enumerate().position(wrong)
     }
@@ -61,12 +69,13 @@ impl Memory {
 
 fn main() -> Result<()> {
     let options = Options::parse();
-    let memory = Arc::new(Mutex::new(Memory::new(&options)));
-    let (written, pause) = (Arc::clone(&memory), Duration::from_millis(options.pause_ms));
+    anyhow::ensure!(options.mib > 0, "no memory to write to");
+    let memory = Arc::new(Mutex::new(Memory::new(options.mib)));
+    let (written, pages) = (Arc::clone(&memory), options.pages_per_second / TICKS);
     let write = move || {
         loop {
-            written.lock().unwrap_or_else(PoisonError::into_inner).write();
-            std::thread::sleep(pause);
+            written.lock().unwrap_or_else(PoisonError::into_inner).write(pages);
+            std::thread::sleep(Duration::from_secs(1) / TICKS as u32);
         }
     };
     std::thread::Builder::new().name("writer".into()).spawn(write).context("cannot start a thread")?;
@@ -78,4 +87,25 @@ fn main() -> Result<()> {
         },
         other => format!("FAIL unknown question {other}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_page_is_written_in_turn() {
+        let mut memory = Memory::new(1);
+        memory.write(256 + 3);
+        assert_eq!((memory.turns, memory.next, memory.check()), (1, 3, None));
+        assert_eq!([memory.words[2 * WORDS + 1], memory.words[3 * WORDS + 1]], [2, 1]);
+    }
+
+    #[test]
+    fn page_that_was_not_written_is_found() {
+        let mut memory = Memory::new(1);
+        memory.write(10);
+        memory.words[4 * WORDS + 1] = 0;
+        assert_eq!(memory.check(), Some(4));
+    }
 }

@@ -88,7 +88,7 @@ fn program_that_writes_takes_as_much_at_the_destination() -> Result<()> {
         return Ok(());
     }
     let lab = Lab::new()?;
-    let container = lab.start(&writer::bundle("writer", 128, 10))?;
+    let container = lab.start(&writer::bundle("writer", 128, 10_000))?;
     let verifier = Verifier::new(&lab.client, container.v4);
     let mut at = (&lab.a, &lab.b);
     for strategy in STRATEGIES {

@@ -1,0 +1,261 @@
+//! The benchmark: published workloads in containers that move between two hosts, measured from the agents' side and
+//! from the clients', by every strategy in one session.
+//!
+//! Invariants: every run has a lab of its own; a run that has ended is on disk before the next one begins; a session
+//! that is interrupted goes on where it was. The order of runs is random, but repeats with its seed.
+#![forbid(unsafe_code)]
+
+mod figures;
+mod hosts;
+mod machine;
+mod measure;
+mod outcome;
+mod page;
+mod plot;
+mod report;
+#[cfg(test)]
+mod sample;
+mod selection;
+mod setting;
+mod store;
+mod summary;
+mod table;
+mod view;
+mod ycsb;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Parser, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use pclive_tests::needs;
+
+use hosts::{Hosts, HostsOptions};
+use measure::{Session, Site};
+use outcome::{Outcome, Run};
+use selection::{Axes, CLIENTS, Selection, order};
+use setting::{Link, Setting, Strategy, Workload, Ycsb};
+use store::Store;
+
+/// Measures what migrations cost.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Measure, and write the report. What was measured before, in the same directory, is not measured again.
+    Run(RunOptions),
+    /// Write the report of what was measured.
+    Report {
+        /// Where `runs.jsonl` is, and the report goes.
+        #[arg(long, default_value = "target/bench")]
+        out: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+struct RunOptions {
+    /// Ready-made settings.
+    #[arg(long, value_enum, default_value = "quick", conflicts_with_all = ["strategies", "records", "reads", "links", "clients", "rate", "source"])]
+    selection: Selection,
+    /// Instead of ready-made settings, all combinations of these, with Redis: one-shot, pipelined,
+    /// pipelined+restore-after-N, global, global+post-copy.
+    #[arg(long, value_delimiter = ',')]
+    strategies: Vec<Strategy>,
+    /// Records of 1000 bytes. [default: 250000]
+    #[arg(long, value_delimiter = ',')]
+    records: Vec<u64>,
+    /// Of 100 requests, those that read. [default: 90]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(..=100))]
+    reads: Vec<u8>,
+    /// Between each host and the switch. [default: 10g]
+    #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "source")]
+    links: Vec<Link>,
+    /// Client threads. [default: 4]
+    #[arg(long)]
+    clients: Option<u16>,
+    /// Requests a second of all clients together, on a schedule; without it each asks when it has its answer.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// Runs of each setting.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    repetitions: u32,
+    /// Agents talk in plain text, to see what TLS costs.
+    #[arg(long)]
+    plain: bool,
+    /// Of the order of runs, of contents and of the clients' choices.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    hosts: Option<HostsOptions>,
+    /// Where `runs.jsonl` and the report go.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+    /// Say what would be measured, and measure nothing.
+    #[arg(long)]
+    dry_run: bool,
+}
+
+impl RunOptions {
+    fn settings(&self) -> BTreeSet<Setting> {
+        let Self { strategies, records, reads, links, clients, rate, .. } = self;
+        let chosen = !strategies.is_empty() || !records.is_empty() || !reads.is_empty() || !links.is_empty();
+        if !chosen && clients.is_none() && rate.is_none() && self.hosts.is_none() {
+            return self.selection.settings();
+        }
+        let or = |given: &[u64], default| if given.is_empty() { vec![default] } else { given.to_vec() };
+        let reads = if reads.is_empty() { &[90] } else { reads.as_slice() };
+        let workload = |records| {
+            reads.iter().map(move |&reads_percent| {
+                let clients = clients.unwrap_or(CLIENTS);
+                Workload::Ycsb(Ycsb { records, reads_percent, clients, rate: *rate })
+            })
+        };
+        let axes = Axes {
+            strategies: if strategies.is_empty() {
+                vec![Strategy::OneShot, Strategy::Global]
+            } else {
+                strategies.clone()
+            },
+            workloads: or(records, 250_000).into_iter().flat_map(workload).collect(),
+            links: match &self.hosts {
+                Some(_) => vec![Link::Own],
+                None if links.is_empty() => vec![Link::TenGigabit],
+                None => links.clone(),
+            },
+        };
+        axes.settings()
+    }
+}
+
+/// The file of runs in the directory.
+fn runs_of(directory: &Path) -> PathBuf {
+    directory.join("runs.jsonl")
+}
+
+fn main() -> Result<ExitCode> {
+    match Options::parse().command {
+        Command::Run(options) => run(&options),
+        Command::Report { out } => {
+            let runs = store::read(&runs_of(&out))?;
+            if runs.is_empty() {
+                bail!("nothing was measured in {}: `pclive-bench run --out DIR` does", out.display());
+            }
+            told(&out, &runs)
+        }
+    }
+}
+
+fn run(options: &RunOptions) -> Result<ExitCode> {
+    let wanted = order(&options.settings(), options.repetitions, options.seed);
+    if options.dry_run {
+        let known = store::read(&runs_of(&options.out))?;
+        for (setting, repetition) in &wanted {
+            let done = if is_measured(&known, options, setting, *repetition) { " (measured)" } else { "" };
+            println!("{setting}, run {repetition}{done}");
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if wanted
+        .iter()
+        .any(|(setting, _)| matches!(&setting.workload, Workload::Ycsb(ycsb) if ycsb.records == 0))
+    {
+        bail!("no records, nothing to ask for");
+    }
+    let site = match &options.hosts {
+        Some(hosts) => Site::Hosts(Hosts::new(hosts)),
+        None => {
+            fits(&wanted)?;
+            needs::check(&["redis-server"])?;
+            Site::Lab
+        }
+    };
+    let mut store = Store::open(&runs_of(&options.out))?;
+    let machine = machine::Machine::this();
+    let mut session = Session { site, tls: !options.plain, seed: options.seed, machine };
+    let left = wanted
+        .into_iter()
+        .filter(|(setting, repetition)| !is_measured(store.runs(), options, setting, *repetition));
+    let left: Vec<_> = left.collect();
+    let bar = progress(left.len());
+    for (setting, repetition) in left {
+        bar.set_message(format!("{setting}, run {repetition}"));
+        let run = session.run(&setting, repetition);
+        bar.suspend(|| println!("{}", in_a_line(&run)));
+        let goes_on = run.measures().is_some() || matches!(session.site, Site::Lab);
+        store.add(run)?;
+        bar.inc(1);
+        if !goes_on {
+            // The container is the user's: they look where it is first.
+            break;
+        }
+    }
+    bar.finish_and_clear();
+    told(&options.out, store.runs())
+}
+
+/// Whether there is a measurement of this run, made in the same way.
+fn is_measured(runs: &[Run], options: &RunOptions, setting: &Setting, repetition: u32) -> bool {
+    let is_it =
+        |run: &Run| run.setting == *setting && run.repetition == repetition && run.tls != options.plain;
+    runs.iter().any(|run| is_it(run) && run.measures().is_some())
+}
+
+/// Both copies must fit this machine, with what is on the way between them.
+fn fits(wanted: &[(Setting, u32)]) -> Result<()> {
+    let memory = machine::Machine::this().memory_mib << 20;
+    let largest = wanted.iter().max_by_key(|(setting, _)| setting.workload.memory_bytes());
+    let (setting, _) = largest.context("nothing to measure")?;
+    if setting.workload.memory_bytes() * 5 / 2 > memory {
+        bail!(
+            "{} needs about {} MiB, the machine has {}",
+            setting.workload,
+            (setting.workload.memory_bytes() * 5 / 2) >> 20,
+            memory >> 20
+        );
+    }
+    Ok(())
+}
+
+/// With the time that is left, on a terminal.
+fn progress(runs: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("[{pos}/{len}] {wide_msg} (left: {eta})");
+    ProgressBar::new(runs as u64).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
+
+fn in_a_line(run: &Run) -> String {
+    let end = match &run.outcome {
+        Outcome::Measured(measures) => {
+            let wait = measures.clients.as_ref().map(|view| view.longest_wait_ns as f64 / 1e6);
+            let wait = wait.map(|wait| format!(", longest wait {wait:.1} ms")).unwrap_or_default();
+            let (downtime, restore) = (measures.downtime(), measures.restore());
+            format!(
+                "downtime {:.1} ms, restore {:.1} ms{wait}",
+                downtime.as_secs_f64() * 1e3,
+                restore.as_secs_f64() * 1e3
+            )
+        }
+        Outcome::Failed { why } => format!("FAILED: {why}"),
+    };
+    format!("{}, run {}: {end}", run.setting, run.repetition)
+}
+
+/// Writes the report, and says where it is and what matters most.
+fn told(directory: &Path, runs: &[Run]) -> Result<ExitCode> {
+    report::write(directory, runs)?;
+    println!();
+    for headline in summary::headlines(runs) {
+        let met = if headline.met { "met" } else { "NOT MET" };
+        println!("{}: {} (aim: {}; {met})", headline.what, headline.value, headline.aim);
+    }
+    println!("\nThe report: {} (tables: {})", directory.join(report::PAGE).display(), report::TABLES);
+    let failed = page::unmeasured(runs);
+    failed.iter().for_each(|line| println!("FAILED: {line}"));
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

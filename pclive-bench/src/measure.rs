@@ -1,0 +1,129 @@
+//! One run: the workload in a container, one migration, and what came of it.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use pclive_tests::footprint::{Footprint, cpu_time};
+use pclive_tests::host::Links;
+use pclive_tests::measure::{Moved, migrate, warm_memory};
+use pclive_tests::workload::verifier::Verifier;
+use pclive_tests::workload::{redis, writer};
+use pclive_tests::{Container, Lab};
+
+use crate::hosts::Hosts;
+use crate::machine::Machine;
+use crate::outcome::{ContainerCost, Measures, Outcome, Run};
+use crate::setting::{Setting, Workload, Ycsb};
+use crate::view::ClientView;
+use crate::ycsb::Server;
+
+/// How long the container is watched before the migration, and its clients after it.
+const WATCH: Duration = Duration::from_secs(2);
+/// What a run calls the container.
+const NAME: &str = "bench";
+
+/// Between which hosts.
+#[derive(Debug)]
+pub(crate) enum Site {
+    /// Two on this machine, made for each run.
+    Lab,
+    /// Two of the user's.
+    Hosts(Hosts),
+}
+
+/// What all runs have in common.
+#[derive(Debug)]
+pub(crate) struct Session {
+    /// Where.
+    pub(crate) site: Site,
+    /// Agents talk by mutual TLS.
+    pub(crate) tls: bool,
+    /// Of the first run of a setting; the next one has the next.
+    pub(crate) seed: u64,
+    /// Where this program runs.
+    pub(crate) machine: Machine,
+}
+
+impl Session {
+    /// Measures a setting once. A failure is an outcome too.
+    pub(crate) fn run(&mut self, setting: &Setting, repetition: u32) -> Run {
+        let seed = self.seed.wrapping_add(u64::from(repetition));
+        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let measured = match &mut self.site {
+            Site::Lab => in_lab(setting, self.tls, seed),
+            Site::Hosts(hosts) => hosts.measure(setting, seed),
+        };
+        let outcome = match measured {
+            Ok(measures) => Outcome::Measured(Box::new(measures)),
+            Err(error) => Outcome::Failed { why: format!("{error:#}") },
+        };
+        Run {
+            setting: setting.clone(),
+            repetition,
+            tls: self.tls,
+            seed,
+            began_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
+            machine: self.machine.clone(),
+            outcome,
+        }
+    }
+}
+
+fn in_lab(setting: &Setting, tls: bool, seed: u64) -> Result<Measures> {
+    // Both copies, and what is on the way between them.
+    warm_memory(setting.workload.memory_bytes() * 5 / 2);
+    let links = if tls { Links::Tls } else { Links::Plain };
+    let lab = Lab::with_speed(setting.link.speed(), links)?;
+    match &setting.workload {
+        Workload::Ycsb(ycsb) => {
+            let container = lab.start(&redis::bundle(NAME))?;
+            let server = Server::new(Some(&lab.client), (container.ip(), redis::PORT).into());
+            with_clients(server, ycsb, seed, || watch(&lab, setting, &container))
+        }
+        Workload::Stress { mib, pages_per_second } => {
+            let container = lab.start(&writer::bundle(NAME, *mib, *pages_per_second))?;
+            let verifier = Verifier::new(&lab.client, container.v4);
+            verifier.check().context("before the migration")?;
+            let (moved, container) = watch(&lab, setting, &container)?;
+            verifier.check().context("after the migration")?;
+            Ok(Measures { report: moved.report, clients: None, container })
+        }
+    }
+}
+
+/// Fills Redis, and lets clients at it while it moves.
+pub(crate) fn with_clients(
+    server: Server<'_>,
+    ycsb: &Ycsb,
+    seed: u64,
+    moving: impl FnOnce() -> Result<(Moved, Option<ContainerCost>)>,
+) -> Result<Measures> {
+    server.load(ycsb.records, seed)?;
+    if ycsb.clients == 0 {
+        let (moved, container) = moving()?;
+        return Ok(Measures { report: moved.report, clients: None, container });
+    }
+    let clients = server.start(ycsb, seed)?;
+    std::thread::sleep(WATCH);
+    let (moved, container) = moving()?;
+    std::thread::sleep(WATCH);
+    let view = ClientView::new(&clients.stop()?, &moved)?;
+    if !view.nothing_lost() {
+        bail!("clients lost {} updates; {:?}", view.lost_updates, view.failures);
+    }
+    Ok(Measures { report: moved.report, clients: Some(view), container })
+}
+
+/// Watches the container for a while, moves it, and looks at what it took. Whatever uses it is running.
+fn watch(lab: &Lab, setting: &Setting, container: &Container) -> Result<(Moved, Option<ContainerCost>)> {
+    let words = setting.strategy.words();
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let (cpu, began) = (cpu_time(container, &lab.a)?, Instant::now());
+    std::thread::sleep(WATCH);
+    let at_rest = Footprint::of(container, &lab.a)?;
+    let (cpu, watched) = (cpu_time(container, &lab.a)? - cpu, began.elapsed());
+    let moved = migrate(lab, &container.name, &words)?;
+    let afterwards = Footprint::of(container, &lab.b)?;
+    let cpu_at_rest = cpu.as_secs_f64() / watched.as_secs_f64();
+    Ok((moved, Some(ContainerCost { at_rest, afterwards, cpu_at_rest })))
+}

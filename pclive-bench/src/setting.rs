@@ -1,0 +1,245 @@
+//! What a run measures: a workload, how it is moved, and the link between the hosts.
+
+use std::fmt;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+use pclive_tests::link::{GIGABIT, Speed, TEN_GIGABIT};
+use serde::{Deserialize, Serialize};
+
+/// Runs with the same setting are repetitions of one measurement.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Setting {
+    pub(crate) workload: Workload,
+    pub(crate) strategy: Strategy,
+    pub(crate) link: Link,
+}
+
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} by {} over {}", self.workload, self.strategy, self.link)
+    }
+}
+
+/// What runs in the container, and what its clients do.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Workload {
+    /// Redis with records and clients as YCSB's core workload has them.
+    Ycsb(Ycsb),
+    /// A program that writes its memory all over at a set rate; see the tests' `writer`.
+    Stress {
+        /// Its memory, MiB.
+        mib: u64,
+        /// Pages that it writes in a second.
+        pages_per_second: u64,
+    },
+}
+
+impl Workload {
+    /// Bytes that the container has in memory, about.
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        /// What a record of 10 fields takes in Redis 7 and 8, with its key and its table.
+        const RECORD_BYTES: u64 = 2000;
+        match self {
+            Self::Ycsb(ycsb) => ycsb.records * RECORD_BYTES,
+            Self::Stress { mib, .. } => mib << 20,
+        }
+    }
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ycsb(Ycsb { records, clients: 0, .. }) => write!(f, "idle Redis of {records} records"),
+            Self::Ycsb(Ycsb { records, reads_percent, .. }) => {
+                write!(f, "Redis of {records} records, {reads_percent} % reads")
+            }
+            Self::Stress { mib, pages_per_second } => {
+                write!(f, "{mib} MiB, {pages_per_second} pages/s written")
+            }
+        }
+    }
+}
+
+/// The parameters of YCSB's core workload that are varied here.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Ycsb {
+    /// Records, of 10 fields of 100 bytes.
+    pub(crate) records: u64,
+    /// Of 100 requests, those that read a record; the others update one field of one.
+    pub(crate) reads_percent: u8,
+    /// Client threads, each on one connection; none: Redis idles.
+    pub(crate) clients: u16,
+    /// Requests a second of all clients together, sent on a schedule (open loop); `None`: each client sends its next
+    /// request when it has the answer to the last (closed loop).
+    pub(crate) rate: Option<u32>,
+}
+
+/// How the container is moved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub(crate) enum Strategy {
+    /// Everything is staged and restored after the stop.
+    OneShot,
+    /// A round is put in place while the next one is on its way.
+    Pipelined,
+    /// The same, with the rounds before this one merged.
+    PipelinedAfter(u32),
+    /// Rebuilt while it runs at the source.
+    Global,
+    /// The same, and the last pages follow while it runs at the destination.
+    PostCopy,
+}
+
+/// Before the number of a round.
+const RESTORE_AFTER: &str = "pipelined+restore-after-";
+
+impl Strategy {
+    /// The words for `pclivectl migrate`.
+    pub(crate) fn words(self) -> Vec<String> {
+        let words: &[&str] = match self {
+            Self::OneShot => &["--strategy", "one-shot"],
+            Self::Pipelined | Self::PipelinedAfter(_) => &["--strategy", "pipelined"],
+            Self::Global => &["--strategy", "global"],
+            Self::PostCopy => &["--strategy", "global", "--policy", "post-copy"],
+        };
+        let mut words: Vec<String> = words.iter().map(|&word| word.into()).collect();
+        if let Self::PipelinedAfter(round) = self {
+            words.extend(["--restore-after".into(), round.to_string()]);
+        }
+        words
+    }
+}
+
+impl fmt::Display for Strategy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OneShot => f.write_str("one-shot"),
+            Self::Pipelined => f.write_str("pipelined"),
+            Self::PipelinedAfter(round) => write!(f, "{RESTORE_AFTER}{round}"),
+            Self::Global => f.write_str("global"),
+            Self::PostCopy => f.write_str("global+post-copy"),
+        }
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        Ok(match name {
+            "one-shot" => Self::OneShot,
+            "pipelined" => Self::Pipelined,
+            "global" => Self::Global,
+            "global+post-copy" => Self::PostCopy,
+            _ => match name.strip_prefix(RESTORE_AFTER) {
+                Some(round) => {
+                    Self::PipelinedAfter(round.parse().with_context(|| format!("{round} is no round"))?)
+                }
+                None => bail!(
+                    "{name} is no strategy: one-shot, pipelined, {RESTORE_AFTER}N, global, global+post-copy"
+                ),
+            },
+        })
+    }
+}
+
+impl From<Strategy> for String {
+    fn from(strategy: Strategy) -> Self {
+        strategy.to_string()
+    }
+}
+
+impl TryFrom<String> for Strategy {
+    type Error = anyhow::Error;
+
+    fn try_from(name: String) -> Result<Self> {
+        name.parse()
+    }
+}
+
+/// The link between each host and the switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ValueEnum)]
+pub(crate) enum Link {
+    /// 1 Gbit/s.
+    #[value(name = "1g")]
+    #[serde(rename = "1g")]
+    Gigabit,
+    /// 10 Gbit/s.
+    #[value(name = "10g")]
+    #[serde(rename = "10g")]
+    TenGigabit,
+    /// As fast as this machine copies.
+    #[value(name = "unshaped")]
+    #[serde(rename = "unshaped")]
+    Unshaped,
+    /// What is between two hosts that are not of a lab.
+    #[value(skip)]
+    #[serde(rename = "own")]
+    Own,
+}
+
+impl Link {
+    /// For the lab.
+    pub(crate) fn speed(self) -> Option<Speed> {
+        match self {
+            Self::Gigabit => Some(GIGABIT),
+            Self::TenGigabit => Some(TEN_GIGABIT),
+            Self::Unshaped | Self::Own => None,
+        }
+    }
+}
+
+impl fmt::Display for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gigabit => "1 Gbit/s",
+            Self::TenGigabit => "10 Gbit/s",
+            Self::Unshaped => "an unshaped link",
+            Self::Own => "the hosts' own link",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STRATEGIES: [Strategy; 5] = [
+        Strategy::OneShot,
+        Strategy::Pipelined,
+        Strategy::PipelinedAfter(2),
+        Strategy::Global,
+        Strategy::PostCopy,
+    ];
+
+    #[test]
+    fn strategies_are_read_as_they_are_written() {
+        for strategy in STRATEGIES {
+            assert_eq!(strategy.to_string().parse::<Strategy>().unwrap(), strategy);
+        }
+        for wrong in ["", "globl", "pipelined+restore-after-", "pipelined+restore-after-x"] {
+            assert!(wrong.parse::<Strategy>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn settings_survive_their_line() {
+        let ycsb = Ycsb { records: 1000, reads_percent: 90, clients: 4, rate: Some(500) };
+        for strategy in STRATEGIES {
+            let setting =
+                Setting { workload: Workload::Ycsb(ycsb.clone()), strategy, link: Link::TenGigabit };
+            let line = serde_json::to_string(&setting).unwrap();
+            assert_eq!(serde_json::from_str::<Setting>(&line).unwrap(), setting, "{line}");
+        }
+        assert!(serde_json::from_str::<Strategy>("\"other\"").is_err());
+    }
+
+    #[test]
+    fn restore_after_and_post_copy_become_options_of_the_command() {
+        assert_eq!(Strategy::PipelinedAfter(3).words(), ["--strategy", "pipelined", "--restore-after", "3"]);
+        assert_eq!(Strategy::PostCopy.words(), ["--strategy", "global", "--policy", "post-copy"]);
+    }
+}

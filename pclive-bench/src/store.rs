@@ -1,0 +1,123 @@
+//! `runs.jsonl`: a line for each run, written when it has ended, so that an interrupted session keeps what it has.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+
+use crate::outcome::Run;
+
+/// The file of runs, open for more.
+#[derive(Debug)]
+pub(crate) struct Store {
+    path: PathBuf,
+    file: File,
+    runs: Vec<Run>,
+}
+
+impl Store {
+    /// Opens the file, or makes it and its directory. What an interruption left of a line is cut off.
+    ///
+    /// # Errors
+    /// When it cannot be read or made, or a line of it is no run.
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
+        }
+        let file = File::options().read(true).append(true).create(true).open(path);
+        let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
+        let whole = text.rfind('\n').map_or(0, |end| end + 1);
+        if whole < text.len() {
+            file.set_len(whole as u64).with_context(|| format!("cannot shorten {}", path.display()))?;
+            file.seek(SeekFrom::End(0))?;
+        }
+        Ok(Self { runs: parse(path, &text[..whole])?, path: path.into(), file })
+    }
+
+    /// Every run so far.
+    pub(crate) fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Adds a run, and has it on disk.
+    pub(crate) fn add(&mut self, run: Run) -> Result<()> {
+        let line = serde_json::to_string(&run).context("cannot write a run as JSON")? + "\n";
+        let written = self.file.write_all(line.as_bytes()).and_then(|()| self.file.sync_data());
+        written.with_context(|| format!("cannot write to {}", self.path.display()))?;
+        self.runs.push(run);
+        Ok(())
+    }
+}
+
+/// Every run of a file; none when it is not there.
+///
+/// # Errors
+/// When it cannot be read, or a line of it is no run.
+pub(crate) fn read(path: &Path) -> Result<Vec<Run>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => parse(path, &text[..text.rfind('\n').map_or(0, |end| end + 1)]),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+    }
+}
+
+fn parse(path: &Path, text: &str) -> Result<Vec<Run>> {
+    let run = |(number, line): (usize, &str)| {
+        serde_json::from_str(line).with_context(|| {
+            format!("line {} of {} is no run of this version; move the file away", number + 1, path.display())
+        })
+    };
+    text.lines().enumerate().map(run).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn runs_are_there_again_when_the_file_is_opened_again() {
+        let directory = sample::directory();
+        let path = directory.path().join("deep/runs.jsonl");
+        let mut store = Store::open(&path).unwrap();
+        store.add(sample::run("global", 1)).unwrap();
+        store.add(sample::run("one-shot", 1)).unwrap();
+        drop(store);
+        let found: Vec<_> =
+            Store::open(&path).unwrap().runs().iter().map(|run| run.setting.clone()).collect();
+        assert_eq!(found, [sample::run("global", 1).setting, sample::run("one-shot", 1).setting]);
+        assert_eq!(read(&path).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn line_that_an_interruption_cut_short_is_cut_off() {
+        let directory = sample::directory();
+        let path = directory.path().join("runs.jsonl");
+        Store::open(&path).unwrap().add(sample::run("global", 1)).unwrap();
+        File::options().append(true).open(&path).unwrap().write_all(b"{\"setting\":").unwrap();
+        assert_eq!(read(&path).unwrap().len(), 1);
+        let mut store = Store::open(&path).unwrap();
+        store.add(sample::run("global", 2)).unwrap();
+        drop(store);
+        let found: Vec<_> = read(&path).unwrap().iter().map(|run| run.repetition).collect();
+        assert_eq!(found, [1, 2]);
+    }
+
+    #[test]
+    fn line_that_is_no_run_is_named() {
+        let directory = sample::directory();
+        let path = directory.path().join("runs.jsonl");
+        std::fs::write(&path, "{}\n").unwrap();
+        let error = format!("{:#}", Store::open(&path).unwrap_err());
+        assert!(error.contains("line 1 of") && error.contains("move the file away"), "{error}");
+    }
+
+    #[test]
+    fn file_that_is_not_there_has_no_runs() {
+        assert!(read(Path::new("/nonexistent/runs.jsonl")).unwrap().is_empty());
+    }
+}

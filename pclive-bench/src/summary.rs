@@ -1,0 +1,258 @@
+//! Medians over the repetitions of a setting, and the ratios that matter.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::outcome::{Measures, Run};
+use crate::setting::{Link, Setting, Strategy, Workload, Ycsb};
+
+/// Every setting that was measured, with its measurements.
+#[derive(Debug)]
+pub(crate) struct Summary<'a>(BTreeMap<&'a Setting, Vec<&'a Measures>>);
+
+/// A figure over the repetitions.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Figure {
+    pub(crate) median: f64,
+    pub(crate) least: f64,
+    pub(crate) most: f64,
+}
+
+impl Figure {
+    /// `None` of nothing.
+    pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.into_iter().collect();
+        values.sort_by(f64::total_cmp);
+        let (&least, &most) = (values.first()?, values.last()?);
+        let middle = values.len() / 2;
+        let median = if values.len() % 2 == 1 {
+            values[middle]
+        } else {
+            f64::midpoint(values[middle - 1], values[middle])
+        };
+        Some(Self { median, least, most })
+    }
+}
+
+impl fmt::Display for Figure {
+    /// The median, and the least and the most when they differ: `12.3 (11.0-14.5)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = f.precision().unwrap_or(1);
+        let Self { median, least, most } = self;
+        write!(f, "{median:.digits$}")?;
+        if least < most { write!(f, " ({least:.digits$}-{most:.digits$})") } else { Ok(()) }
+    }
+}
+
+impl<'a> Summary<'a> {
+    /// Of all runs that were measured.
+    pub(crate) fn new(runs: &'a [Run]) -> Self {
+        let mut settings: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for run in runs {
+            if let Some(measures) = run.measures() {
+                settings.entry(&run.setting).or_default().push(measures);
+            }
+        }
+        Self(settings)
+    }
+
+    /// Every setting, in order.
+    pub(crate) fn settings(&self) -> impl Iterator<Item = (&'a Setting, &[&'a Measures])> {
+        self.0.iter().map(|(&setting, measures)| (setting, measures.as_slice()))
+    }
+
+    /// A figure of a setting.
+    pub(crate) fn figure(&self, setting: &Setting, of: impl Fn(&Measures) -> Option<f64>) -> Option<Figure> {
+        Figure::of(self.0.get(setting)?.iter().filter_map(|measures| of(measures)))
+    }
+
+    /// By how much a figure of one-shot is larger than that of `global`, for every setting that has both; those with
+    /// most records last.
+    fn against_one_shot(&self, of: impl Fn(&Measures) -> Option<f64>) -> Vec<(&'a Setting, f64)> {
+        let ratio = |setting: &'a Setting| {
+            let other = Setting { strategy: Strategy::OneShot, ..setting.clone() };
+            let (this, other) = (self.figure(setting, &of)?.median, self.figure(&other, &of)?.median);
+            (this > 0.0).then_some((setting, other / this))
+        };
+        let globals = self.0.keys().filter(|setting| setting.strategy == Strategy::Global);
+        globals.filter_map(|&setting| ratio(setting)).collect()
+    }
+}
+
+/// A figure that PCLive aims at.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Headline {
+    /// What it is.
+    pub(crate) what: String,
+    /// It, in words.
+    pub(crate) value: String,
+    /// What it should be.
+    pub(crate) aim: String,
+    /// Whether it is.
+    pub(crate) met: bool,
+}
+
+/// Milliseconds that clients may wait beyond the downtime.
+const GAP_MS: f64 = 10.0;
+/// Memory that the agents may take together, MiB.
+const MEMORY_MIB: f64 = 100.0;
+/// Part of the throughput that must remain while rounds run, percent.
+const KEPT_PERCENT: f64 = 90.0;
+/// CPU seconds of one end for each GiB: with TLS, and without.
+const CPU_PER_GIB: [f64; 2] = [0.6, 0.45];
+
+/// Every headline that the runs can tell.
+pub(crate) fn headlines(runs: &[Run]) -> Vec<Headline> {
+    let summary = Summary::new(runs);
+    let tls = runs.iter().any(|run| run.tls);
+    [downtime(&summary), restore(&summary).into_iter().collect(), clients(&summary), agents(&summary, tls)]
+        .concat()
+}
+
+/// What the downtime of one-shot should be of that of global, at the least.
+fn aim(ycsb: &Ycsb, link: Link) -> Option<f64> {
+    match (ycsb.reads_percent, link) {
+        (90, Link::Gigabit) => Some(5.0),
+        (10, Link::Gigabit) => Some(2.0),
+        (90, Link::TenGigabit) => Some(8.0),
+        _ => None,
+    }
+}
+
+fn downtime(summary: &Summary<'_>) -> Vec<Headline> {
+    let ratios = summary.against_one_shot(|measures| Some(measures.report.downtime_ns as f64));
+    let headline = |(setting, ratio): (&Setting, f64)| {
+        let Workload::Ycsb(ycsb) = &setting.workload else { return None };
+        let aim = aim(ycsb, setting.link)?;
+        Some(Headline {
+            what: format!("downtime, one-shot / global: {} over {}", setting.workload, setting.link),
+            value: format!("{ratio:.1}"),
+            aim: format!("{aim:.0} or more"),
+            met: ratio >= aim,
+        })
+    };
+    ratios.into_iter().filter_map(headline).collect()
+}
+
+/// Of the setting with most records.
+fn restore(summary: &Summary<'_>) -> Option<Headline> {
+    /// What the restore time of one-shot should be of that of global.
+    const AIM: f64 = 50.0;
+    let ratios = summary.against_one_shot(|measures| Some(measures.report.restore_ns as f64));
+    let readers = ratios
+        .into_iter()
+        .filter(|(setting, _)| matches!(&setting.workload, Workload::Ycsb(ycsb) if ycsb.reads_percent == 90));
+    let (setting, ratio) = readers.max_by_key(|(setting, _)| setting.workload.memory_bytes())?;
+    Some(Headline {
+        what: format!("restore time, one-shot / global: {}", setting.workload),
+        value: format!("{ratio:.0}"),
+        aim: format!("{AIM:.0} or more"),
+        met: ratio >= AIM,
+    })
+}
+
+fn clients(summary: &Summary<'_>) -> Vec<Headline> {
+    let mut headlines = Vec::new();
+    let globals = || summary.settings().filter(|(setting, _)| setting.strategy == Strategy::Global);
+    let each = || globals().flat_map(|(_, measures)| measures.iter().copied());
+    let kept = Figure::of(each().filter_map(|measures| measures.clients.as_ref()?.kept()));
+    headlines.extend(kept.map(|kept| Headline {
+        what: "clients' throughput while rounds of global run, of what it was before, %".into(),
+        value: percent(kept),
+        aim: format!("{KEPT_PERCENT:.0} or more"),
+        met: kept.median * 100.0 >= KEPT_PERCENT,
+    }));
+    let beyond = |measures: &Measures| {
+        let longest = measures.clients.as_ref()?.longest_wait_ns as f64;
+        Some((longest - measures.report.downtime_ns as f64) / 1e6)
+    };
+    headlines.extend(Figure::of(each().filter_map(beyond)).map(|gap| Headline {
+        what: "clients' longest wait beyond the downtime of global, ms".into(),
+        value: format!("{gap:.1}"),
+        aim: format!("{GAP_MS:.0} or less"),
+        met: gap.most <= GAP_MS,
+    }));
+    headlines
+}
+
+fn percent(part: Figure) -> String {
+    let Figure { median, least, most } = part;
+    format!("{:.0}", Figure { median: median * 100.0, least: least * 100.0, most: most * 100.0 })
+}
+
+fn agents(summary: &Summary<'_>, tls: bool) -> Vec<Headline> {
+    let mut headlines = Vec::new();
+    let each = || {
+        let globals = summary.settings().filter(|(setting, _)| setting.strategy == Strategy::Global);
+        globals.flat_map(|(_, measures)| measures.iter().copied())
+    };
+    let aim = CPU_PER_GIB[usize::from(!tls)];
+    for (end, index) in [("source", 0), ("destination", 1)] {
+        let cpu = Figure::of(each().filter_map(|measures| Some(measures.cpu_per_gib()?[index])));
+        headlines.extend(cpu.map(|cpu| Headline {
+            what: format!("CPU seconds of the {end}'s agent for each GiB, by global"),
+            value: format!("{cpu:.2}"),
+            aim: format!("{aim} or less"),
+            met: cpu.median <= aim,
+        }));
+    }
+    let memory = Figure::of(each().filter_map(|measures| Some(mib(measures.agents_memory()?))));
+    headlines.extend(memory.map(|memory| Headline {
+        what: "memory of both agents at most, by global, MiB".into(),
+        value: format!("{memory:.0}"),
+        aim: format!("{MEMORY_MIB:.0} or less"),
+        met: memory.median <= MEMORY_MIB,
+    }));
+    headlines
+}
+
+/// Bytes in MiB.
+pub(crate) fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    #[test]
+    fn figure_is_the_median_with_the_extremes() {
+        let figure = Figure::of([3.0, 1.0, 2.0]).unwrap();
+        assert_eq!(figure, Figure { median: 2.0, least: 1.0, most: 3.0 });
+        assert_eq!(format!("{figure:.2}"), "2.00 (1.00-3.00)");
+        assert!((Figure::of([1.0, 2.0]).unwrap().median - 1.5).abs() < 1e-9);
+        assert_eq!(Figure::of([4.0]).unwrap().to_string(), "4.0");
+        assert_eq!(Figure::of([]), None);
+    }
+
+    #[test]
+    fn ratios_compare_medians_of_the_same_setting() {
+        let runs = [
+            sample::measured("one-shot", 100, 90),
+            sample::measured("one-shot", 300, 200),
+            sample::measured("one-shot", 200, 100),
+            sample::measured("global", 20, 2),
+        ];
+        let headlines = headlines(&runs);
+        let value = |what: &str| {
+            let found = headlines.iter().find(|headline| headline.what.starts_with(what));
+            found.map(|headline| (headline.value.as_str(), headline.met))
+        };
+        assert_eq!(value("downtime, one-shot / global"), Some(("10.0", true)));
+        assert_eq!(value("restore time, one-shot / global"), Some(("50", true)));
+    }
+
+    #[test]
+    fn one_strategy_alone_has_no_ratio() {
+        let headlines = headlines(&[sample::measured("global", 20, 2)]);
+        assert!(headlines.iter().all(|headline| !headline.what.contains("one-shot")), "{headlines:?}");
+    }
+
+    #[test]
+    fn runs_that_failed_are_left_out() {
+        let mut failed = sample::measured("global", 20, 2);
+        failed.outcome = crate::outcome::Outcome::Failed { why: "no".into() };
+        assert_eq!(Summary::new(&[failed]).settings().count(), 0);
+    }
+}

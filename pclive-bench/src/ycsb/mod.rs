@@ -1,0 +1,206 @@
+//! YCSB's core workload on Redis, written against its public description (Cooper et al., "Benchmarking Cloud Serving
+//! Systems with YCSB", SoCC'10): records of 10 fields of 100 bytes in hashes, keys chosen by a scrambled zipfian
+//! distribution; a read takes a whole record, an update writes one field.
+//!
+//! Every update carries who wrote it and its number, so that afterwards each field can be compared with what was
+//! acknowledged last.
+
+mod client;
+mod keys;
+mod record;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use pclive_tests::Node;
+use pclive_tests::workload::clients::PATIENCE;
+use redis::io::tcp::TcpSettings;
+use redis::{Connection, ConnectionAddr, IntoConnectionInfo};
+
+use crate::setting::Ycsb;
+pub(crate) use client::{Answer, Failure};
+use client::{Client, Seen};
+use keys::Keys;
+use record::{FIELDS, VALUE_BYTES, Value};
+
+/// Records of one pipeline while the server is filled, and fields of one while they are read back.
+const CHUNK: usize = 500;
+
+/// A key that only this program makes: a server that has it has no other's data.
+const MARK: &str = "pclive-bench";
+
+/// A Redis server.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Server<'a> {
+    /// Where its clients are; `None`: on this machine.
+    node: Option<&'a Node>,
+    address: SocketAddr,
+}
+
+/// What all clients saw.
+#[derive(Debug)]
+pub(crate) struct Record {
+    /// The instant from which [`Answer`]s are counted.
+    pub(crate) start: Instant,
+    /// Of all clients, in the order of their arrival.
+    pub(crate) answers: Vec<Answer>,
+    /// What went wrong, client by client.
+    pub(crate) failures: Vec<Failure>,
+    /// Acknowledged updates that are not there.
+    pub(crate) lost_updates: u64,
+}
+
+/// Clients at work. They end when stopped or dropped.
+#[derive(Debug)]
+pub(crate) struct Clients<'a> {
+    server: Server<'a>,
+    start: Instant,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<Seen>>>,
+}
+
+impl<'a> Server<'a> {
+    /// The server at `address`, asked from `node`, or from this machine.
+    pub(crate) fn new(node: Option<&'a Node>, address: SocketAddr) -> Self {
+        Self { node, address }
+    }
+
+    /// A thread where the clients are.
+    fn thread<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<JoinHandle<T>> {
+        match self.node {
+            Some(node) => node.in_network(work),
+            None => Ok(std::thread::spawn(work)),
+        }
+    }
+
+    /// Runs `work` on such a thread.
+    fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(SocketAddr) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let address = self.address;
+        let thread = self.thread(move || work(address))?;
+        thread.join().map_err(|_| anyhow!("a client panicked"))?
+    }
+
+    /// Empties the server.
+    ///
+    /// # Errors
+    /// When it has keys, and not the one that shows that all of them are this program's.
+    pub(crate) fn claim(&self) -> Result<()> {
+        self.run(move |address| {
+            let mut connection = connect(address)?;
+            let keys: u64 = redis::cmd("DBSIZE").query(&mut connection)?;
+            let is_ours: bool = redis::cmd("EXISTS").arg(MARK).query(&mut connection)?;
+            if keys > 0 && !is_ours {
+                bail!("the Redis at {address} has {keys} keys of others; give the benchmark an empty one");
+            }
+            redis::cmd("FLUSHALL").exec(&mut connection)?;
+            redis::cmd("SET").arg(MARK).arg(1).exec(&mut connection)?;
+            Ok(())
+        })
+    }
+
+    /// Writes every record.
+    pub(crate) fn load(&self, records: u64, seed: u64) -> Result<()> {
+        self.run(move |address| {
+            let mut connection = connect(address)?;
+            let mut filler = record::Filler::new(seed);
+            let mut record = 0;
+            while record < records {
+                let mut pipe = redis::pipe();
+                let end = records.min(record + CHUNK as u64);
+                for record in record..end {
+                    let fields = (0..FIELDS).map(|field| (record::field(field), filler.value(Value::LOADED)));
+                    pipe.hset_multiple(record::key(record), &fields.collect::<Vec<_>>()).ignore();
+                }
+                pipe.query::<()>(&mut connection).context("cannot write records")?;
+                record = end;
+            }
+            Ok(())
+        })
+    }
+
+    /// Starts the clients.
+    pub(crate) fn start(self, ycsb: &Ycsb, seed: u64) -> Result<Clients<'a>> {
+        let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
+        // Of all clients, the times between their requests add up to the rate.
+        let pace = ycsb.rate.map(|rate| Duration::from_secs(1) * u32::from(ycsb.clients) / rate.max(1));
+        let client = |number: u16| {
+            let (address, stop, ycsb) = (self.address, Arc::clone(&stop), ycsb.clone());
+            self.thread(move || {
+                let keys = Keys::new(ycsb.records, seed ^ u64::from(number))?;
+                let mut client = Client::new(connect(address)?, number, keys, ycsb.reads_percent);
+                client.run(start, &stop, pace);
+                Ok(client.seen())
+            })
+        };
+        let threads = (0..ycsb.clients).map(client).collect::<Result<_>>()?;
+        Ok(Clients { server: self, start, stop, threads })
+    }
+
+    /// How many fields do not have what a client was told last that they have.
+    fn lost(&self, seen: &[Seen]) -> Result<u64> {
+        let fields: Vec<_> = client::acknowledged(seen).into_iter().collect();
+        self.run(move |address| {
+            let mut connection = connect(address)?;
+            let mut lost = 0;
+            for chunk in fields.chunks(CHUNK) {
+                let mut pipe = redis::pipe();
+                for ((record, field), _) in chunk {
+                    pipe.hget(record::key(*record), record::field(*field));
+                }
+                let values: Vec<Option<Vec<u8>>> =
+                    pipe.query(&mut connection).context("cannot read updates back")?;
+                let is_lost = |(value, (_, last)): (&Option<Vec<u8>>, &(_, Vec<Value>))| {
+                    !value.as_deref().and_then(Value::read).is_some_and(|value| last.contains(&value))
+                };
+                lost += values.iter().zip(chunk).filter(|&pair| is_lost(pair)).count() as u64;
+            }
+            Ok(lost)
+        })
+    }
+}
+
+impl Clients<'_> {
+    /// Ends the clients, and reads every update back.
+    pub(crate) fn stop(mut self) -> Result<Record> {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended =
+            self.threads.drain(..).map(|thread| thread.join().map_err(|_| anyhow!("a client panicked"))?);
+        let mut seen: Vec<Seen> = ended.collect::<Result<_>>()?;
+        let lost_updates = self.server.lost(&seen)?;
+        let mut answers: Vec<Answer> =
+            seen.iter_mut().flat_map(|seen| std::mem::take(&mut seen.answers)).collect();
+        answers.sort_unstable_by_key(|answer| answer.at);
+        let failures = seen.into_iter().filter_map(|seen| seen.failure).collect();
+        Ok(Record { start: self.start, answers, failures, lost_updates })
+    }
+}
+
+impl Drop for Clients<'_> {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+fn connect(address: SocketAddr) -> Result<Connection> {
+    // The server may still be starting.
+    drop(pclive_tests::workload::clients::connect(address)?);
+    let info = ConnectionAddr::Tcp(address.ip().to_string(), address.port()).into_connection_info()?;
+    let info = info.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+    let connected = redis::Client::open(info)?.get_connection_with_timeout(PATIENCE);
+    let connection = connected.with_context(|| format!("cannot connect to {address}"))?;
+    connection.set_read_timeout(Some(PATIENCE))?;
+    connection.set_write_timeout(Some(PATIENCE))?;
+    Ok(connection)
+}
+
+/// Whether a whole record came.
+fn whole(record: &[(String, Vec<u8>)]) -> bool {
+    record.len() == usize::from(FIELDS) && record.iter().all(|(_, value)| value.len() == VALUE_BYTES)
+}
