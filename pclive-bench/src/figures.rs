@@ -7,8 +7,8 @@ use pclive_tests::ctl::Ledger;
 
 use crate::outcome::{Measures, Run};
 use crate::plot::{self, Names, Scale, Series};
-use crate::setting::{Link, Setting, Workload, Ycsb};
-use crate::summary::Summary;
+use crate::setting::{Link, Setting, Workload};
+use crate::summary::{Summary, usual};
 use crate::view::BUCKET;
 
 /// A plot and what it is called, in a file's name too.
@@ -54,17 +54,9 @@ pub(crate) fn figures(runs: &[Run]) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Redis with clients.
-fn ycsb(setting: &Setting) -> Option<&Ycsb> {
-    match &setting.workload {
-        Workload::Ycsb(ycsb) if ycsb.clients > 0 => Some(ycsb),
-        Workload::Ycsb(_) | Workload::Stress { .. } => None,
-    }
-}
-
 fn split(summary: &Summary<'_>, link: Link) -> Result<Option<Figure>> {
     let bar = |setting: &Setting| {
-        let ycsb = ycsb(setting).filter(|_| setting.link == link)?;
+        let ycsb = usual(setting).filter(|_| setting.link == link)?;
         let part = |&(_, part): &Part| {
             let ms = |measures: &Measures| Some(part(measures.report.ledger.as_ref()?) as f64 / 1e6);
             Some(summary.figure(setting, ms)?.median)
@@ -117,7 +109,7 @@ fn by_records(
 ) -> Result<Option<Figure>> {
     let records = |setting: &Setting| {
         let ycsb =
-            ycsb(setting).filter(|ycsb| ycsb.reads_percent == 90 && setting.link == Link::TenGigabit)?;
+            usual(setting).filter(|ycsb| ycsb.reads_percent == 90 && setting.link == Link::TenGigabit)?;
         Some(ycsb.records as f64 / 1e6)
     };
     let series = series(summary, records, y);
@@ -143,7 +135,7 @@ fn by_dirty_rate(summary: &Summary<'_>) -> Result<Option<Figure>> {
     }
     let names = Names {
         title: "Downtime by dirty rate, over 10 Gbit/s",
-        x: "thousand pages written a second",
+        x: "thousand pages a second that are to be written",
         y: "ms",
     };
     let svg = plot::lines(names, Scale::Logarithmic, &series)?;
@@ -153,12 +145,13 @@ fn by_dirty_rate(summary: &Summary<'_>) -> Result<Option<Figure>> {
 /// Throughput around the stop: one run of each strategy, of the setting with most records and most writes.
 fn timeline(runs: &[Run]) -> Result<Option<Figure>> {
     let weight = |setting: &Setting| {
-        let ycsb = ycsb(setting)?;
+        let ycsb = usual(setting)?;
         Some((setting.link == Link::TenGigabit, 100 - ycsb.reads_percent, ycsb.records))
     };
-    let Some(most) = runs.iter().filter_map(|run| weight(&run.setting)).max() else { return Ok(None) };
+    let measured = || runs.iter().filter(|run| run.measures().is_some());
+    let Some(most) = measured().filter_map(|run| weight(&run.setting)).max() else { return Ok(None) };
     let mut lines: BTreeMap<String, Vec<(f64, f64)>> = BTreeMap::new();
-    for run in runs.iter().filter(|run| weight(&run.setting) == Some(most)) {
+    for run in measured().filter(|run| weight(&run.setting) == Some(most)) {
         let view = run.measures().and_then(|measures| measures.clients.as_ref());
         let Some(view) = view else { continue };
         let stop = view.rounds_ms[1] as f64 / 1e3;
@@ -182,7 +175,7 @@ fn timeline(runs: &[Run]) -> Result<Option<Figure>> {
 /// CPU time of both agents, by strategy, of the settings with clients.
 fn overhead(summary: &Summary<'_>) -> Result<Option<Figure>> {
     let bar = |setting: &Setting| {
-        let ycsb = ycsb(setting)?;
+        let ycsb = usual(setting)?;
         let end = |index: usize| {
             Some(summary.figure(setting, |measures| Some(measures.cpu_per_gib()?[index]))?.median)
         };
@@ -207,6 +200,7 @@ fn overhead(summary: &Summary<'_>) -> Result<Option<Figure>> {
 mod tests {
     use super::*;
     use crate::sample;
+    use crate::setting::Ycsb;
 
     #[test]
     fn every_plot_is_made_of_runs_that_have_what_it_shows() {

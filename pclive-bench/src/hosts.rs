@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
-use pclive_tests::command::workspace_binary;
+use pclive_tests::command::{output, workspace_binary};
 use pclive_tests::ctl::Following;
 use pclive_tests::measure::follow;
+
+use serde_json::Value;
 
 use crate::measure::with_clients;
 use crate::outcome::Measures;
@@ -51,6 +53,23 @@ struct End {
     peer: String,
 }
 
+impl End {
+    /// `pclivectl` for its agent.
+    fn ctl(&self) -> Result<Command> {
+        let mut ctl = Command::new(workspace_binary("pclivectl")?);
+        ctl.env("PCLIVE_AGENT", &self.agent);
+        Ok(ctl)
+    }
+
+    /// Whether the container runs there.
+    fn has(&self, container: &str) -> Result<bool> {
+        let listed = output(self.ctl()?.args(["--json", "containers"]))?;
+        let listed: Value = serde_json::from_str(listed.trim()).context("pclivectl containers: not JSON")?;
+        let mut entries = listed["containers"].as_array().into_iter().flatten();
+        Ok(entries.any(|entry| entry["container"] == container && entry["status"] == "running"))
+    }
+}
+
 /// The hosts, the one that has the container first.
 #[derive(Debug, Clone)]
 pub(crate) struct Hosts {
@@ -66,27 +85,46 @@ impl Hosts {
         Self { ends: [End { agent: source, peer: to }, End { agent: dest, peer: back }], container, redis }
     }
 
+    /// Finds the host where the container runs: an earlier session may have ended with it at the other one.
+    fn find(&mut self) -> Result<()> {
+        let (here, there) = (self.ends[0].has(&self.container)?, self.ends[1].has(&self.container)?);
+        match (here, there) {
+            (true, false) => Ok(()),
+            (false, true) => {
+                self.ends.swap(0, 1);
+                Ok(())
+            }
+            (true, true) => bail!("{} runs at both hosts", self.container),
+            (false, false) => bail!("{} runs at neither host", self.container),
+        }
+    }
+
+    fn server(&self) -> Server<'static> {
+        Server::new(None, self.redis)
+    }
+
+    /// Takes the benchmark's data out of Redis.
+    pub(crate) fn leave(&self) -> Result<()> {
+        self.server().empty()
+    }
+
     /// Fills Redis, and moves it to the other host.
     ///
     /// # Errors
-    /// When Redis has data of others, or the migration fails. Where the container is then, the error says.
+    /// When Redis has data of others, the container is not found, or the migration fails.
     pub(crate) fn measure(&mut self, setting: &Setting, seed: u64) -> Result<Measures> {
         let Workload::Ycsb(ycsb) = &setting.workload else {
             bail!("{}: there is only a Redis between these hosts", setting.workload);
         };
-        let server = Server::new(None, self.redis);
-        server.claim()?;
+        self.find()?;
+        let server = self.server();
+        server.empty()?;
         let words = setting.strategy.words();
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let measures = with_clients(server, ycsb, seed, || {
-            let mut ctl = Command::new(workspace_binary("pclivectl")?);
-            ctl.env("PCLIVE_AGENT", &self.ends[0].agent);
-            let moved = follow(Following::by(ctl, &self.container, &self.ends[0].peer, &words)?)?;
+        let source = &self.ends[0];
+        with_clients(server, ycsb, seed, || {
+            let moved = follow(Following::by(source.ctl()?, &self.container, &source.peer, &words)?)?;
             Ok((moved, None))
-        });
-        if measures.is_ok() {
-            self.ends.swap(0, 1);
-        }
-        measures
+        })
     }
 }

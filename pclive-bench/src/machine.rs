@@ -19,16 +19,17 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
+    /// Memory of this one that is free, or would be if it were needed; bytes.
+    pub(crate) fn available_bytes() -> u64 {
+        kib(&read("/proc/meminfo"), "MemAvailable:").saturating_mul(1024)
+    }
+
     /// This one. What cannot be told is empty or zero.
     pub(crate) fn this() -> Self {
-        let memory = read("/proc/meminfo");
-        let kib = memory
-            .lines()
-            .find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
         Self {
             cpu: field(&read("/proc/cpuinfo"), "model name"),
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
-            memory_mib: kib.unwrap_or(0_u64) / 1024,
+            memory_mib: kib(&read("/proc/meminfo"), "MemTotal:") / 1024,
             kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
             versions: versions(),
         }
@@ -46,6 +47,13 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(path).unwrap_or_default()
 }
 
+/// The number behind a name in `/proc/meminfo`; 0 when it is not there.
+fn kib(memory: &str, name: &str) -> u64 {
+    let number =
+        memory.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok());
+    number.unwrap_or_default()
+}
+
 /// The text behind the first `name : `.
 fn field(text: &str, name: &str) -> String {
     let found = text.lines().find_map(|line| line.strip_prefix(name)?.split_once(':'));
@@ -61,6 +69,15 @@ mod tests {
         let text = "processor\t: 0\nmodel name\t: A: 3\nmodel name\t: B\n";
         assert_eq!(field(text, "model name"), "A: 3");
         assert_eq!(field(text, "flags"), "");
+    }
+
+    #[test]
+    fn memory_is_found_by_its_name() {
+        let text = "MemTotal:       24683672 kB\nMemAvailable:   24000000 kB\n";
+        assert_eq!(
+            [kib(text, "MemTotal:"), kib(text, "MemAvailable:"), kib(text, "No:")],
+            [24_683_672, 24_000_000, 0]
+        );
     }
 
     #[test]

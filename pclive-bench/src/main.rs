@@ -27,16 +27,16 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use pclive_tests::needs;
 
 use hosts::{Hosts, HostsOptions};
-use measure::{Session, Site};
+use measure::{Session, Site, seed_of};
 use outcome::{Outcome, Run};
-use selection::{Axes, CLIENTS, Selection, order};
-use setting::{Link, Setting, Strategy, Workload, Ycsb};
+use selection::{Axes, Selection, order};
+use setting::{CLIENTS, Channel, Link, Setting, Strategy, Workload, Ycsb};
 use store::Store;
 
 /// Measures what migrations cost.
@@ -50,7 +50,7 @@ struct Options {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Measure, and write the report. What was measured before, in the same directory, is not measured again.
-    Run(RunOptions),
+    Run(Box<RunOptions>),
     /// Write the report of what was measured.
     Report {
         /// Where `runs.jsonl` is, and the report goes.
@@ -69,7 +69,7 @@ struct RunOptions {
     #[arg(long, value_delimiter = ',')]
     strategies: Vec<Strategy>,
     /// Records of 1000 bytes. [default: 250000]
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u64).range(1..=MOST_RECORDS))]
     records: Vec<u64>,
     /// Of 100 requests, those that read. [default: 90]
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u8).range(..=100))]
@@ -77,11 +77,11 @@ struct RunOptions {
     /// Between each host and the switch. [default: 10g]
     #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "source")]
     links: Vec<Link>,
-    /// Client threads. [default: 4]
+    /// Client threads; none: Redis idles. [default: 4]
     #[arg(long)]
     clients: Option<u16>,
     /// Requests a second of all clients together, on a schedule; without it each asks when it has its answer.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MOST_REQUESTS))]
     rate: Option<u32>,
     /// Runs of each setting.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
@@ -94,7 +94,7 @@ struct RunOptions {
     seed: u64,
     #[command(flatten)]
     hosts: Option<HostsOptions>,
-    /// Where `runs.jsonl` and the report go.
+    /// Where `runs.jsonl` and the report go: a directory for each pair of hosts, and for each version that is measured.
     #[arg(long, default_value = "target/bench")]
     out: PathBuf,
     /// Say what would be measured, and measure nothing.
@@ -103,12 +103,20 @@ struct RunOptions {
 }
 
 impl RunOptions {
-    fn settings(&self) -> BTreeSet<Setting> {
+    fn channel(&self) -> Channel {
+        if self.plain { Channel::Plain } else { Channel::Tls }
+    }
+
+    fn settings(&self) -> Result<BTreeSet<Setting>> {
         let Self { strategies, records, reads, links, clients, rate, .. } = self;
         let chosen = !strategies.is_empty() || !records.is_empty() || !reads.is_empty() || !links.is_empty();
         if !chosen && clients.is_none() && rate.is_none() && self.hosts.is_none() {
-            return self.selection.settings();
+            return Ok(self.selection.settings(self.channel()));
         }
+        ensure!(
+            *clients != Some(0) || (rate.is_none() && reads.is_empty()),
+            "no clients, but --reads or --rate"
+        );
         let or = |given: &[u64], default| if given.is_empty() { vec![default] } else { given.to_vec() };
         let reads = if reads.is_empty() { &[90] } else { reads.as_slice() };
         let workload = |records| {
@@ -130,9 +138,14 @@ impl RunOptions {
                 None => links.clone(),
             },
         };
-        axes.settings()
+        Ok(axes.settings(self.channel()))
     }
 }
+
+/// More than fit any machine, and less than would overflow.
+const MOST_RECORDS: u64 = 1_000_000_000;
+/// More than any Redis answers in a second.
+const MOST_REQUESTS: i64 = 10_000_000;
 
 /// The file of runs in the directory.
 fn runs_of(directory: &Path) -> PathBuf {
@@ -147,13 +160,14 @@ fn main() -> Result<ExitCode> {
             if runs.is_empty() {
                 bail!("nothing was measured in {}: `pclive-bench run --out DIR` does", out.display());
             }
-            told(&out, &runs)
+            told(&out, &runs)?;
+            Ok(ExitCode::SUCCESS)
         }
     }
 }
 
 fn run(options: &RunOptions) -> Result<ExitCode> {
-    let wanted = order(&options.settings(), options.repetitions, options.seed);
+    let wanted = order(&options.settings()?, options.repetitions, options.seed);
     if options.dry_run {
         let known = store::read(&runs_of(&options.out))?;
         for (setting, repetition) in &wanted {
@@ -161,12 +175,6 @@ fn run(options: &RunOptions) -> Result<ExitCode> {
             println!("{setting}, run {repetition}{done}");
         }
         return Ok(ExitCode::SUCCESS);
-    }
-    if wanted
-        .iter()
-        .any(|(setting, _)| matches!(&setting.workload, Workload::Ycsb(ycsb) if ycsb.records == 0))
-    {
-        bail!("no records, nothing to ask for");
     }
     let site = match &options.hosts {
         Some(hosts) => Site::Hosts(Hosts::new(hosts)),
@@ -178,11 +186,18 @@ fn run(options: &RunOptions) -> Result<ExitCode> {
     };
     let mut store = Store::open(&runs_of(&options.out))?;
     let machine = machine::Machine::this();
-    let mut session = Session { site, tls: !options.plain, seed: options.seed, machine };
-    let left = wanted
-        .into_iter()
-        .filter(|(setting, repetition)| !is_measured(store.runs(), options, setting, *repetition));
-    let left: Vec<_> = left.collect();
+    let mut session = Session { site, seed: options.seed, machine };
+    let unmeasured = |store: &Store| -> Vec<(Setting, u32)> {
+        let left = wanted
+            .iter()
+            .filter(|(setting, repetition)| !is_measured(store.runs(), options, setting, *repetition));
+        left.cloned().collect()
+    };
+    let left = unmeasured(&store);
+    if left.len() < wanted.len() {
+        let (done, all, runs) = (wanted.len() - left.len(), wanted.len(), runs_of(&options.out));
+        println!("{done} of {all} runs were measured before; they are in {}", runs.display());
+    }
     let bar = progress(left.len());
     for (setting, repetition) in left {
         bar.set_message(format!("{setting}, run {repetition}"));
@@ -197,29 +212,33 @@ fn run(options: &RunOptions) -> Result<ExitCode> {
         }
     }
     bar.finish_and_clear();
-    told(&options.out, store.runs())
+    session.leave()?;
+    told(&options.out, store.runs())?;
+    let failed = unmeasured(&store);
+    failed.iter().for_each(|(setting, repetition)| println!("NOT MEASURED: {setting}, run {repetition}"));
+    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Whether there is a measurement of this run, made in the same way.
 fn is_measured(runs: &[Run], options: &RunOptions, setting: &Setting, repetition: u32) -> bool {
-    let is_it =
-        |run: &Run| run.setting == *setting && run.repetition == repetition && run.tls != options.plain;
+    let seed = seed_of(options.seed, repetition);
+    let is_it = |run: &Run| run.setting == *setting && run.repetition == repetition && run.seed == seed;
     runs.iter().any(|run| is_it(run) && run.measures().is_some())
 }
 
 /// Both copies must fit this machine, with what is on the way between them.
 fn fits(wanted: &[(Setting, u32)]) -> Result<()> {
-    let memory = machine::Machine::this().memory_mib << 20;
+    let memory = machine::Machine::available_bytes();
     let largest = wanted.iter().max_by_key(|(setting, _)| setting.workload.memory_bytes());
     let (setting, _) = largest.context("nothing to measure")?;
-    if setting.workload.memory_bytes() * 5 / 2 > memory {
-        bail!(
-            "{} needs about {} MiB, the machine has {}",
-            setting.workload,
-            (setting.workload.memory_bytes() * 5 / 2) >> 20,
-            memory >> 20
-        );
-    }
+    let needed = setting.workload.memory_bytes().saturating_mul(5) / 2;
+    ensure!(
+        needed <= memory,
+        "{} needs about {} MiB, free are {}",
+        setting.workload,
+        needed >> 20,
+        memory >> 20
+    );
     Ok(())
 }
 
@@ -247,7 +266,7 @@ fn in_a_line(run: &Run) -> String {
 }
 
 /// Writes the report, and says where it is and what matters most.
-fn told(directory: &Path, runs: &[Run]) -> Result<ExitCode> {
+fn told(directory: &Path, runs: &[Run]) -> Result<()> {
     report::write(directory, runs)?;
     println!();
     for headline in summary::headlines(runs) {
@@ -255,7 +274,6 @@ fn told(directory: &Path, runs: &[Run]) -> Result<ExitCode> {
         println!("{}: {} (aim: {}; {met})", headline.what, headline.value, headline.aim);
     }
     println!("\nThe report: {} (tables: {})", directory.join(report::PAGE).display(), report::TABLES);
-    let failed = page::unmeasured(runs);
-    failed.iter().for_each(|line| println!("FAILED: {line}"));
-    Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    runs.iter().filter_map(|run| page::failure(runs, run)).for_each(|line| println!("FAILED: {line}"));
+    Ok(())
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use pclive_tests::footprint::{Footprint, cpu_time};
 use pclive_tests::host::Links;
 use pclive_tests::measure::{Moved, migrate, warm_memory};
+use pclive_tests::wait::until;
 use pclive_tests::workload::verifier::Verifier;
 use pclive_tests::workload::{redis, writer};
 use pclive_tests::{Container, Lab};
@@ -13,7 +14,7 @@ use pclive_tests::{Container, Lab};
 use crate::hosts::Hosts;
 use crate::machine::Machine;
 use crate::outcome::{ContainerCost, Measures, Outcome, Run};
-use crate::setting::{Setting, Workload, Ycsb};
+use crate::setting::{Channel, Setting, Workload, Ycsb};
 use crate::view::ClientView;
 use crate::ycsb::Server;
 
@@ -36,21 +37,32 @@ pub(crate) enum Site {
 pub(crate) struct Session {
     /// Where.
     pub(crate) site: Site,
-    /// Agents talk by mutual TLS.
-    pub(crate) tls: bool,
-    /// Of the first run of a setting; the next one has the next.
+    /// Of all runs; see [`seed_of`].
     pub(crate) seed: u64,
     /// Where this program runs.
     pub(crate) machine: Machine,
 }
 
+/// The seed of a run: repetitions have other contents and choices, settings of one repetition the same.
+pub(crate) fn seed_of(session: u64, repetition: u32) -> u64 {
+    session.wrapping_mul(1_000_000).wrapping_add(u64::from(repetition))
+}
+
 impl Session {
+    /// Leaves nothing behind in what is the user's.
+    pub(crate) fn leave(&self) -> Result<()> {
+        match &self.site {
+            Site::Lab => Ok(()),
+            Site::Hosts(hosts) => hosts.leave(),
+        }
+    }
+
     /// Measures a setting once. A failure is an outcome too.
     pub(crate) fn run(&mut self, setting: &Setting, repetition: u32) -> Run {
-        let seed = self.seed.wrapping_add(u64::from(repetition));
+        let seed = seed_of(self.seed, repetition);
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let measured = match &mut self.site {
-            Site::Lab => in_lab(setting, self.tls, seed),
+            Site::Lab => in_lab(setting, seed),
             Site::Hosts(hosts) => hosts.measure(setting, seed),
         };
         let outcome = match measured {
@@ -60,7 +72,6 @@ impl Session {
         Run {
             setting: setting.clone(),
             repetition,
-            tls: self.tls,
             seed,
             began_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX),
             machine: self.machine.clone(),
@@ -69,10 +80,13 @@ impl Session {
     }
 }
 
-fn in_lab(setting: &Setting, tls: bool, seed: u64) -> Result<Measures> {
+fn in_lab(setting: &Setting, seed: u64) -> Result<Measures> {
     // Both copies, and what is on the way between them.
     warm_memory(setting.workload.memory_bytes() * 5 / 2);
-    let links = if tls { Links::Tls } else { Links::Plain };
+    let links = match setting.channel {
+        Channel::Tls => Links::Tls,
+        Channel::Plain => Links::Plain,
+    };
     let lab = Lab::with_speed(setting.link.speed(), links)?;
     match &setting.workload {
         Workload::Ycsb(ycsb) => {
@@ -86,6 +100,9 @@ fn in_lab(setting: &Setting, tls: bool, seed: u64) -> Result<Measures> {
             verifier.check().context("before the migration")?;
             let (moved, container) = watch(&lab, setting, &container)?;
             verifier.check().context("after the migration")?;
+            let written = || Ok::<u64, anyhow::Error>(verifier.ask("WRITTEN")?.parse()?);
+            let before = written()?;
+            until("a page that is written after the migration", WATCH, || Ok(written()? > before))?;
             Ok(Measures { report: moved.report, clients: None, container })
         }
     }
@@ -101,6 +118,7 @@ pub(crate) fn with_clients(
     server.load(ycsb.records, seed)?;
     if ycsb.clients == 0 {
         let (moved, container) = moving()?;
+        server.check(ycsb.records, seed).context("after the migration")?;
         return Ok(Measures { report: moved.report, clients: None, container });
     }
     let clients = server.start(ycsb, seed)?;
@@ -108,6 +126,8 @@ pub(crate) fn with_clients(
     let (moved, container) = moving()?;
     std::thread::sleep(WATCH);
     let view = ClientView::new(&clients.stop()?, &moved)?;
+    server.check(ycsb.records, seed).context("after the migration")?;
+    view.keeps_up(ycsb.rate)?;
     if !view.nothing_lost() {
         bail!("clients lost {} updates; {:?}", view.lost_updates, view.failures);
     }

@@ -17,8 +17,6 @@ pub(crate) struct Run {
     pub(crate) setting: Setting,
     /// Which of the runs with this setting.
     pub(crate) repetition: u32,
-    /// Agents talked by mutual TLS.
-    pub(crate) tls: bool,
     /// Of the contents and of the clients' choices.
     pub(crate) seed: u64,
     /// Unix time of its begin.
@@ -30,6 +28,11 @@ pub(crate) struct Run {
 }
 
 impl Run {
+    /// Whether both measure the same for the same time.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        (&self.setting, self.repetition) == (&other.setting, other.repetition)
+    }
+
     /// What was measured, if it was.
     pub(crate) fn measures(&self) -> Option<&Measures> {
         match &self.outcome {

@@ -6,7 +6,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::figures::Figure;
 use crate::outcome::{Outcome, Run};
-use crate::setting::Link;
+use crate::setting::{Channel, Link};
 use crate::table::Table;
 
 const STYLE: &str = include_str!("style.css");
@@ -41,19 +41,19 @@ pub(crate) fn conditions(runs: &[Run]) -> Vec<String> {
     let settings: BTreeSet<_> = measured.clone().map(|run| &run.setting).collect();
     let repetitions = measured.clone().map(|run| run.repetition).max().unwrap_or_default();
     let machines: BTreeSet<String> = runs.iter().map(machine).collect();
-    let links: BTreeSet<&str> =
-        runs.iter().map(|run| if run.tls { "mutual TLS" } else { "plain text" }).collect();
+    let channels: BTreeSet<&str> = runs.iter().map(|run| channel(run.setting.channel)).collect();
     let is_lab = runs.iter().all(|run| run.setting.link != Link::Own);
     let mut lines = vec![format!(
         "{} migrations of {} settings, up to {repetitions} of each, between two hosts{}, whose agents talk by {}.",
         measured.count(),
         settings.len(),
         if is_lab { " on one machine" } else { "" },
-        links.into_iter().collect::<Vec<_>>().join(" and "),
+        channels.into_iter().collect::<Vec<_>>().join(" and "),
     )];
     lines.extend(machines);
     lines.push(
-        "Figures are medians, with the least and the most of the runs in brackets. What differs by less than that is noise."
+        "Figures are medians, with the least and the most of the runs in brackets: what differs by no more than that may be \
+         noise, and two or three runs do not show all of it."
             .into(),
     );
     if is_lab {
@@ -64,6 +64,13 @@ pub(crate) fn conditions(runs: &[Run]) -> Vec<String> {
         );
     }
     lines
+}
+
+fn channel(channel: Channel) -> &'static str {
+    match channel {
+        Channel::Tls => "mutual TLS",
+        Channel::Plain => "plain text",
+    }
 }
 
 fn machine(run: &Run) -> String {
@@ -93,9 +100,9 @@ fn table(table: &Table) -> Markup {
     }
 }
 
-/// Runs that failed, and are not measured by another.
+/// Every run that failed: another that did not fail is no reason to forget it.
 fn failures(runs: &[Run]) -> Markup {
-    let failed = unmeasured(runs);
+    let failed: Vec<String> = runs.iter().filter_map(|run| failure(runs, run)).collect();
     html! {
         @if !failed.is_empty() {
             h2 { "Runs that failed" }
@@ -104,21 +111,12 @@ fn failures(runs: &[Run]) -> Markup {
     }
 }
 
-/// The last word on each run that was not measured.
-pub(crate) fn unmeasured(runs: &[Run]) -> Vec<String> {
-    let is_measured = |run: &Run| runs.iter().any(|other| same(run, other) && other.measures().is_some());
-    let failed = runs.iter().enumerate().filter_map(|(index, run)| match &run.outcome {
-        Outcome::Measured(_) => None,
-        Outcome::Failed { why } => {
-            let is_last = !runs[index + 1..].iter().any(|later| same(run, later));
-            (is_last && !is_measured(run)).then(|| format!("{}, run {}: {why}", run.setting, run.repetition))
-        }
-    });
-    failed.collect()
-}
-
-fn same(one: &Run, other: &Run) -> bool {
-    (&one.setting, one.repetition) == (&other.setting, other.repetition)
+/// Why a run failed, if it did.
+pub(crate) fn failure(runs: &[Run], run: &Run) -> Option<String> {
+    let Outcome::Failed { why } = &run.outcome else { return None };
+    let is_measured = runs.iter().any(|other| run.is_same(other) && other.measures().is_some());
+    let then = if is_measured { " (and was measured another time)" } else { "" };
+    Some(format!("{}, run {}: {why}{then}", run.setting, run.repetition))
 }
 
 #[cfg(test)]
@@ -142,15 +140,14 @@ mod tests {
     }
 
     #[test]
-    fn failed_run_is_told_until_it_is_measured() {
-        let failed =
-            |why: &str| Run { outcome: Outcome::Failed { why: why.into() }, ..sample::run("global", 1) };
-        let runs = [failed("first <b>"), failed("second <b>"), sample::run("global", 2)];
-        assert_eq!(
-            unmeasured(&runs),
-            ["Redis of 1000 records, 90 % reads by global over 1 Gbit/s, run 1: second <b>"]
-        );
-        assert!(page(&runs, &[], &[]).contains("second &lt;b&gt;"));
-        assert!(unmeasured(&[failed("first"), sample::run("global", 1)]).is_empty());
+    fn failed_run_is_told_even_when_it_was_measured_later() {
+        let failed = Run { outcome: Outcome::Failed { why: "no <b>".into() }, ..sample::run("global", 1) };
+        let runs = [failed.clone(), sample::run("global", 2)];
+        let told = failure(&runs, &runs[0]).unwrap();
+        assert_eq!(told, "Redis of 1000 records, 90 % reads by global over 1 Gbit/s, run 1: no <b>");
+        assert!(page(&runs, &[], &[]).contains("no &lt;b&gt;"));
+        let runs = [failed, sample::run("global", 1)];
+        assert!(failure(&runs, &runs[0]).unwrap().ends_with("measured another time)"));
+        assert_eq!(failure(&runs, &runs[1]), None);
     }
 }

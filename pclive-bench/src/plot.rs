@@ -63,6 +63,7 @@ pub(crate) fn stacked(names: Names<'_>, parts: &[&str], bars: &[(String, Vec<f64
         chart
             .configure_mesh()
             .disable_y_mesh()
+            .max_light_lines(0)
             .x_desc(names.x)
             .y_labels(2 * bars.len() + 1)
             .y_label_formatter(&label)
@@ -96,6 +97,8 @@ pub(crate) fn lines(names: Names<'_>, scale: Scale, series: &[Series]) -> Result
             span(points().map(|point| point.1.floor()).chain(points().map(|point| point.1.ceil())))
         }
     };
+    // One for each power of ten.
+    let labels = if scale == Scale::Linear { 10 } else { (y.end - y.start) as usize + 1 };
     drawn(SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
             .caption(names.title, FONTS[0])
@@ -109,8 +112,10 @@ pub(crate) fn lines(names: Names<'_>, scale: Scale, series: &[Series]) -> Result
         };
         chart
             .configure_mesh()
+            .max_light_lines(0)
             .x_desc(names.x)
             .y_desc(names.y)
+            .y_labels(labels)
             .x_label_formatter(&|x| number(*x))
             .y_label_formatter(&label)
             .label_style(FONTS[1])
@@ -122,7 +127,12 @@ pub(crate) fn lines(names: Names<'_>, scale: Scale, series: &[Series]) -> Result
                 .label(name)
                 .legend(move |(x, y)| PathElement::new([(x, y), (x + 16, y)], style));
         }
-        legend(&mut chart, SeriesLabelPosition::UpperRight)
+        let free = if scale == Scale::Linear {
+            SeriesLabelPosition::UpperRight
+        } else {
+            SeriesLabelPosition::MiddleRight
+        };
+        legend(&mut chart, free)
     })
 }
 

@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::machine::Machine;
 use crate::outcome::{ContainerCost, Measures, Outcome, Run};
-use crate::setting::{Link, Setting, Workload, Ycsb};
+use crate::setting::{Channel, Link, Setting, Workload, Ycsb};
 use crate::view::{ClientView, Part};
 
 pub(crate) fn directory() -> TempDir {
@@ -36,9 +36,13 @@ pub(crate) fn run_of(workload: Workload, strategy: &str, downtime_ms: u64, resto
         }),
     };
     Run {
-        setting: Setting { workload, strategy: strategy.parse().unwrap(), link: Link::Gigabit },
+        setting: Setting {
+            workload,
+            strategy: strategy.parse().unwrap(),
+            link: Link::Gigabit,
+            channel: Channel::Tls,
+        },
         repetition: 1,
-        tls: true,
         seed: 1,
         began_unix_ms: 1_700_000_000_000,
         machine: Machine {

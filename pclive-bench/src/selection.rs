@@ -7,10 +7,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use crate::setting::{Link, Setting, Strategy, Workload, Ycsb};
-
-/// Client threads of every Redis that is not idle.
-pub(crate) const CLIENTS: u16 = 4;
+use crate::setting::{CLIENTS, Channel, Link, Setting, Strategy, Workload, Ycsb};
 
 /// A ready-made set of settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -23,7 +20,7 @@ pub(crate) enum Selection {
 
 impl Selection {
     /// Its settings.
-    pub(crate) fn settings(self) -> BTreeSet<Setting> {
+    pub(crate) fn settings(self, channel: Channel) -> BTreeSet<Setting> {
         let parts = match self {
             Self::Quick => vec![
                 Axes {
@@ -76,7 +73,7 @@ impl Selection {
                 },
             ],
         };
-        parts.iter().flat_map(Axes::settings).collect()
+        parts.iter().flat_map(|part| part.settings(channel)).collect()
     }
 }
 
@@ -90,11 +87,11 @@ pub(crate) struct Axes {
 
 impl Axes {
     /// The combinations.
-    pub(crate) fn settings(&self) -> BTreeSet<Setting> {
+    pub(crate) fn settings(&self, channel: Channel) -> BTreeSet<Setting> {
         let mut settings = BTreeSet::new();
         for workload in &self.workloads {
             for &strategy in &self.strategies {
-                let with = |&link| Setting { workload: workload.clone(), strategy, link };
+                let with = |&link| Setting { workload: workload.clone(), strategy, link, channel };
                 settings.extend(self.links.iter().map(with));
             }
         }
@@ -134,7 +131,7 @@ mod tests {
 
     #[test]
     fn order_has_every_run_once_and_repeats_with_its_seed() {
-        let settings = Selection::Quick.settings();
+        let settings = Selection::Quick.settings(Channel::Tls);
         let runs = order(&settings, 2, 1);
         assert_eq!(runs, order(&settings, 2, 1));
         assert_ne!(runs, order(&settings, 2, 2));
@@ -145,7 +142,7 @@ mod tests {
     #[test]
     fn every_selection_has_one_shot_beside_global() {
         for selection in Selection::value_variants() {
-            let settings = selection.settings();
+            let settings = selection.settings(Channel::Plain);
             for reads_percent in [10, 90] {
                 for strategy in [Strategy::OneShot, Strategy::Global] {
                     let wanted = |setting: &&Setting| {

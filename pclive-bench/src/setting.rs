@@ -14,12 +14,34 @@ pub(crate) struct Setting {
     pub(crate) workload: Workload,
     pub(crate) strategy: Strategy,
     pub(crate) link: Link,
+    /// How the agents talk.
+    pub(crate) channel: Channel,
 }
 
 impl fmt::Display for Setting {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} by {} over {}", self.workload, self.strategy, self.link)
+        write!(f, "{} by {} over {}", self.workload, self.strategy, self.way())
     }
+}
+
+impl Setting {
+    /// The link, and how the agents talk over it when that is not as it should be.
+    pub(crate) fn way(&self) -> String {
+        match self.channel {
+            Channel::Tls => self.link.to_string(),
+            Channel::Plain => format!("{}, in plain text", self.link),
+        }
+    }
+}
+
+/// How the agents talk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Channel {
+    /// By mutual TLS.
+    Tls,
+    /// In plain text.
+    Plain,
 }
 
 /// What runs in the container, and what its clients do.
@@ -43,7 +65,7 @@ impl Workload {
         /// What a record of 10 fields takes in Redis 7 and 8, with its key and its table.
         const RECORD_BYTES: u64 = 2000;
         match self {
-            Self::Ycsb(ycsb) => ycsb.records * RECORD_BYTES,
+            Self::Ycsb(ycsb) => ycsb.records.saturating_mul(RECORD_BYTES),
             Self::Stress { mib, .. } => mib << 20,
         }
     }
@@ -53,8 +75,12 @@ impl fmt::Display for Workload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ycsb(Ycsb { records, clients: 0, .. }) => write!(f, "idle Redis of {records} records"),
-            Self::Ycsb(Ycsb { records, reads_percent, .. }) => {
-                write!(f, "Redis of {records} records, {reads_percent} % reads")
+            Self::Ycsb(Ycsb { records, reads_percent, clients, rate }) => {
+                write!(f, "Redis of {records} records, {reads_percent} % reads")?;
+                if *clients != CLIENTS {
+                    write!(f, ", {clients} clients")?;
+                }
+                rate.map_or(Ok(()), |rate| write!(f, ", {rate} requests/s"))
             }
             Self::Stress { mib, pages_per_second } => {
                 write!(f, "{mib} MiB, {pages_per_second} pages/s written")
@@ -62,6 +88,9 @@ impl fmt::Display for Workload {
         }
     }
 }
+
+/// Client threads of a Redis that is not idle, if nobody says otherwise.
+pub(crate) const CLIENTS: u16 = 4;
 
 /// The parameters of YCSB's core workload that are varied here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -229,12 +258,21 @@ mod tests {
     fn settings_survive_their_line() {
         let ycsb = Ycsb { records: 1000, reads_percent: 90, clients: 4, rate: Some(500) };
         for strategy in STRATEGIES {
-            let setting =
-                Setting { workload: Workload::Ycsb(ycsb.clone()), strategy, link: Link::TenGigabit };
+            let workload = Workload::Ycsb(ycsb.clone());
+            let setting = Setting { workload, strategy, link: Link::TenGigabit, channel: Channel::Plain };
             let line = serde_json::to_string(&setting).unwrap();
             assert_eq!(serde_json::from_str::<Setting>(&line).unwrap(), setting, "{line}");
         }
         assert!(serde_json::from_str::<Strategy>("\"other\"").is_err());
+    }
+
+    #[test]
+    fn settings_that_differ_are_told_apart() {
+        let usual = Ycsb { records: 1000, reads_percent: 90, clients: CLIENTS, rate: None };
+        let others = [Ycsb { rate: Some(500), ..usual.clone() }, Ycsb { clients: 9, ..usual.clone() }];
+        assert_eq!(Workload::Ycsb(usual).to_string(), "Redis of 1000 records, 90 % reads");
+        let told = others.map(|ycsb| Workload::Ycsb(ycsb).to_string());
+        assert!(told[0].ends_with("500 requests/s") && told[1].ends_with("9 clients"), "{told:?}");
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! `runs.jsonl`: a line for each run, written when it has ended, so that an interrupted session keeps what it has.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 
 use crate::outcome::Run;
 
@@ -28,14 +28,13 @@ impl Store {
         }
         let file = File::options().read(true).append(true).create(true).open(path);
         let mut file = file.with_context(|| format!("cannot open {}", path.display()))?;
-        let mut text = String::new();
-        file.read_to_string(&mut text).with_context(|| format!("cannot read {}", path.display()))?;
-        let whole = text.rfind('\n').map_or(0, |end| end + 1);
-        if whole < text.len() {
-            file.set_len(whole as u64).with_context(|| format!("cannot shorten {}", path.display()))?;
-            file.seek(SeekFrom::End(0))?;
-        }
-        Ok(Self { runs: parse(path, &text[..whole])?, path: path.into(), file })
+        file.try_lock().map_err(|error| anyhow!("another session writes to {}: {error}", path.display()))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+        let runs = parse(path, &bytes)?;
+        file.set_len(whole(&bytes).len() as u64)
+            .with_context(|| format!("cannot shorten {}", path.display()))?;
+        Ok(Self { runs, path: path.into(), file })
     }
 
     /// Every run so far.
@@ -53,19 +52,32 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    fn drop(&mut self) {
+        // A child that was just forked may still have the file open, and with it the lock.
+        let _ = self.file.unlock();
+    }
+}
+
 /// Every run of a file; none when it is not there.
 ///
 /// # Errors
 /// When it cannot be read, or a line of it is no run.
 pub(crate) fn read(path: &Path) -> Result<Vec<Run>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => parse(path, &text[..text.rfind('\n').map_or(0, |end| end + 1)]),
+    match std::fs::read(path) {
+        Ok(bytes) => parse(path, &bytes),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
     }
 }
 
-fn parse(path: &Path, text: &str) -> Result<Vec<Run>> {
+/// Without what an interruption left of a line.
+fn whole(bytes: &[u8]) -> &[u8] {
+    &bytes[..bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1)]
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Run>> {
+    let text = str::from_utf8(whole(bytes)).with_context(|| format!("{} is no text", path.display()))?;
     let run = |(number, line): (usize, &str)| {
         serde_json::from_str(line).with_context(|| {
             format!("line {} of {} is no run of this version; move the file away", number + 1, path.display())
@@ -98,13 +110,24 @@ mod tests {
         let directory = sample::directory();
         let path = directory.path().join("runs.jsonl");
         Store::open(&path).unwrap().add(sample::run("global", 1)).unwrap();
-        File::options().append(true).open(&path).unwrap().write_all(b"{\"setting\":").unwrap();
+        File::options().append(true).open(&path).unwrap().write_all(b"{\"setting\":\"\xc3").unwrap();
         assert_eq!(read(&path).unwrap().len(), 1);
         let mut store = Store::open(&path).unwrap();
         store.add(sample::run("global", 2)).unwrap();
         drop(store);
         let found: Vec<_> = read(&path).unwrap().iter().map(|run| run.repetition).collect();
         assert_eq!(found, [1, 2]);
+    }
+
+    #[test]
+    fn one_session_writes_to_a_file() {
+        let directory = sample::directory();
+        let path = directory.path().join("runs.jsonl");
+        let first = Store::open(&path).unwrap();
+        let error = Store::open(&path).unwrap_err().to_string();
+        assert!(error.contains("another session"), "{error}");
+        drop(first);
+        Store::open(&path).unwrap();
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The measurements as tables: Markdown for documents, cells for the page.
 
 use crate::outcome::{Measures, Run};
-use crate::setting::{Setting, Workload, Ycsb};
+use crate::setting::{Setting, Workload};
 use crate::summary::{Headline, Summary, headlines, mib};
 
 /// A table.
@@ -33,18 +33,18 @@ const CLIENTS: [Column; 8] = [
     ("longest wait, ms", 1, |measures| Some(ms(measures.clients.as_ref()?.longest_wait_ns))),
     ("answers/s before", 0, |measures| measures.clients.as_ref()?.before.rate()),
     ("in rounds, %", 0, |measures| Some(measures.clients.as_ref()?.kept()? * 100.0)),
-    ("p99 before, ms", 2, |measures| Some(ms(measures.clients.as_ref()?.before.p99_ns))),
-    ("p99 in rounds, ms", 2, |measures| Some(ms(measures.clients.as_ref()?.rounds.p99_ns))),
-    ("p99.9 before, ms", 2, |measures| Some(ms(measures.clients.as_ref()?.before.p999_ns))),
-    ("p99.9 in rounds, ms", 2, |measures| Some(ms(measures.clients.as_ref()?.rounds.p999_ns))),
-    ("p99 after, ms", 2, |measures| Some(ms(measures.clients.as_ref()?.after.p99_ns))),
+    ("p99 before, ms", 2, |measures| measures.clients.as_ref()?.before.some(|part| ms(part.p99_ns))),
+    ("p99 in rounds, ms", 2, |measures| measures.clients.as_ref()?.rounds.some(|part| ms(part.p99_ns))),
+    ("p99.9 before, ms", 2, |measures| measures.clients.as_ref()?.before.some(|part| ms(part.p999_ns))),
+    ("p99.9 in rounds, ms", 2, |measures| measures.clients.as_ref()?.rounds.some(|part| ms(part.p999_ns))),
+    ("p99 after, ms", 2, |measures| measures.clients.as_ref()?.after.some(|part| ms(part.p99_ns))),
 ];
 
 /// What the agents and the container used.
 const USED: [Column; 5] = [
     ("CPU-s/GiB, source", 2, |measures| Some(measures.cpu_per_gib()?[0])),
     ("CPU-s/GiB, destination", 2, |measures| Some(measures.cpu_per_gib()?[1])),
-    ("container's CPUs at rest", 2, |measures| Some(measures.container?.cpu_at_rest)),
+    ("container's CPUs before", 2, |measures| Some(measures.container?.cpu_at_rest)),
     ("container, MiB", 0, |measures| Some(mib(measures.container?.at_rest.proportional))),
     ("its copy, MiB", 0, |measures| Some(mib(measures.container?.afterwards.proportional))),
 ];
@@ -86,7 +86,7 @@ fn of_settings(
     wanted: impl Fn(&Setting) -> bool,
 ) -> Table {
     let cells = |setting: &Setting| {
-        let named = [name(&setting.workload), setting.link.to_string(), setting.strategy.to_string()];
+        let named = [setting.workload.to_string(), setting.way(), setting.strategy.to_string()];
         let figures = columns.iter().map(|&(_, digits, of)| {
             summary.figure(setting, of).map_or("-".to_owned(), |figure| format!("{figure:.digits$}"))
         });
@@ -101,13 +101,6 @@ fn of_settings(
             .collect(),
         rows: settings.map(cells).collect(),
         text_columns: 3,
-    }
-}
-
-fn name(workload: &Workload) -> String {
-    match workload {
-        Workload::Ycsb(Ycsb { rate: Some(rate), .. }) => format!("{workload}, {rate} requests/s"),
-        other => other.to_string(),
     }
 }
 

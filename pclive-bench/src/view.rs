@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use hdrhistogram::Histogram;
 use pclive_tests::measure::Moved;
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ pub(crate) struct ClientView {
     pub(crate) stop: Part,
     /// From then on.
     pub(crate) after: Part,
-    /// Longest time that one request took.
+    /// Longest time that a request took which was on its way during the migration.
     pub(crate) longest_wait_ns: u64,
     /// Connections that ended, answers that were wrong.
     pub(crate) failures: Vec<String>,
@@ -56,6 +56,11 @@ pub(crate) struct Part {
 }
 
 impl Part {
+    /// A figure of its answers, if there were any.
+    pub(crate) fn some(&self, figure: impl Fn(&Self) -> f64) -> Option<f64> {
+        (self.answers > 0).then(|| figure(self))
+    }
+
     /// Answers a second; `None` of a part that is too short to tell.
     pub(crate) fn rate(&self) -> Option<f64> {
         let length = Duration::from_nanos(self.length_ns);
@@ -70,9 +75,10 @@ impl ClientView {
     /// When there was no client, or the migration was before their start.
     pub(crate) fn new(record: &Record, moved: &Moved) -> Result<Self> {
         let answers = &record.answers;
-        let last = answers.last().context("clients without an answer")?.at;
+        let failures: Vec<String> = record.failures.iter().map(in_words).collect();
+        let last = answers.last().with_context(|| format!("clients without an answer: {failures:?}"))?.at;
         let since = |instant: Instant| instant.saturating_duration_since(record.start);
-        let marks = [moved.asked, moved.rounds_began, moved.rounds_ended, moved.ended].map(since);
+        let marks = [moved.asked, moved.rounds_began, moved.stopped, moved.ended].map(since);
         let part = |from, to| part(answers, from, to);
         let [asked, began, stopped, ended] = marks;
         Ok(Self {
@@ -80,12 +86,21 @@ impl ClientView {
             rounds: part(began, stopped)?,
             stop: part(stopped, ended)?,
             after: part(ended, last.max(ended))?,
-            longest_wait_ns: answers.iter().map(|answer| nanoseconds(answer.took)).max().unwrap_or_default(),
-            failures: record.failures.iter().map(in_words).collect(),
+            longest_wait_ns: longest(answers, asked, ended),
+            failures,
             lost_updates: record.lost_updates,
             answers: buckets(answers, last),
             rounds_ms: [began, stopped].map(|at| nanoseconds(at) / 1_000_000),
         })
+    }
+
+    /// # Errors
+    /// When the clients were to ask more often than they could even before the migration: their waits tell of that.
+    pub(crate) fn keeps_up(&self, rate: Option<u32>) -> Result<()> {
+        let (Some(wanted), Some(reached)) = (rate, self.before.rate()) else { return Ok(()) };
+        let is_enough = reached >= 0.95 * f64::from(wanted);
+        ensure!(is_enough, "{reached:.0} answers a second before the migration, {wanted} were to come");
+        Ok(())
     }
 
     /// Whether every connection survived and every acknowledged update was there.
@@ -108,6 +123,12 @@ fn in_words(failure: &Failure) -> String {
 
 fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The longest wait of those that were in part in `from..to`.
+fn longest(answers: &[Answer], from: Duration, to: Duration) -> u64 {
+    let overlaps = |answer: &&Answer| answer.at >= from && answer.at.saturating_sub(answer.took) < to;
+    answers.iter().filter(overlaps).map(|answer| nanoseconds(answer.took)).max().unwrap_or_default()
 }
 
 /// The part `from..to` of answers that are in the order of their arrival.
@@ -169,6 +190,15 @@ mod tests {
         let part =
             part(&answers(&[(5, 1), (15, 1)]), Duration::from_millis(20), Duration::from_millis(10)).unwrap();
         assert_eq!(part, Part::default());
+    }
+
+    #[test]
+    fn longest_wait_is_one_of_the_migration() {
+        let answers = answers(&[(50, 40), (120, 30), (230, 25), (400, 150)]);
+        let ms = Duration::from_millis;
+        assert_eq!(longest(&answers, ms(100), ms(210)), 30_000_000);
+        assert_eq!(longest(&answers, ms(300), ms(310)), 150_000_000);
+        assert_eq!(longest(&answers, ms(500), ms(600)), 0);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 use anyhow::{Context, Result, ensure};
 use pclive_tests::command::finish;
 use pclive_tests::workload::redis::{self, Redis};
+use pclive_tests::workload::resp::Reply;
 use pclive_tests::{Host, Lab, needs};
 use serde_json::Value;
 
@@ -47,7 +48,6 @@ fn session_measures_reports_and_goes_on_where_it_was() -> Result<()> {
         let (report, clients) = (&measures["report"], &measures["clients"]);
         ensure!(positive(&report["downtime_ns"]) && positive(&report["bytes"]), "{run}");
         ensure!(positive(&clients["before"]["answers"]) && positive(&clients["after"]["answers"]), "{run}");
-        ensure!(clients["lost_updates"] == 0 && clients["failures"] == Value::Array(Vec::new()), "{run}");
         ensure!(
             positive(&measures["container"]["at_rest"]["resident"]) && positive(&run["machine"]["cpus"]),
             "{run}"
@@ -86,7 +86,8 @@ fn wrong_words_are_named_and_nothing_is_measured() -> Result<()> {
         (&["--strategies", "globl"][..], "globl is no strategy"),
         (&["--reads", "101"], "101"),
         (&["--links", "2g"], "2g"),
-        (&["--rate", "0"], "0"),
+        (&["--rate", "0"], "0 is not in 1.."),
+        (&["--records", "0"], "0 is not in 1.."),
         (&["--selection", "full", "--records", "5"], "cannot be used with"),
         (&["--source", "/run/a.sock", "--dest", "/run/b.sock"], "--redis <IP:PORT>"),
         (&["--redis", "127.0.0.1:6379"], "--source <AGENT>"),
@@ -94,10 +95,10 @@ fn wrong_words_are_named_and_nothing_is_measured() -> Result<()> {
         let output = bench(&[&["run", "--out", &out], words].concat())?;
         ensure!(output.status.code() == Some(2) && told(&output).contains(told_of), "{}", told(&output));
     }
-    let none = bench(&["run", "--out", &out, "--records", "0"])?;
-    ensure!(!none.status.success() && told(&none).contains("no records"), "{}", told(&none));
+    let none = bench(&["run", "--out", &out, "--clients", "0", "--rate", "5"])?;
+    ensure!(!none.status.success() && told(&none).contains("no clients"), "{}", told(&none));
     let large = bench(&["run", "--out", &out, "--records", "1000000000"])?;
-    ensure!(!large.status.success() && told(&large).contains("the machine has"), "{}", told(&large));
+    ensure!(!large.status.success() && told(&large).contains("free are"), "{}", told(&large));
     ensure!(!directory.path().join("new").exists(), "something was written");
     Ok(())
 }
@@ -159,11 +160,7 @@ fn container_of_the_users_moves_to_and_fro() -> Result<()> {
     let server = Redis::new(&lab.client, container.v4);
     server.ask(&["SET", "of-others", "1"])?;
     let refused = bench()?;
-    ensure!(
-        !refused.status.success() && told(&refused).contains("has 1 keys of others"),
-        "{}",
-        told(&refused)
-    );
+    ensure!(!refused.status.success() && told(&refused).contains("has keys of others"), "{}", told(&refused));
     ensure!(server.ask(&["GET", "of-others"])?.text().as_deref() == Some("1"), "data of others are gone");
 
     server.ask(&["DEL", "of-others"])?;
@@ -175,8 +172,13 @@ fn container_of_the_users_moves_to_and_fro() -> Result<()> {
         measured.len() == 2 && measured.iter().all(|run| run["setting"]["link"] == "own"),
         "{measured:?}"
     );
+    ensure!(server.ask(&["DBSIZE"])? == Reply::Integer(0), "something is left in Redis");
     ensure!(container.status(&lab.a)?.as_deref() == Some("running"), "it is not back where it was");
     let page = std::fs::read_to_string(directory.path().join("report.html"))?;
-    ensure!(!page.contains("on one machine") && !page.contains("of others"), "{page}");
+    ensure!(!page.contains("on one machine"), "{page}");
+    ensure!(
+        page.contains("of others") && page.contains("measured another time"),
+        "the refusal is forgotten: {page}"
+    );
     Ok(())
 }

@@ -188,8 +188,15 @@ impl Following {
     }
 
     /// The end: the report, or why there is none.
-    pub fn finish(mut self) -> Result<std::result::Result<Report, Refusal>> {
-        while self.line()?.is_some() {}
+    pub fn finish(self) -> Result<std::result::Result<Report, Refusal>> {
+        self.watch(|_| {})
+    }
+
+    /// The same; `look` sees every line that is still to come.
+    pub fn watch(mut self, mut look: impl FnMut(&Value)) -> Result<std::result::Result<Report, Refusal>> {
+        while let Some(line) = self.line()? {
+            look(line);
+        }
         let exit = self.child.wait().context("cannot wait for pclivectl")?.code();
         let last = self.said.last().context("pclivectl printed nothing")?;
         if exit == Some(0) {

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 
-use crate::ctl::{Following, Report};
+use crate::ctl::{Following, Problem, Refusal, Report};
 use crate::host::Links;
 use crate::lab::Lab;
 use crate::workload::clients::Record;
@@ -69,8 +69,8 @@ pub struct Moved {
     pub asked: Instant,
     /// The first round began.
     pub rounds_began: Instant,
-    /// The container was about to be stopped.
-    pub rounds_ended: Instant,
+    /// The container had been stopped, for the last time if that was put off.
+    pub stopped: Instant,
     /// All was done, at both ends.
     pub ended: Instant,
 }
@@ -79,14 +79,25 @@ pub struct Moved {
 ///
 /// # Errors
 /// When it fails.
-pub fn follow(mut following: Following) -> Result<Moved> {
+pub fn follow(following: Following) -> Result<Moved> {
     let asked = Instant::now();
-    let mut reached =
-        |phase: &str| following.wait_for(phase, |line| line["phase"] == phase).map(|_| Instant::now());
-    let (rounds_began, rounds_ended) = (reached("pre_copy")?, reached("frozen")?);
-    match following.finish()? {
-        Ok(report) => Ok(Moved { report, asked, rounds_began, rounds_ended, ended: Instant::now() }),
-        Err(refusal) => bail!("the migration failed: {refusal:?}"),
+    let (mut rounds_began, mut stopped) = (None, None);
+    let ended = following.watch(|line| match line["phase"].as_str() {
+        Some("pre_copy") => {
+            rounds_began.get_or_insert_with(Instant::now);
+        }
+        Some("frozen") => stopped = Some(Instant::now()),
+        Some(_) | None => {}
+    })?;
+    match ended {
+        Ok(report) => {
+            let rounds_began = rounds_began.context("the migration ended without a round")?;
+            let stopped = stopped.context("the migration ended without a stop")?;
+            Ok(Moved { report, asked, rounds_began, stopped, ended: Instant::now() })
+        }
+        Err(Refusal { problem: Problem { code, message, hint, blockers }, .. }) => {
+            bail!("the migration failed ({code}): {message}; {} {blockers:?}", hint.unwrap_or_default())
+        }
     }
 }
 

@@ -1,14 +1,18 @@
 //! Which record a request is for.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, ensure};
 use rand::distr::Distribution;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::Zipf;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::record::seed_of;
+
 /// YCSB's skew: a few records are asked for most of the time.
 const THETA: f64 = 0.99;
+/// Ranks of which it draws, more than there are records: several ranks are for each, so that every record is asked for.
+const RANKS: f64 = 1e10;
 
 /// Chooses records by a zipfian distribution whose popular ones are spread over the whole key space ("scrambled").
 #[derive(Debug)]
@@ -19,11 +23,14 @@ pub(super) struct Keys {
 }
 
 impl Keys {
+    /// Those of a client.
+    ///
     /// # Errors
     /// When there are no records.
-    pub(super) fn new(records: u64, seed: u64) -> Result<Self> {
-        let zipf = Zipf::new(records as f64, THETA).with_context(|| format!("{records} records"))?;
-        Ok(Self { records, zipf, random: StdRng::seed_from_u64(seed) })
+    pub(super) fn new(records: u64, seed: u64, client: u16) -> Result<Self> {
+        ensure!(records > 0, "no records to ask for");
+        let random = StdRng::seed_from_u64(seed_of(seed, u64::from(client)));
+        Ok(Self { records, zipf: Zipf::new(RANKS, THETA)?, random })
     }
 
     /// The record of the next request.
@@ -48,7 +55,7 @@ mod tests {
     const DRAWS: u32 = 200_000;
 
     fn counts() -> Vec<(u64, u32)> {
-        let mut keys = Keys::new(RECORDS, 7).unwrap();
+        let mut keys = Keys::new(RECORDS, 7, 0).unwrap();
         let mut counts = HashMap::new();
         (0..DRAWS).for_each(|_| *counts.entry(keys.record()).or_insert(0) += 1);
         let mut counts: Vec<_> = counts.into_iter().collect();
@@ -58,7 +65,9 @@ mod tests {
 
     #[test]
     fn popularity_falls_with_the_rank_as_zipf_says() {
-        let sum: f64 = (1..=RECORDS).map(|rank| (rank as f64).powf(-THETA)).sum();
+        // The sum over all ranks; by the integral where that differs by less than a thousandth.
+        let head: f64 = (1..=100_000).map(|rank| f64::from(rank).powf(-THETA)).sum();
+        let sum = head + (RANKS.powf(1.0 - THETA) - 100_000_f64.powf(1.0 - THETA)) / (1.0 - THETA);
         let counts = counts();
         for rank in [1_usize, 2, 4, 8] {
             let expected = f64::from(DRAWS) * (rank as f64).powf(-THETA) / sum;
@@ -77,16 +86,22 @@ mod tests {
 
     #[test]
     fn one_seed_makes_one_sequence() {
-        let sequence = |seed| {
-            let mut keys = Keys::new(RECORDS, seed).unwrap();
+        let sequence = |seed, client| {
+            let mut keys = Keys::new(RECORDS, seed, client).unwrap();
             (0..100).map(|_| keys.record()).collect::<Vec<_>>()
         };
-        assert_eq!(sequence(1), sequence(1));
-        assert_ne!(sequence(1), sequence(2));
+        assert_eq!(sequence(1, 0), sequence(1, 0));
+        let all = (0..4).flat_map(|seed| (0..4).map(move |client| sequence(seed, client)));
+        assert_eq!(all.collect::<std::collections::HashSet<_>>().len(), 16);
+    }
+
+    #[test]
+    fn nearly_every_record_is_asked_for() {
+        assert!(counts().len() as u64 > RECORDS * 99 / 100);
     }
 
     #[test]
     fn nothing_can_be_chosen_of_no_records() {
-        assert!(Keys::new(0, 1).is_err());
+        assert!(Keys::new(0, 1, 0).is_err());
     }
 }

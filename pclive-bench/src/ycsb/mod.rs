@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use pclive_tests::Node;
 use pclive_tests::workload::clients::PATIENCE;
 use redis::io::tcp::TcpSettings;
@@ -23,15 +23,15 @@ use redis::{Connection, ConnectionAddr, IntoConnectionInfo};
 
 use crate::setting::Ycsb;
 pub(crate) use client::{Answer, Failure};
-use client::{Client, Seen};
+use client::{Client, Pace, Seen};
 use keys::Keys;
-use record::{FIELDS, VALUE_BYTES, Value};
+use record::{PREFIX, Value};
 
 /// Records of one pipeline while the server is filled, and fields of one while they are read back.
 const CHUNK: usize = 500;
 
-/// A key that only this program makes: a server that has it has no other's data.
-const MARK: &str = "pclive-bench";
+/// Records that are compared with what was written at first.
+const CHECKED: u64 = 500;
 
 /// A Redis server.
 #[derive(Debug, Clone, Copy)]
@@ -90,18 +90,21 @@ impl<'a> Server<'a> {
     /// Empties the server.
     ///
     /// # Errors
-    /// When it has keys, and not the one that shows that all of them are this program's.
-    pub(crate) fn claim(&self) -> Result<()> {
+    /// When it has a key that is not this program's; then nothing is touched.
+    pub(crate) fn empty(&self) -> Result<()> {
         self.run(move |address| {
             let mut connection = connect(address)?;
-            let keys: u64 = redis::cmd("DBSIZE").query(&mut connection)?;
-            let is_ours: bool = redis::cmd("EXISTS").arg(MARK).query(&mut connection)?;
-            if keys > 0 && !is_ours {
-                bail!("the Redis at {address} has {keys} keys of others; give the benchmark an empty one");
+            let keys =
+                redis::cmd("SCAN").cursor_arg(0).arg("COUNT").arg(CHUNK).clone().iter(&mut connection)?;
+            for key in keys {
+                let key: String = key?;
+                if !key.starts_with(PREFIX) {
+                    bail!(
+                        "the Redis at {address} has keys of others ({key:?}); give the benchmark an empty one"
+                    );
+                }
             }
-            redis::cmd("FLUSHALL").exec(&mut connection)?;
-            redis::cmd("SET").arg(MARK).arg(1).exec(&mut connection)?;
-            Ok(())
+            redis::cmd("FLUSHDB").exec(&mut connection).context("cannot empty Redis")
         })
     }
 
@@ -109,17 +112,13 @@ impl<'a> Server<'a> {
     pub(crate) fn load(&self, records: u64, seed: u64) -> Result<()> {
         self.run(move |address| {
             let mut connection = connect(address)?;
-            let mut filler = record::Filler::new(seed);
-            let mut record = 0;
-            while record < records {
+            for first in (0..records).step_by(CHUNK) {
                 let mut pipe = redis::pipe();
-                let end = records.min(record + CHUNK as u64);
-                for record in record..end {
-                    let fields = (0..FIELDS).map(|field| (record::field(field), filler.value(Value::LOADED)));
+                for record in first..records.min(first + CHUNK as u64) {
+                    let fields = (0..).map(record::field).zip(record::loaded(record, seed));
                     pipe.hset_multiple(record::key(record), &fields.collect::<Vec<_>>()).ignore();
                 }
                 pipe.query::<()>(&mut connection).context("cannot write records")?;
-                record = end;
             }
             Ok(())
         })
@@ -128,19 +127,44 @@ impl<'a> Server<'a> {
     /// Starts the clients.
     pub(crate) fn start(self, ycsb: &Ycsb, seed: u64) -> Result<Clients<'a>> {
         let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
-        // Of all clients, the times between their requests add up to the rate.
-        let pace = ycsb.rate.map(|rate| Duration::from_secs(1) * u32::from(ycsb.clients) / rate.max(1));
         let client = |number: u16| {
             let (address, stop, ycsb) = (self.address, Arc::clone(&stop), ycsb.clone());
             self.thread(move || {
-                let keys = Keys::new(ycsb.records, seed ^ u64::from(number))?;
-                let mut client = Client::new(connect(address)?, number, keys, ycsb.reads_percent);
-                client.run(start, &stop, pace);
+                let keys = Keys::new(ycsb.records, seed, number)?;
+                let mut client =
+                    Client::new(connect(address)?, number, keys, ycsb.reads_percent, seed, start);
+                client.run(&stop, pace(&ycsb, number));
                 Ok(client.seen())
             })
         };
         let threads = (0..ycsb.clients).map(client).collect::<Result<_>>()?;
         Ok(Clients { server: self, start, stop, threads })
+    }
+
+    /// Compares records that are spread over all of them with what was written at first; what clients have updated since
+    /// is left out. Some of the bytes, not all.
+    ///
+    /// # Errors
+    /// With the first that differs.
+    pub(crate) fn check(&self, records: u64, seed: u64) -> Result<()> {
+        self.run(move |address| {
+            let mut connection = connect(address)?;
+            let step = usize::try_from(records.div_ceil(CHECKED).max(1))?;
+            for record in (0..records).step_by(step) {
+                for (field, loaded) in (0..).zip(record::loaded(record, seed)) {
+                    let mut ask = redis::cmd("HGET");
+                    ask.arg(record::key(record)).arg(record::field(field));
+                    let value: Option<Vec<u8>> = ask.query(&mut connection)?;
+                    let is_updated =
+                        value.as_deref().and_then(Value::read).is_some_and(|value| value != Value::LOADED);
+                    ensure!(
+                        is_updated || value == Some(loaded),
+                        "record {record}, field {field} has changed"
+                    );
+                }
+            }
+            Ok(())
+        })
     }
 
     /// How many fields do not have what a client was told last that they have.
@@ -200,7 +224,21 @@ fn connect(address: SocketAddr) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Whether a whole record came.
-fn whole(record: &[(String, Vec<u8>)]) -> bool {
-    record.len() == usize::from(FIELDS) && record.iter().all(|(_, value)| value.len() == VALUE_BYTES)
+/// When the requests of a client are due: those of all clients take turns.
+fn pace(ycsb: &Ycsb, client: u16) -> Option<Pace> {
+    let turn = Duration::from_secs(1) / ycsb.rate?.max(1);
+    Some(Pace { first: turn * u32::from(client), step: turn * u32::from(ycsb.clients) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_take_turns() {
+        let ycsb = Ycsb { records: 1, reads_percent: 50, clients: 4, rate: Some(1000) };
+        let Pace { first, step } = pace(&ycsb, 3).unwrap();
+        assert_eq!((first, step), (Duration::from_millis(3), Duration::from_millis(4)));
+        assert!(pace(&Ycsb { rate: None, ..ycsb }, 3).is_none());
+    }
 }

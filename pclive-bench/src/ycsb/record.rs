@@ -2,6 +2,7 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Fields of a record.
 pub(super) const FIELDS: u8 = 10;
@@ -10,8 +11,22 @@ pub(super) const VALUE_BYTES: usize = 100;
 /// Bytes at the start of a field that say who wrote it.
 const HEAD_BYTES: usize = 16;
 
+/// Of every key: it tells that the key is this program's.
+pub(super) const PREFIX: &str = "pclive-bench:";
+
 pub(super) fn key(record: u64) -> String {
-    format!("user{record:019}")
+    format!("{PREFIX}user{record:019}")
+}
+
+/// A seed for one of many.
+pub(super) fn seed_of(seed: u64, number: u64) -> u64 {
+    xxh3_64_with_seed(&number.to_le_bytes(), seed)
+}
+
+/// What a record has before any client began.
+pub(super) fn loaded(record: u64, seed: u64) -> Vec<Vec<u8>> {
+    let mut filler = Filler::new(seed_of(seed, record));
+    (0..FIELDS).map(|_| filler.value(Value::LOADED)).collect()
 }
 
 pub(super) fn field(field: u8) -> String {
@@ -66,6 +81,15 @@ mod tests {
         let bytes = Filler::new(1).value(value);
         assert_eq!(bytes.len(), VALUE_BYTES);
         assert_eq!(Value::read(&bytes), Some(value));
+    }
+
+    #[test]
+    fn loaded_record_is_the_same_each_time_and_like_no_other() {
+        assert_eq!(loaded(5, 1), loaded(5, 1));
+        assert_eq!(loaded(5, 1).len(), usize::from(FIELDS));
+        for other in [loaded(6, 1), loaded(5, 2)] {
+            assert_ne!(loaded(5, 1)[0], other[0]);
+        }
     }
 
     #[test]
