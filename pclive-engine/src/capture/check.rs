@@ -82,7 +82,18 @@ fn process(process: &TreeProcess, depth: Option<usize>) -> Vec<Blocker> {
     found
 }
 
+/// A mapping that was replaced while it was looked at may look like what cannot be carried: only what is found twice
+/// counts.
 fn mappings(process: &TreeProcess, objects: &mut Objects) -> Vec<Blocker> {
+    let mut found = mappings_now(process, objects);
+    if !found.is_empty() {
+        let again = mappings_now(process, objects);
+        found.retain(|blocker| again.contains(blocker));
+    }
+    found
+}
+
+fn mappings_now(process: &TreeProcess, objects: &mut Objects) -> Vec<Blocker> {
     match vmas::read_vmas(process.pid, objects, &[], true) {
         Ok(found) => {
             let foreign = vmas::foreign_userfaultfd(&found.userfault);

@@ -4,7 +4,7 @@
 //! `/proc/PID/maps`, `/proc/PID/smaps` (for properties; milliseconds a GiB), `/proc/PID/map_files` for what is behind
 //! a mapping, openat2(2) below `/proc/PID/root` to prove that a path leads there.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
@@ -14,7 +14,7 @@ use nix::fcntl::OFlag;
 
 use super::mapping_kind::{MappingKind, kind_of};
 use crate::memory::layout_diff::USER_END;
-use crate::memory::object::{ObjectKey, Objects};
+use crate::memory::object::{KnownFile, ObjectKey, Objects};
 use crate::memory::{MemoryError, errno};
 use crate::model::layout::{MappedFile, ObjectKind, VdsoLayout};
 use crate::model::tree::Ownership;
@@ -261,7 +261,7 @@ impl Reader<'_> {
     ) -> Result<Result<Mapping, Option<Obstacle>>, MemoryError> {
         let (pid, link) = (self.pid, self.link(map));
         let may_write = map.shared && may_write(map, &link);
-        let open = || File::open(&link).map_err(|error| unreadable(pid, "map_files", &error));
+        let open = || open(pid, &link, |about| about.ino() == map.inode);
         match self.objects.identify(key, kind, open) {
             Ok(object) if map.shared => {
                 let may_write = may_write && !self.objects.is_sealed(object);
@@ -294,14 +294,14 @@ impl Reader<'_> {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Err(None)),
             Err(error) => return Err(unreadable(self.pid, "map_files", &error)),
         };
-        let (path, size) = match found {
-            Found::At(path, size) => (path, size),
+        let (path, known) = match found {
+            Found::At(path, known) => (path, known),
             // By what it is, not by its path: that may lead to another file in the next round.
             Found::InMemory(kind) => return self.object(map, file_key(map), kind),
             Found::CharacterDeviceZero => return Ok(Ok(Mapping::PrivateAnonymous)),
             Found::Not(obstacle) => return Ok(Err(Some(obstacle))),
         };
-        let mut file = MappedFile { path, offset: map.offset, size };
+        let mut file = MappedFile { path, offset: map.offset, size: known.size };
         if !map.shared {
             return Ok(Ok(Mapping::PrivateFile(file)));
         }
@@ -310,7 +310,7 @@ impl Reader<'_> {
         }
         let kind = ObjectKind::File(file.path.clone());
         let pid = self.pid;
-        let open = || File::open(&link).map_err(|error| unreadable(pid, "map_files", &error));
+        let open = || open(pid, &link, |about| known.is(about));
         match self.objects.identify(file_key(map), kind, open) {
             Ok(object) => {
                 file.size = self.objects.size(object);
@@ -324,8 +324,8 @@ impl Reader<'_> {
     /// Where the mapped file is inside the container.
     fn path_and_size(&mut self, map: &MapsEntry, link: &str) -> std::io::Result<Found> {
         let cached = (file_key(map), map.name.clone());
-        if let Some(size) = self.objects.files.get(&cached) {
-            return Ok(Found::At(cached.1, *size));
+        if let Some(known) = self.objects.files.get(&cached) {
+            return Ok(Found::At(cached.1, *known));
         }
         let metadata = std::fs::metadata(link)?;
         let kind = metadata.file_type();
@@ -339,6 +339,10 @@ impl Reader<'_> {
             }));
         }
         if let Some(point) = self.objects.memory.get(&map.device).cloned() {
+            if metadata.ino() != map.inode {
+                // Another file is mapped there by now.
+                return Err(std::io::ErrorKind::NotFound.into());
+            }
             let unlinked = ObjectKind::Unlinked { point, owner: Ownership::default() };
             return Ok(Found::InMemory(if metadata.nlink() == 0 { unlinked } else { ObjectKind::TreeFile }));
         }
@@ -348,13 +352,13 @@ impl Reader<'_> {
         if on_hugetlbfs(link) {
             return Ok(Found::Not(huge_pages()));
         }
-        let size = metadata.len();
-        self.objects.files.insert(cached, size);
-        Ok(Found::At(map.name.clone(), size))
+        let known = KnownFile::new(&metadata);
+        self.objects.files.insert(cached, known);
+        Ok(Found::At(map.name.clone(), known))
     }
 
     /// True if `path` inside the container is that file.
-    fn leads_to(&mut self, path: &[u8], file: &std::fs::Metadata) -> bool {
+    fn leads_to(&mut self, path: &[u8], file: &Metadata) -> bool {
         use std::os::unix::ffi::OsStrExt;
         let root = match &self.root {
             Some(root) => root,
@@ -372,8 +376,8 @@ impl Reader<'_> {
 
 /// Where a mapped file is.
 enum Found {
-    /// Its path inside the container, and its size in bytes.
-    At(Vec<u8>, u64),
+    /// Its path inside the container, and what is there.
+    At(Vec<u8>, KnownFile),
     /// In a file system in memory of the container's, with a name or without one.
     InMemory(ObjectKind),
     /// A private mapping of /dev/zero is anonymous memory.
@@ -386,6 +390,17 @@ const DEV_ZERO: u64 = 1 << 8 | 5;
 
 fn file_key(map: &MapsEntry) -> ObjectKey {
     ObjectKey::File(map.device, map.inode)
+}
+
+/// Opens what is behind a mapping that was listed.
+///
+/// A running program may have put another mapping there since: its contents must never pass for those of the one that
+/// was listed, not even for a round, because an object is opened once. Errors: [`MemoryError::AddressSpaceGone`] then, as
+/// when nothing is there.
+fn open(pid: Pid, link: &str, is_listed: impl Fn(&Metadata) -> bool) -> Result<File, MemoryError> {
+    let opened = File::open(link).and_then(|file| Ok((file.metadata()?, file)));
+    let (about, file) = opened.map_err(|error| unreadable(pid, "map_files", &error))?;
+    if is_listed(&about) { Ok(file) } else { Err(MemoryError::AddressSpaceGone { pid }) }
 }
 
 /// A shared mapping can become writable if its descriptor could write, which the link's permissions show.

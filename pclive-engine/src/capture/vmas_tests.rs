@@ -113,3 +113,41 @@ fn mapping_that_grew_while_the_list_was_read_replaces_what_it_covers() {
     assert_eq!(ranges(&[(0x1000, 0x3000), (0x2000, 0x5000)]), [(0x1000, 0x2000), (0x2000, 0x5000)]);
     assert_eq!(ranges(&[(0x1000, 0x2000), (0x2000, 0x3000), (0x1000, 0x5000)]), [(0x1000, 0x5000)]);
 }
+
+/// The mapping of this program's text.
+fn text(pid: Pid) -> MapsEntry {
+    let exe = std::env::current_exe().unwrap();
+    let entries = read_entries(pid, false).unwrap().into_iter().map(|entry| entry.map);
+    let mut texts =
+        entries.filter(|map| map.name == exe.as_os_str().as_encoded_bytes() && map.protection.exec);
+    texts.next().unwrap()
+}
+
+#[test]
+fn mapping_that_was_replaced_since_it_was_listed_is_not_taken_for_what_it_was() {
+    let mut objects = Objects::new();
+    let listed = text(myself());
+    let replaced = MapsEntry { inode: listed.inode + 1, ..listed.clone() };
+    let mut reader = Reader { pid: myself(), objects: &mut objects, root: None };
+    let found = reader.object(&replaced, file_key(&replaced), ObjectKind::Anonymous).unwrap();
+    assert_eq!(found, Err(None));
+    let found = reader.object(&listed, file_key(&listed), ObjectKind::Anonymous).unwrap();
+    assert!(matches!(found, Ok(Mapping::PrivateObject { .. })), "{found:?}");
+    assert_eq!(objects.find(file_key(&replaced)), None);
+    assert!(objects.find(file_key(&listed)).is_some());
+}
+
+#[test]
+fn shared_file_that_was_replaced_since_it_was_found_is_not_taken_for_what_it_was() {
+    let mut objects = Objects::new();
+    let mut listed = text(myself());
+    (listed.shared, listed.protection.write) = (true, true);
+    let another = crate::memory::object::KnownFile::new(&std::fs::metadata("/proc/self/stat").unwrap());
+    objects.files.insert((file_key(&listed), listed.name.clone()), another);
+    let mut reader = Reader { pid: myself(), objects: &mut objects, root: None };
+    assert_eq!(reader.file(&listed).unwrap(), Err(None));
+    objects.files.clear();
+    let mut reader = Reader { pid: myself(), objects: &mut objects, root: None };
+    let found = reader.file(&listed).unwrap();
+    assert!(matches!(found, Ok(Mapping::SharedFile { object: Some(_), .. })), "{found:?}");
+}

@@ -13,6 +13,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
+use std::os::unix::fs::MetadataExt;
 
 use super::error::MemoryError;
 use super::shared::Object;
@@ -41,6 +42,26 @@ pub(super) struct Shown {
     pub(super) offset: u64,
 }
 
+/// A mapped file on a disk: which it is for stat(2), and its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KnownFile {
+    device: u64,
+    inode: u64,
+    /// Bytes.
+    pub(crate) size: u64,
+}
+
+impl KnownFile {
+    pub(crate) fn new(about: &std::fs::Metadata) -> Self {
+        Self { device: about.dev(), inode: about.ino(), size: about.len() }
+    }
+
+    /// Whether that is this file. (`/proc/PID/maps` tells other numbers of it on some file systems.)
+    pub(crate) fn is(&self, about: &std::fs::Metadata) -> bool {
+        (self.device, self.inode) == (about.dev(), about.ino())
+    }
+}
+
 /// The shared memory of a container.
 #[derive(Debug)]
 pub struct Objects {
@@ -57,8 +78,8 @@ pub struct Objects {
     newest: Option<u64>,
     /// The same at the last round that has asked who is suspect.
     newest_before: Option<u64>,
-    /// Mapped files whose path was found to lead to them: size in bytes. Asked once a migration.
-    pub(crate) files: HashMap<(ObjectKey, Vec<u8>), u64>,
+    /// Mapped files whose path was found to lead to them. Asked once a migration.
+    pub(crate) files: HashMap<(ObjectKey, Vec<u8>), KnownFile>,
     /// The container's own file systems in memory, as of this round: device and mount point.
     pub(crate) memory: HashMap<(u32, u32), Vec<u8>>,
     /// The container's System V segments, as of this round, by id.
