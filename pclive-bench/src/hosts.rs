@@ -8,7 +8,6 @@ use clap::Args;
 use pclive_tests::command::{output, workspace_binary};
 use pclive_tests::ctl::Following;
 use pclive_tests::measure::follow;
-
 use serde_json::Value;
 
 use crate::measure::with_clients;

@@ -1,8 +1,9 @@
 //! The benchmark: published workloads in containers that move between two hosts, measured from the agents' side and
 //! from the clients', by every strategy in one session.
 //!
-//! Invariants: every run has a lab of its own; a run that has ended is on disk before the next one begins; a session
-//! that is interrupted goes on where it was. The order of runs is random, but repeats with its seed.
+//! Invariants: every run fills its container anew, and has a lab of its own unless the hosts are the user's; a run that
+//! has ended is on disk before the next one begins; a session that is interrupted goes on where it was. The order of runs
+//! is random, but repeats with its seed.
 #![forbid(unsafe_code)]
 
 mod figures;
@@ -212,10 +213,10 @@ fn run(options: &RunOptions) -> Result<ExitCode> {
         }
     }
     bar.finish_and_clear();
-    session.leave()?;
     told(&options.out, store.runs())?;
     let failed = unmeasured(&store);
     failed.iter().for_each(|(setting, repetition)| println!("NOT MEASURED: {setting}, run {repetition}"));
+    session.leave()?;
     Ok(if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -102,8 +102,14 @@ const KEPT_PERCENT: f64 = 90.0;
 /// Every headline that the runs can tell.
 pub(crate) fn headlines(runs: &[Run]) -> Vec<Headline> {
     let summary = Summary::new(runs);
-    [downtime(&summary), restore(&summary).into_iter().collect(), clients(&summary), agents(&summary)]
-        .concat()
+    [
+        downtime(&summary),
+        restore(&summary).into_iter().collect(),
+        clients(&summary),
+        agents(&summary),
+        stops(&summary),
+    ]
+    .concat()
 }
 
 /// Redis whose clients ask as fast as they can, over TLS: what the aims and the plots are about.
@@ -225,6 +231,50 @@ fn agents(summary: &Summary<'_>) -> Vec<Headline> {
     headlines
 }
 
+/// What does not depend on clients: how a link is filled, and what every stop takes beside the last pages.
+fn stops(summary: &Summary<'_>) -> Vec<Headline> {
+    /// Bytes a second of the 10 Gbit/s link.
+    const LINK: f64 = 10e9 / 8.0;
+    let idle = |setting: &Setting| {
+        setting.link == Link::TenGigabit
+            && setting.channel == Channel::Tls
+            && matches!(&setting.workload, Workload::Ycsb(ycsb) if ycsb.clients == 0)
+    };
+    let large = |setting: &Setting| matches!(setting.workload, Workload::Stress { mib, .. } if mib >= 4096);
+    let first_round = |measures: &Measures| {
+        let first = measures.report.rounds.iter().find(|round| round.number == 0)?;
+        Some(first.bytes_per_second as f64 / LINK * 100.0)
+    };
+    let beside_pages = |measures: &Measures| {
+        let ledger = measures.report.ledger.as_ref()?;
+        let pages = ledger.transfer_ns.saturating_add(ledger.fill_ns);
+        Some(measures.report.downtime_ns.saturating_sub(pages) as f64 / 1e6)
+    };
+    let find_and_read = |measures: &Measures| {
+        let ledger = measures.report.ledger.as_ref()?;
+        Some(ledger.final_scan_ns.saturating_add(ledger.capture_ns) as f64 / 1e6)
+    };
+    let rate = Figure::of(globals(summary, idle).filter_map(first_round)).map(|rate| Headline {
+        what: "rate of round 0 of an idle Redis by global, of a 10 Gbit/s link, %".into(),
+        value: format!("{rate:.0}"),
+        aim: "80 or more".into(),
+        met: rate.median >= 80.0,
+    });
+    let rest = Figure::of(globals(summary, idle).filter_map(beside_pages)).map(|rest| Headline {
+        what: "downtime of an idle Redis by global without the last pages, ms".into(),
+        value: format!("{rest:.1}"),
+        aim: "less than 20".into(),
+        met: rest.median < 20.0,
+    });
+    let read = Figure::of(globals(summary, large).filter_map(find_and_read)).map(|read| Headline {
+        what: "to find the last pages of 4 GiB or more and read the kernel's state, by global, ms".into(),
+        value: format!("{read:.1}"),
+        aim: "less than 10".into(),
+        met: read.median < 10.0,
+    });
+    [rate, rest, read].into_iter().flatten().collect()
+}
+
 /// Bytes in MiB.
 pub(crate) fn mib(bytes: u64) -> f64 {
     bytes as f64 / f64::from(1 << 20)
@@ -260,6 +310,22 @@ mod tests {
         };
         assert_eq!(value("downtime, one-shot / global"), Some(("10.0", true)));
         assert_eq!(value("restore time, one-shot / global"), Some(("50", true)));
+    }
+
+    #[test]
+    fn idle_redis_and_large_memory_tell_what_every_stop_takes() {
+        let idle = Workload::Ycsb(Ycsb { records: 1000, reads_percent: 100, clients: 0, rate: None });
+        let idle = sample::run_of(idle, "global", 20, 2);
+        let idle = Run { setting: Setting { link: Link::TenGigabit, ..idle.setting.clone() }, ..idle };
+        let large = Workload::Stress { mib: 4096, pages_per_second: 1000 };
+        let headlines = headlines(&[idle, sample::run_of(large, "global", 20, 2)]);
+        let value = |what: &str| {
+            let found = headlines.iter().find(|headline| headline.what.contains(what));
+            found.map(|headline| (headline.value.as_str(), headline.met))
+        };
+        assert_eq!(value("rate of round 0"), Some(("328", true)));
+        assert_eq!(value("without the last pages"), Some(("15.5", true)));
+        assert_eq!(value("read the kernel's state"), Some(("5.0", true)));
     }
 
     #[test]
