@@ -3,9 +3,11 @@
 mod subject;
 
 use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use pclive_engine::capture::SinkError;
 use pclive_engine::memory::{AddressSpace, MemoryError, ObjectStore, Objects};
 use pclive_engine::model::layout::{ObjectKind, ObjectLayout};
@@ -15,6 +17,8 @@ use subject::{ARENA, PAGE, Subject};
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const PAGES: u64 = 24;
+/// Pages of a huge page, which is as much as one table of the kernel describes.
+const TABLE: u64 = 512;
 
 /// Two processes that share memory, and the copy of that memory.
 struct Family {
@@ -22,31 +26,37 @@ struct Family {
     objects: Objects,
     store: ObjectStore,
     copy: File,
+    pages: u64,
 }
 
 /// Both map what is at the arena's start of the first one; `path` is a file, or nothing for anonymous memory.
 fn family(path: Option<&[u8]>) -> Family {
+    family_of(PAGES, path)
+}
+
+/// Two that share so many pages.
+fn family_of(pages: u64, path: Option<&[u8]>) -> Family {
     let (mut first, mut second) = (Subject::start(), Subject::start());
-    let end = ARENA + PAGES * PAGE;
+    let end = ARENA + pages * PAGE;
     match path {
         Some(path) => {
             first.map_file(path, (ARENA, end), READ_WRITE, libc::MAP_SHARED, 0);
             second.map_file(path, (ARENA, end), READ_WRITE, libc::MAP_SHARED, 0);
         }
         None => {
-            first.map(ARENA, PAGES * PAGE, READ_WRITE, libc::MAP_SHARED);
+            first.map(ARENA, pages * PAGE, READ_WRITE, libc::MAP_SHARED);
             let link = format!("/proc/{}/map_files/{ARENA:x}-{end:x}", first.pid());
             second.map_file(link.as_bytes(), (ARENA, end), READ_WRITE, libc::MAP_SHARED, 0);
         }
     }
     let (one, two) = (first.track(), second.track());
     // An object that was changed just now is compared as a whole, which would hide what a tracker overlooks.
-    std::thread::sleep(Duration::from_millis(60));
+    next_tick();
     let copy = tempfile::tempfile().unwrap();
-    copy.set_len(PAGES * PAGE).unwrap();
+    copy.set_len(pages * PAGE).unwrap();
     let members = [(first, one), (second, two)];
     // No births, so that every page comes from the trackers.
-    Family { members, objects: Objects::watching(|| Some(1)), store: ObjectStore::new(), copy }
+    Family { members, objects: Objects::watching(|| Some(1)), store: ObjectStore::new(), copy, pages }
 }
 
 impl Family {
@@ -63,7 +73,7 @@ impl Family {
         }
         for object in self.layouts() {
             if !self.store.contains(object.id) {
-                self.store.insert(object.id, self.copy.try_clone().unwrap(), object.kind, PAGES * PAGE);
+                self.store.insert(object.id, self.copy.try_clone().unwrap(), object.kind, self.pages * PAGE);
             }
         }
         let mut batches = Vec::new();
@@ -86,7 +96,7 @@ impl Family {
     }
 
     fn assert_same(&self, member: usize) {
-        for page in 0..PAGES {
+        for page in 0..self.pages {
             let mut theirs = vec![0; PAGE as usize];
             self.copy.read_exact_at(&mut theirs, page * PAGE).unwrap();
             let ours = self.members[member].0.page(ARENA + page * PAGE).unwrap();
@@ -166,6 +176,74 @@ fn what_a_child_wrote_and_ended_unseen_is_not_lost() {
     drop(child);
     assert_eq!(pages(&family.complete_round(), ExtentKind::Data), [7]);
     family.assert_same(1);
+}
+
+/// Where a process maps the memory for a moment.
+const ELSEWHERE: u64 = ARENA + (1 << 30);
+
+impl Family {
+    /// A process maps the memory, reads all of it, writes into one page and unmaps it.
+    fn write_in_passing(&mut self, member: usize, path: &[u8], page: u64) {
+        let (subject, len) = (&mut self.members[member].0, self.pages * PAGE);
+        subject.map_file(path, (ELSEWHERE, ELSEWHERE + len), READ_WRITE, libc::MAP_SHARED, 0);
+        subject.must(libc::SYS_madvise, &[ELSEWHERE, len, libc::MADV_POPULATE_READ as u64]);
+        subject.scribble(ELSEWHERE + page * PAGE + 3, 5);
+        subject.must(libc::SYS_munmap, &[ELSEWHERE, len]);
+    }
+}
+
+/// The clock of a file system moves on, so that what happens next has another time.
+fn next_tick() {
+    std::thread::sleep(Duration::from_millis(60));
+}
+
+fn nothing_of_a_moment_is_lost(path: &[u8]) {
+    let mut family = family(Some(path));
+    family.scribble(0, 0, 12);
+    for page in [7, 3, 3, 11] {
+        family.complete_round();
+        next_tick();
+        family.complete_round();
+        next_tick();
+        assert_eq!(pages(&family.complete_round(), ExtentKind::Data), []);
+        next_tick();
+        family.write_in_passing(1, path, page);
+        assert_eq!(pages(&family.complete_round(), ExtentKind::Data), [page]);
+        family.assert_same(0);
+    }
+}
+
+#[test]
+fn what_was_written_into_a_mapping_of_a_moment_is_not_lost() {
+    let directory = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = directory.path().join("object");
+    File::create(&path).unwrap().set_len(PAGES * PAGE).unwrap();
+    nothing_of_a_moment_is_lost(path.as_os_str().as_encoded_bytes());
+}
+
+#[test]
+fn what_was_written_into_a_mapping_of_a_moment_of_a_memfd_is_not_lost() {
+    let file = File::from(memfd_create(c"object", MFdFlags::empty()).unwrap());
+    file.set_len(PAGES * PAGE).unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+    nothing_of_a_moment_is_lost(path.as_bytes());
+}
+
+#[test]
+fn what_was_written_where_nothing_had_been_touched_and_discarded_is_not_lost() {
+    let mut family = family_of(3 * TABLE, None);
+    family.scribble(0, 0, 3 * TABLE);
+    for member in [1, 0] {
+        family.complete_round();
+        next_tick();
+        family.complete_round();
+        next_tick();
+        family.scribble(member, TABLE, TABLE);
+        let (start, len, advice) = (ARENA + TABLE * PAGE, TABLE * PAGE, libc::MADV_DONTNEED as u64);
+        family.members[member].0.must(libc::SYS_madvise, &[start, len, advice]);
+        assert_eq!(pages(&family.complete_round(), ExtentKind::Data), Vec::from_iter(TABLE..2 * TABLE));
+        family.assert_same(0);
+    }
 }
 
 #[test]

@@ -30,7 +30,8 @@ pub fn sweep() {
         let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
         let Some(rest) = name.strip_prefix(PREFIX) else { continue };
         let Some(pid) = rest.split('-').next().and_then(|pid| pid.parse().ok()) else { continue };
-        let owner = std::fs::read_to_string(path.join("owner")).ok();
+        // Empty: it is just being written.
+        let owner = std::fs::read_to_string(path.join("owner")).ok().filter(|owner| !owner.is_empty());
         if owner.is_some() && start_time(pid) != owner {
             remove(&path);
         }

@@ -24,6 +24,7 @@ mod pieces;
 mod reader;
 mod shared;
 mod tracker;
+mod witness;
 
 pub use error::MemoryError;
 pub(crate) use error::errno;

@@ -8,12 +8,14 @@
 //! Which pages were written is known per address space only, so that [`Objects`] unites what every
 //! [`super::space::AddressSpace`] saw. What no address space can tell (a process that wrote and ended, or unmapped,
 //! between two rounds; write(2) into a mapped file; a punched hole) makes an object *suspect*: all of it is compared
-//! with digests of what was sent. Order of calls in a round: [`Objects::begin_round`], then `read_vmas` and
-//! [`super::space::AddressSpace::collect_shared`] for each process, then [`Objects::round`].
+//! with digests of what was sent. The object's times tell a part of that ([`super::witness`]). Order of calls in a
+//! round: [`Objects::begin_round`], then `read_vmas` and [`super::space::AddressSpace::collect_shared`] for each
+//! process, then [`Objects::round`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
 
 use super::error::MemoryError;
 use super::shared::Object;
@@ -68,6 +70,8 @@ pub struct Objects {
     table: BTreeMap<u64, Object>,
     ids: HashMap<ObjectKey, u64>,
     next_id: u64,
+    /// When this round began.
+    begun: SystemTime,
     /// Mappings seen in the rounds before this one, since the last that succeeded.
     before: HashSet<Shown>,
     /// Mappings seen in this round.
@@ -107,6 +111,7 @@ impl Objects {
             table: BTreeMap::new(),
             ids: HashMap::new(),
             next_id: 0,
+            begun: SystemTime::now(),
             before: HashSet::new(),
             now: HashSet::new(),
             births,
@@ -124,11 +129,8 @@ impl Objects {
     pub fn begin_round(&mut self) {
         self.newest = (self.births)();
         self.before.extend(self.now.drain());
-        for object in self.table.values_mut() {
-            (object.seen, object.data) = (false, None);
-            object.held &= object.is_nameless();
-            object.mapped.clear();
-        }
+        self.begun = SystemTime::now();
+        self.table.values_mut().for_each(Object::begin_round);
     }
 
     /// The id of the object behind a mapping of a process; it is opened when it is new.
@@ -145,7 +147,7 @@ impl Objects {
             }
             return Ok(*id);
         }
-        let object = Object::new(open()?, kind);
+        let object = Object::new(open()?, kind, self.begun);
         let id = self.next_id;
         self.next_id += 1;
         self.table.insert(id, object);

@@ -7,9 +7,10 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use nix::sys::stat::{major, minor};
 
 use super::digest::Digests;
@@ -17,10 +18,18 @@ use super::error::{MemoryError, errno};
 use super::payload::{MAX_EXTENTS, Payload};
 use super::ranges::RangeSet;
 use super::space::{BatchSink, SpaceStats, count};
+use super::witness::Witness;
 use crate::model::layout::ObjectKind;
 use crate::model::tree::Ownership;
 use crate::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Pid, Target};
 use crate::sys::{fcntl, process_vm};
+
+/// Memory that one thread compares at a time, bytes.
+const PIECE_BYTES: u64 = 4 << 20;
+/// What it reads in one call, bytes: stays in the core's cache.
+const READ_BYTES: usize = 256 << 10;
+/// Threads that compare, at most: more than these fill the machine's path to memory.
+const MAX_COMPARERS: usize = 8;
 
 /// An object that is open.
 #[derive(Debug)]
@@ -41,14 +50,15 @@ pub(super) struct Object {
     pub(super) dirty: RangeSet,
     /// Somebody may have written unseen.
     pub(super) suspect: bool,
-    /// Size and modification time when the contents were last taken to be known.
-    stamp: Option<(u64, i64, i64)>,
+    witness: Witness,
     sent: Digests,
 }
 
 impl Object {
-    pub(super) fn new(file: File, kind: ObjectKind) -> Self {
+    /// `begun`: when the listing of mappings began, in the course of which it was found.
+    pub(super) fn new(file: File, kind: ObjectKind, begun: SystemTime) -> Self {
         Self {
+            witness: Witness::new(&file, begun),
             file,
             kind,
             seen: true,
@@ -58,9 +68,16 @@ impl Object {
             mapped: RangeSet::new(),
             dirty: RangeSet::new(),
             suspect: false,
-            stamp: None,
             sent: Digests::default(),
         }
+    }
+
+    /// Before the mappings of a round are listed.
+    pub(super) fn begin_round(&mut self) {
+        (self.seen, self.data) = (false, None);
+        self.held &= self.is_nameless();
+        self.mapped.clear();
+        self.suspect |= self.witness.sees_access(&self.file);
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -122,17 +139,6 @@ impl Object {
         MemoryError::Proc { pid, name: format!("shared memory ({:?})", self.kind), source: errno(error) }
     }
 
-    /// True if the contents may have been changed other than through a mapping: by write(2) or, in anonymous memory
-    /// too, by a hole (whose pages a later read fills with zeros, unseen by any tracker). Asked before they are read.
-    fn touched(&mut self) -> bool {
-        // Not the time of modification, which programs can put back.
-        let stamp = self.file.metadata().ok().map(|m| (m.len(), m.ctime(), m.ctime_nsec()));
-        let touched = stamp.is_none() || stamp != self.stamp;
-        // A change in the same tick of the clock as the last one would leave the same time behind.
-        self.stamp = stamp.filter(|(_, seconds, nanoseconds)| is_past(*seconds, *nanoseconds));
-        touched
-    }
-
     pub(super) fn round(
         &mut self,
         id: u64,
@@ -142,7 +148,7 @@ impl Object {
     ) -> Result<(), MemoryError> {
         let begun = Instant::now();
         let nobody = Pid(std::process::id().cast_signed());
-        self.suspect |= self.touched();
+        self.suspect |= self.witness.sees_change(&self.file);
         let mut data = self.data(nobody)?.clone();
         if self.kind.is_stored() {
             data = data.intersection(&self.mapped);
@@ -155,7 +161,7 @@ impl Object {
         let sent = self.sent.pages();
         self.dirty = self.dirty.union(&data.difference(&sent)).intersection(&data);
         if self.suspect {
-            let changed = self.changed(&data.difference(&self.dirty), batch_bytes)?;
+            let changed = self.changed(&data.difference(&self.dirty))?;
             self.dirty = self.dirty.union(&changed);
             self.suspect = false;
         }
@@ -167,24 +173,37 @@ impl Object {
         Ok(())
     }
 
-    /// Which of `pages` differ from what was sent.
-    fn changed(&self, pages: &RangeSet, batch_bytes: usize) -> Result<RangeSet, MemoryError> {
-        let mut changed = RangeSet::new();
-        let mut buffer = bytes::BytesMut::with_capacity(batch_bytes.max(PAGE_SIZE as usize));
-        for (start, end) in pages.iter() {
-            let mut at = start;
-            while at < end {
-                buffer.clear();
-                let next = self.read(at, end, &mut buffer)?;
-                self.sent.compare(at, &buffer, &mut changed);
-                at = next;
+    /// Which of `pages` differ from what was sent. Every core takes part: the container may stand still meanwhile.
+    fn changed(&self, pages: &RangeSet) -> Result<RangeSet, MemoryError> {
+        let pieces: Vec<(u64, u64)> = pages.iter().flat_map(pieces).collect();
+        let next = AtomicUsize::new(0);
+        let compare = || {
+            let mut changed = RangeSet::new();
+            let mut buffer = BytesMut::with_capacity(READ_BYTES);
+            while let Some(&(start, end)) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let mut at = start;
+                while at < end {
+                    buffer.clear();
+                    let read = self.read(at, end, &mut buffer)?;
+                    self.sent.compare(at, &buffer, &mut changed);
+                    at = read;
+                }
             }
-        }
-        Ok(changed)
+            Ok(changed)
+        };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_COMPARERS);
+        std::thread::scope(|scope| {
+            let others: Vec<_> = (1..cores.min(pieces.len())).map(|_| scope.spawn(compare)).collect();
+            let own = compare();
+            others.into_iter().fold(own, |all: Result<RangeSet, MemoryError>, other| {
+                let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                Ok(all?.union(&other?))
+            })
+        })
     }
 
     /// Reads whole pages from `start` towards `end`, as many as fit; what is behind the end of a file is zero.
-    fn read(&self, start: u64, end: u64, buffer: &mut bytes::BytesMut) -> Result<u64, MemoryError> {
+    fn read(&self, start: u64, end: u64, buffer: &mut BytesMut) -> Result<u64, MemoryError> {
         let room = (buffer.capacity() - buffer.len()) as u64 / PAGE_SIZE * PAGE_SIZE;
         let len = room.min(end - start);
         let past = buffer.len() + usize::try_from(len).unwrap_or(0);
@@ -267,17 +286,15 @@ impl Object {
     }
 }
 
+/// A range in parts for one thread each.
+fn pieces((start, end): (u64, u64)) -> impl Iterator<Item = (u64, u64)> {
+    let step = usize::try_from(PIECE_BYTES).unwrap_or(usize::MAX);
+    (start..end).step_by(step).map(move |at| (at, end.min(at + PIECE_BYTES)))
+}
+
 /// Owner and permissions of a file.
 fn ownership(metadata: &std::fs::Metadata) -> Ownership {
     Ownership { mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() }
-}
-
-/// True if a time of the file system is so long ago that its clock has moved on.
-fn is_past(seconds: i64, nanoseconds: i64) -> bool {
-    const TICK: Duration = Duration::from_millis(50);
-    let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
-    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since);
-    age.is_ok_and(|age| age > TICK)
 }
 
 /// The page-aligned parts of a file that hold data.
@@ -303,6 +320,7 @@ pub(super) fn data_ranges(file: &File, size: u64) -> std::io::Result<RangeSet> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
+    use std::time::Duration;
 
     use super::super::object::{ObjectKey, Objects};
     use super::super::object_store::ObjectStore;

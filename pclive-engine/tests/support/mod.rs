@@ -73,9 +73,12 @@ impl Created {
         assert!(self.runc().args(["start", &self.id]).status().unwrap().success());
     }
 
-    /// What the container has printed so far.
+    /// The lines that the container has printed so far. One that it is about to print is left out: where it lies
+    /// across pages of the file, a reader can see a part of it.
     pub(crate) fn output(&self) -> String {
-        fs::read_to_string(self.directory.path().join("output")).unwrap()
+        let mut text = fs::read_to_string(self.directory.path().join("output")).unwrap();
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        text
     }
 }
 
