@@ -210,6 +210,12 @@ impl Host {
         Ok(only_child(agent.as_ref().context("no agent runs")?)?.as_raw())
     }
 
+    /// The name of what the kernel's tracer keeps of this host: the lab's, and its own.
+    pub(crate) fn trace_name(&self) -> String {
+        let lab = self.directory.parent().and_then(Path::file_name).unwrap_or_default();
+        format!("{}-{}", lab.display(), self.name())
+    }
+
     /// The directory of its agent's journal.
     pub fn journal(&self) -> PathBuf {
         self.directory.join("state/migrations")

@@ -1,11 +1,14 @@
 //! What a lab leaves when its process was killed: a directory and empty cgroups. The next lab removes them.
 //!
 //! A lab's directory is `/tmp/pclive-lab-PID-N`, with the start time of the process PID in the file `owner`; its
-//! cgroups are `/pclive-lab-PID-N` in every hierarchy. They are removed when that process is gone.
+//! cgroups are `/pclive-lab-PID-N` in every hierarchy, its instances of the kernel's tracer `pclive-lab-PID-N-HOST`. They
+//! are removed when that process is gone.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+
+use crate::syscalls::INSTANCES;
 
 /// Where labs keep their files.
 const BASE: &str = "/tmp";
@@ -38,9 +41,17 @@ pub fn sweep() {
     }
 }
 
-/// Removes a lab's directory and its cgroups. Nothing may run in them any more.
+/// Removes a lab's directory, its cgroups and its traces. Nothing may run in them any more.
 pub fn remove(lab: &Path) {
-    if let Some(name) = lab.file_name() {
+    if let Some(name) = lab.file_name().and_then(|name| name.to_str()) {
+        let own = |path: &PathBuf| {
+            let instance = path.file_name().and_then(|instance| instance.to_str());
+            instance
+                .and_then(|instance| instance.strip_prefix(name))
+                .is_some_and(|rest| rest.starts_with('-'))
+        };
+        let traces = children(Path::new(INSTANCES));
+        traces.iter().filter(|path| own(path)).for_each(|instance| drop(std::fs::remove_dir(instance)));
         let hierarchies = children(Path::new(CGROUPS)).into_iter().chain([PathBuf::from(CGROUPS)]);
         hierarchies.map(|hierarchy| hierarchy.join(name)).for_each(|cgroup| remove_cgroup(&cgroup));
     }

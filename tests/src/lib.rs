@@ -27,6 +27,7 @@ pub mod node;
 pub mod random;
 pub mod remains;
 pub mod rootfs;
+pub mod syscalls;
 pub mod wait;
 pub mod workload;
 

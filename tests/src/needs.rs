@@ -14,7 +14,15 @@ const LAB: [&str; 6] = ["runc", "ip", "tc", "nsenter", "unshare", "mount"];
 /// # Panics
 /// When something is missing and `CI=true`: a pipeline must not pass by skipping.
 pub fn met(programs: &[&str]) -> bool {
-    let Err(missing) = check(programs) else { return true };
+    allows(check(programs))
+}
+
+/// The same for what a test needs beside the lab.
+///
+/// # Panics
+/// As [`met`].
+pub fn allows(there: Result<()>) -> bool {
+    let Err(missing) = there else { return true };
     let ci = std::env::var("CI").is_ok_and(|value| value == "true");
     assert!(!ci, "this test cannot run here, and CI=true forbids skipping it: {missing}");
     eprintln!("NOT TESTED: {missing}");

@@ -1,5 +1,6 @@
 //! Migrations end to end: two agents on two hosts, real containers, real workloads, clients that watch.
 
+mod budget;
 mod cancel;
 mod clients;
 mod closing;
