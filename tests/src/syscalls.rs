@@ -18,8 +18,8 @@ use crate::host::Host;
 const TRACING: &str = "/sys/kernel/tracing";
 /// Where every instance of it has a directory.
 pub(crate) const INSTANCES: &str = "/sys/kernel/tracing/instances";
-/// What an instance may record, for each CPU: some hundred thousand calls.
-const BUFFER_KIB: u32 = 16 << 10;
+/// What an instance may record on all CPUs together: some hundred thousand calls.
+const BUFFER_KIB: usize = 32 << 10;
 /// Calls that wait for others, or wake them.
 const WAITING: [Sysno; 10] = [
     Sysno::futex,
@@ -58,31 +58,46 @@ impl Recorder {
         PathBuf::from(format!("/proc/{}/root{TRACING}", host.node().pid()))
     }
 
-    /// Begins to record the calls of the host's agent.
+    /// Gets ready to record the calls of the host's agent.
     ///
     /// # Errors
     /// When no agent runs there, or the tracer cannot be set up; [`Self::available`] tells whether it is there at all.
-    pub fn start(host: &Host) -> Result<Self> {
+    pub fn prepare(host: &Host) -> Result<Self> {
         let threads = fs::read_dir(format!("/proc/{}/task", host.agent_pid()?))?;
         let threads: Vec<String> =
             threads.flatten().map(|thread| thread.file_name().to_string_lossy().into_owned()).collect();
         let recorder = Self { instance: Self::tracing(host).join("instances").join(host.trace_name()) };
         fs::create_dir(&recorder.instance).context("cannot make an instance of the tracer")?;
         recorder.write("tracing_on", "0")?;
-        recorder.write("buffer_size_kb", &BUFFER_KIB.to_string())?;
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        recorder.write("buffer_size_kb", &BUFFER_KIB.div_ceil(cpus).to_string())?;
         recorder.write("options/event-fork", "1")?;
         recorder.write("set_event_pid", &threads.join(" "))?;
         recorder.write("events/raw_syscalls/sys_enter/enable", "1")?;
-        recorder.write("tracing_on", "1")?;
         Ok(recorder)
     }
 
-    /// Ends the recording; what was recorded.
+    /// Records from now on.
     ///
     /// # Errors
-    /// When it was more than the kernel has kept, or cannot be read.
-    pub fn finish(self) -> Result<Calls> {
-        self.write("tracing_on", "0")?;
+    /// When the tracer cannot be switched on.
+    pub fn start(&self) -> Result<()> {
+        self.write("tracing_on", "1")
+    }
+
+    /// Records no more.
+    ///
+    /// # Errors
+    /// When the tracer cannot be switched off.
+    pub fn stop(&self) -> Result<()> {
+        self.write("tracing_on", "0")
+    }
+
+    /// What was recorded until [`Self::stop`].
+    ///
+    /// # Errors
+    /// When it was nothing, or more than the kernel has kept, or cannot be read.
+    pub fn calls(&self) -> Result<Calls> {
         for cpu in fs::read_dir(self.instance.join("per_cpu"))? {
             let stats = fs::read_to_string(cpu?.path().join("stats"))?;
             let lost =
@@ -90,10 +105,10 @@ impl Recorder {
             ensure!(lost.clone().all(|line| line.ends_with(": 0")), "calls were lost: {stats}");
         }
         let text = fs::read_to_string(self.instance.join("trace")).context("cannot read the trace")?;
-        Ok(Calls(text.lines().filter_map(call).fold(BTreeMap::new(), |mut calls, call| {
-            *calls.entry(call).or_default() += 1;
-            calls
-        })))
+        let mut calls = BTreeMap::new();
+        text.lines().filter_map(call).for_each(|call| *calls.entry(call).or_default() += 1);
+        ensure!(!calls.is_empty(), "no call was recorded: the agent's threads have other ids for the tracer");
+        Ok(Calls(calls))
     }
 
     fn write(&self, file: &str, text: &str) -> Result<()> {

@@ -19,6 +19,7 @@ use super::thread::{Frame, Outside};
 use super::tracked::Tracked;
 use super::tree::TreeProcess;
 use crate::fault::{self, Point};
+use crate::memory::Task;
 use crate::memory::contents::{self, Contents, Unwanted};
 use crate::memory::ranges::RangeSet;
 use crate::model::{Blocker, FinalState, Layout, Pid, ProcessState, Vpid};
@@ -222,7 +223,7 @@ impl<'a> Frozen<'a> {
             stats.add(&part);
             tracked.space.collect_shared(vmas, &mut self.source.objects)?;
         }
-        stats.add(&round::objects(self.source, sink)?);
+        stats.add(&round::objects(self.source, Task::IsStopped, sink)?);
         Ok(stats)
     }
 

@@ -10,7 +10,7 @@ use super::sink::{RoundStats, Sink};
 use super::source::Source;
 use super::tree::TreeProcess;
 use super::vmas::{self, ProcessVmas};
-use crate::memory::{Objects, SpaceStats};
+use crate::memory::{Objects, SpaceStats, Task};
 use crate::model::terminal::number_of_device;
 use crate::model::{Blocker, Layout, Pid, ProcessLayout, Vma, Vpid};
 use crate::sys::kcmp;
@@ -132,11 +132,13 @@ pub(super) fn hold(
 }
 
 /// Sends what is new in the shared memory objects.
-pub(super) fn objects(source: &mut Source, sink: &mut dyn Sink) -> Result<SpaceStats, CaptureError> {
+pub(super) fn objects(
+    source: &mut Source,
+    task: Task,
+    sink: &mut dyn Sink,
+) -> Result<SpaceStats, CaptureError> {
     let batch_bytes = source.options.batch_bytes;
-    let stats = source.objects.round(batch_bytes, source.strangers, &mut |batch| sink.batch(batch))?;
-    source.strangers = false;
-    Ok(stats)
+    Ok(source.objects.round(task, batch_bytes, &mut |batch| sink.batch(batch))?)
 }
 
 /// A child of vfork(2) that has not executed its program yet: it lives in its parent's memory, for a moment.

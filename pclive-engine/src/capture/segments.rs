@@ -1,10 +1,8 @@
 //! System V IPC of the container: segments are carried, semaphores and message queues refused.
 //!
-//! The calling thread enters the container's IPC namespace for a moment and comes back. It is no thread of its own: its
-//! birth would look like that of a process that may have written shared memory, all of which would be compared again
-//! while the container stands still. Segments that a process has attached are read through that mapping; one that nobody
-//! has is attached here for an instant, which shows in its times alone. Kernel: `/proc/sysvipc` speaks of the reader's
-//! namespace, setns(2) of IPC moves one thread.
+//! The calling thread enters the container's IPC namespace for a moment and comes back. Segments that a process has
+//! attached are read through that mapping; one that nobody has is attached here for an instant, which shows in its times
+//! alone. Kernel: `/proc/sysvipc` speaks of the reader's namespace, setns(2) of IPC moves one thread.
 
 use std::fs::File;
 use std::io;

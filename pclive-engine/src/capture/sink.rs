@@ -58,6 +58,8 @@ pub struct RoundStats {
     pub descriptors: u32,
     /// Time spent scanning for written pages.
     pub scan: Duration,
+    /// What a stop scans beside that, by estimate.
+    pub stop_scan: Duration,
     /// Time spent reading pages and handing them to the sink.
     pub read: Duration,
 }
@@ -69,6 +71,7 @@ impl RoundStats {
         self.zero_pages += stats.zero_pages;
         self.hole_pages += stats.hole_pages;
         self.scan += stats.scan;
+        self.stop_scan += stats.stop_scan;
         self.read += stats.read;
     }
 }

@@ -17,7 +17,7 @@ use super::tracked::Tracked;
 use super::tree::{self, TreeProcess};
 use super::{CaptureError, check, stop};
 use crate::fault::{self, Point};
-use crate::memory::Objects;
+use crate::memory::{Objects, Task};
 use crate::model::{Blocker, Deadline, Pid, Vpid};
 
 /// How long a vfork child gets before the next attempt to stop everything.
@@ -59,8 +59,6 @@ pub struct Source {
     /// How many address spaces each process (id and start time) has had.
     pub(super) generations: HashMap<(Pid, u64), u32>,
     pub(super) objects: Objects,
-    /// Somebody may have written shared memory unseen since the last round: a process came, went, or executed.
-    pub(super) strangers: bool,
     pub(super) cpus: CpuSet,
     /// What threads were in when they were stopped.
     calls: InterruptedCalls,
@@ -80,7 +78,6 @@ impl Source {
             tracked: HashMap::new(),
             generations: HashMap::new(),
             objects: Objects::new(),
-            strangers: false,
             cpus: CpuSet::of(init),
             calls: InterruptedCalls::default(),
             freezer: None,
@@ -143,13 +140,12 @@ impl Source {
                 // It has ended or executed a program; the next round sees which.
                 Err(error) if error.is_gone() => {
                     self.tracked.remove(&pid);
-                    self.strangers = true;
                 }
                 Err(error) => return Err(error.into()),
             }
         }
         fault::reached(Point::SourcePagesSent);
-        stats.add(&round::objects(self, sink)?);
+        stats.add(&round::objects(self, Task::Runs, sink)?);
         // Looked for while the container runs, so that the stop need not.
         self.freezer = Freezer::find(self.init, &tree).ok();
         Ok(stats)
@@ -223,7 +219,6 @@ impl Source {
             return Ok(());
         }
         self.tracked.remove(&process.pid);
-        self.strangers = true;
         let tracked = start(process)?;
         *self.generations.entry((process.pid, process.start_time)).or_default() += 1;
         self.tracked.insert(process.pid, tracked);
@@ -233,9 +228,7 @@ impl Source {
     pub(super) fn forget_ended(&mut self, tree: &[TreeProcess]) {
         let lives =
             |pid: Pid, start_time: u64| tree.iter().any(|p| p.pid == pid && p.start_time == start_time);
-        let before = self.tracked.len();
         self.tracked.retain(|pid, tracked| lives(*pid, tracked.start_time));
-        self.strangers |= self.tracked.len() != before;
         self.generations.retain(|(pid, start_time), _| lives(*pid, *start_time));
     }
 }

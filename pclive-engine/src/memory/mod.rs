@@ -24,7 +24,6 @@ mod pieces;
 mod reader;
 mod shared;
 mod tracker;
-mod witness;
 
 pub use error::MemoryError;
 pub(crate) use error::errno;
@@ -33,5 +32,5 @@ pub use fill_error::FillError;
 pub use object::Objects;
 pub use object_store::ObjectStore;
 pub use pending::SharedWrites;
-pub use space::{AddressSpace, SpaceStats};
+pub use space::{AddressSpace, SpaceStats, Task};
 pub use staging::{Staging, StagingError};

@@ -7,22 +7,21 @@
 //!
 //! Which pages were written is known per address space only, so that [`Objects`] unites what every
 //! [`super::space::AddressSpace`] saw. What no address space can tell (a process that wrote and ended, or unmapped,
-//! between two rounds; write(2) into a mapped file; a punched hole) makes an object *suspect*: all of it is compared
-//! with digests of what was sent. The object's times tell a part of that ([`super::witness`]). Order of calls in a
-//! round: [`Objects::begin_round`], then `read_vmas` and [`super::space::AddressSpace::collect_shared`] for each
-//! process, then [`Objects::round`].
+//! between two rounds; write(2) into a mapped file; a punched hole) is found by comparing the whole object with digests
+//! of what was sent: in a round if its time of change tells so, and always when the container is stopped, because not
+//! every store changes that time. Order of calls in a round: [`Objects::begin_round`], then `read_vmas` and
+//! [`super::space::AddressSpace::collect_shared`] for each process, then [`Objects::round`].
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
-use std::time::SystemTime;
 
 use super::error::MemoryError;
 use super::shared::Object;
-use super::space::{BatchSink, SpaceStats};
+use super::space::{BatchSink, SpaceStats, Task};
+use crate::model::Pid;
 use crate::model::layout::{ObjectKind, ObjectLayout};
 use crate::model::tree::Segment;
-use crate::model::{Pid, Vpid};
 use crate::sys::fcntl;
 
 /// What tells one object from another while it is open.
@@ -32,16 +31,6 @@ pub enum ObjectKey {
     File((u32, u32), u64),
     /// A System V segment by its id, which is its inode too and may be that of another file of the same device.
     Segment(i32),
-}
-
-/// A process shows a part of an object.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Shown {
-    pub(super) object: u64,
-    pub(super) vpid: Vpid,
-    pub(super) start: u64,
-    pub(super) end: u64,
-    pub(super) offset: u64,
 }
 
 /// A mapped file on a disk: which it is for stat(2), and its size.
@@ -65,23 +54,11 @@ impl KnownFile {
 }
 
 /// The shared memory of a container.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Objects {
     table: BTreeMap<u64, Object>,
     ids: HashMap<ObjectKey, u64>,
     next_id: u64,
-    /// When this round began.
-    begun: SystemTime,
-    /// Mappings seen in the rounds before this one, since the last that succeeded.
-    before: HashSet<Shown>,
-    /// Mappings seen in this round.
-    now: HashSet<Shown>,
-    /// Tells a number that changes whenever a process is born; `None` when that is not known.
-    births: fn() -> Option<u64>,
-    /// The same when this round began.
-    newest: Option<u64>,
-    /// The same at the last round that has asked who is suspect.
-    newest_before: Option<u64>,
     /// Mapped files whose path was found to lead to them. Asked once a migration.
     pub(crate) files: HashMap<(ObjectKey, Vec<u8>), KnownFile>,
     /// The container's own file systems in memory, as of this round: device and mount point.
@@ -92,45 +69,19 @@ pub struct Objects {
     pub(crate) lists_segments: bool,
 }
 
-impl Default for Objects {
-    fn default() -> Self {
-        Self::watching(newest_id)
-    }
-}
-
 impl Objects {
-    /// An empty table that watches this machine's process ids for births.
+    /// An empty table.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty table; `births` tells a number that changes whenever a process is born that could map the shared
-    /// memory, `None` when that is not known.
-    pub fn watching(births: fn() -> Option<u64>) -> Self {
-        Self {
-            table: BTreeMap::new(),
-            ids: HashMap::new(),
-            next_id: 0,
-            begun: SystemTime::now(),
-            before: HashSet::new(),
-            now: HashSet::new(),
-            births,
-            newest: None,
-            newest_before: None,
-            files: HashMap::new(),
-            memory: HashMap::new(),
-            segments: HashMap::new(),
-            lists_segments: false,
-        }
-    }
-
-    /// Starts a round: forgets which mappings and objects were seen. To be called before the container's processes
-    /// are listed: a process that is born later than that and ends before the next round is suspected.
+    /// Starts a round: forgets which mappings and objects were seen.
     pub fn begin_round(&mut self) {
-        self.newest = (self.births)();
-        self.before.extend(self.now.drain());
-        self.begun = SystemTime::now();
-        self.table.values_mut().for_each(Object::begin_round);
+        for object in self.table.values_mut() {
+            (object.seen, object.data) = (false, None);
+            object.held &= object.is_nameless();
+            object.mapped.clear();
+        }
     }
 
     /// The id of the object behind a mapping of a process; it is opened when it is new.
@@ -147,7 +98,7 @@ impl Objects {
             }
             return Ok(*id);
         }
-        let object = Object::new(open()?, kind, self.begun);
+        let object = Object::new(open()?, kind);
         let id = self.next_id;
         self.next_id += 1;
         self.table.insert(id, object);
@@ -225,13 +176,16 @@ impl Objects {
         self.table.get(&id).map(|object| &object.file)
     }
 
-    /// Notes a mapping and returns the parts of the object that it shows and that hold data.
-    pub(super) fn shown(&mut self, pid: Pid, shown: Shown) -> Result<Vec<(u64, u64)>, MemoryError> {
-        self.now.insert(shown);
-        let Some(object) = self.table.get_mut(&shown.object) else { return Ok(Vec::new()) };
-        let end = shown.offset.saturating_add(shown.end - shown.start);
-        object.mapped.insert(shown.offset, end);
-        Ok(object.data(pid)?.within(shown.offset, end).collect())
+    /// Notes that a mapping shows `start..end` of an object; the parts of it that hold data.
+    pub(super) fn shown(
+        &mut self,
+        pid: Pid,
+        (id, start, end): (u64, u64, u64),
+    ) -> Result<Vec<(u64, u64)>, MemoryError> {
+        if let Some(object) = self.table.get_mut(&id) {
+            object.mapped.insert(start, end);
+        }
+        self.held(pid, (id, start, end))
     }
 
     /// The parts of `start..end` of an object that hold data, as of this round.
@@ -251,35 +205,20 @@ impl Objects {
         }
     }
 
-    /// Sends what is new in every object that is mapped, each once. `strangers`: a process or address space has come
-    /// or gone since the last round, so that everything is suspect; so it is after any birth on this machine.
+    /// Sends what is new in every object, each once. Of a stopped container that is everything that the last rounds have
+    /// not sent, however it was written.
     ///
     /// On an error the next round sends what this one did not.
     pub fn round(
         &mut self,
+        task: Task,
         batch_bytes: usize,
-        strangers: bool,
         out: &mut BatchSink<'_>,
     ) -> Result<SpaceStats, MemoryError> {
-        for lost in self.before.difference(&self.now) {
-            if let Some(object) = self.table.get_mut(&lost.object) {
-                object.suspect = true;
-            }
-        }
-        self.before.clear();
-        let strangers = strangers || self.newest.is_none() || self.newest != self.newest_before;
-        self.newest_before = self.newest;
-        self.table.values_mut().for_each(|object| object.suspect |= strangers);
         let mut stats = SpaceStats::default();
         for (id, object) in &mut self.table {
-            object.round(*id, batch_bytes, &mut stats, out)?;
+            object.round(*id, task, batch_bytes, &mut stats, out)?;
         }
         Ok(stats)
     }
-}
-
-/// The id of the last process or thread that was born, from `/proc/loadavg`.
-fn newest_id() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/loadavg").ok()?;
-    text.split_ascii_whitespace().nth(4)?.parse().ok()
 }

@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use nix::sys::stat::{major, minor};
@@ -17,8 +18,7 @@ use super::digest::Digests;
 use super::error::{MemoryError, errno};
 use super::payload::{MAX_EXTENTS, Payload};
 use super::ranges::RangeSet;
-use super::space::{BatchSink, SpaceStats, count};
-use super::witness::Witness;
+use super::space::{BatchSink, SpaceStats, Task, count};
 use crate::model::layout::ObjectKind;
 use crate::model::tree::Ownership;
 use crate::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Pid, Target};
@@ -30,6 +30,34 @@ const PIECE_BYTES: u64 = 4 << 20;
 const READ_BYTES: usize = 256 << 10;
 /// Threads that compare, at most: more than these fill the machine's path to memory.
 const MAX_COMPARERS: usize = 8;
+
+/// How many threads compare.
+fn comparers() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from).min(MAX_COMPARERS))
+}
+
+/// How fast one thread reads pages and takes their digests.
+#[derive(Debug, Default)]
+struct Pace {
+    pages: u64,
+    time: Duration,
+}
+
+impl Pace {
+    fn add(&mut self, pages: u64, time: Duration) {
+        self.pages = self.pages.saturating_add(pages);
+        self.time = self.time.saturating_add(time);
+    }
+
+    /// What comparing so many pages will take.
+    fn time_for(&self, pages: u64) -> Duration {
+        let threads = if pages > PIECE_BYTES / PAGE_SIZE { comparers() as u128 } else { 1 };
+        let all = self.time.as_nanos().saturating_mul(u128::from(pages));
+        let nanoseconds = all / u128::from(self.pages.max(1)) / threads;
+        Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
+    }
+}
 
 /// An object that is open.
 #[derive(Debug)]
@@ -48,17 +76,15 @@ pub(super) struct Object {
     pub(super) mapped: RangeSet,
     /// Written, as far as address spaces can tell, and not yet sent.
     pub(super) dirty: RangeSet,
-    /// Somebody may have written unseen.
-    pub(super) suspect: bool,
-    witness: Witness,
+    /// Size and time of change when the contents were last taken to be known.
+    stamp: Option<(u64, i64, i64)>,
     sent: Digests,
+    pace: Pace,
 }
 
 impl Object {
-    /// `begun`: when the listing of mappings began, in the course of which it was found.
-    pub(super) fn new(file: File, kind: ObjectKind, begun: SystemTime) -> Self {
+    pub(super) fn new(file: File, kind: ObjectKind) -> Self {
         Self {
-            witness: Witness::new(&file, begun),
             file,
             kind,
             seen: true,
@@ -67,17 +93,10 @@ impl Object {
             data: None,
             mapped: RangeSet::new(),
             dirty: RangeSet::new(),
-            suspect: false,
+            stamp: None,
             sent: Digests::default(),
+            pace: Pace::default(),
         }
-    }
-
-    /// Before the mappings of a round are listed.
-    pub(super) fn begin_round(&mut self) {
-        (self.seen, self.data) = (false, None);
-        self.held &= self.is_nameless();
-        self.mapped.clear();
-        self.suspect |= self.witness.sees_access(&self.file);
     }
 
     pub(super) fn size(&self) -> u64 {
@@ -139,16 +158,30 @@ impl Object {
         MemoryError::Proc { pid, name: format!("shared memory ({:?})", self.kind), source: errno(error) }
     }
 
+    /// True if the time of change tells that the contents may have been changed other than through a mapping: by write(2)
+    /// or, in anonymous memory too, by a hole (whose pages a later read fills with zeros, unseen by any tracker). Asked
+    /// before they are read. It is not the whole truth: who maps a file, reads a page and then stores into it changes no
+    /// time, and a long write(2) sets it when it begins (mm/shmem.c, mm/filemap.c).
+    fn touched(&mut self) -> bool {
+        // Not the time of modification, which programs can put back.
+        let stamp = self.file.metadata().ok().map(|m| (m.len(), m.ctime(), m.ctime_nsec()));
+        let touched = stamp.is_none() || stamp != self.stamp;
+        // A change in the same tick of the clock as the last one would leave the same time behind.
+        self.stamp = stamp.filter(|(_, seconds, nanoseconds)| is_past(*seconds, *nanoseconds));
+        touched
+    }
+
     pub(super) fn round(
         &mut self,
         id: u64,
+        task: Task,
         batch_bytes: usize,
         stats: &mut SpaceStats,
         out: &mut BatchSink<'_>,
     ) -> Result<(), MemoryError> {
         let begun = Instant::now();
         let nobody = Pid(std::process::id().cast_signed());
-        self.suspect |= self.witness.sees_change(&self.file);
+        let compare = self.touched() || task == Task::IsStopped;
         let mut data = self.data(nobody)?.clone();
         if self.kind.is_stored() {
             data = data.intersection(&self.mapped);
@@ -160,10 +193,11 @@ impl Object {
         }
         let sent = self.sent.pages();
         self.dirty = self.dirty.union(&data.difference(&sent)).intersection(&data);
-        if self.suspect {
-            let changed = self.changed(&data.difference(&self.dirty))?;
-            self.dirty = self.dirty.union(&changed);
-            self.suspect = false;
+        let known = data.difference(&self.dirty);
+        if compare {
+            self.dirty = self.dirty.union(&self.changed(&known)?);
+        } else {
+            stats.stop_scan += self.pace.time_for(known.pages());
         }
         stats.scan += begun.elapsed();
         let begun = Instant::now();
@@ -191,9 +225,13 @@ impl Object {
             }
             Ok(changed)
         };
-        let cores = std::thread::available_parallelism().map_or(1, usize::from).min(MAX_COMPARERS);
+        if pieces.len() <= 1 {
+            return compare();
+        }
         std::thread::scope(|scope| {
-            let others: Vec<_> = (1..cores.min(pieces.len())).map(|_| scope.spawn(compare)).collect();
+            // A thread that cannot be started is one that does not help.
+            let start = |_| std::thread::Builder::new().spawn_scoped(scope, compare).ok();
+            let others: Vec<_> = (1..comparers().min(pieces.len())).filter_map(start).collect();
             let own = compare();
             others.into_iter().fold(own, |all: Result<RangeSet, MemoryError>, other| {
                 let other = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -273,6 +311,7 @@ impl Object {
     }
 
     fn read_into(&mut self, start: u64, end: u64, payload: &mut Payload) -> Result<(), MemoryError> {
+        let begun = Instant::now();
         let mut at = start;
         while at < end {
             let from = payload.buffer().len();
@@ -282,6 +321,7 @@ impl Object {
             at = next;
         }
         payload.took(start, end);
+        self.pace.add((end - start) / PAGE_SIZE, begun.elapsed());
         Ok(())
     }
 }
@@ -295,6 +335,14 @@ fn pieces((start, end): (u64, u64)) -> impl Iterator<Item = (u64, u64)> {
 /// Owner and permissions of a file.
 fn ownership(metadata: &std::fs::Metadata) -> Ownership {
     Ownership { mode: metadata.mode() & 0o7777, uid: metadata.uid(), gid: metadata.gid() }
+}
+
+/// True if a time of the file system is so long ago that its clock has moved on.
+fn is_past(seconds: i64, nanoseconds: i64) -> bool {
+    const TICK: Duration = Duration::from_millis(50);
+    let since = Duration::new(seconds.try_into().unwrap_or(0), nanoseconds.try_into().unwrap_or(0));
+    let age = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH + since);
+    age.is_ok_and(|age| age > TICK)
 }
 
 /// The page-aligned parts of a file that hold data.
@@ -320,7 +368,6 @@ pub(super) fn data_ranges(file: &File, size: u64) -> std::io::Result<RangeSet> {
 #[cfg(test)]
 mod tests {
     use std::io::Write;
-    use std::time::Duration;
 
     use super::super::object::{ObjectKey, Objects};
     use super::super::object_store::ObjectStore;
@@ -337,11 +384,11 @@ mod tests {
     impl Carried {
         fn new() -> Self {
             let (file, copy) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
-            Self { objects: Objects::watching(|| Some(1)), file, store: ObjectStore::default(), copy }
+            Self { objects: Objects::new(), file, store: ObjectStore::default(), copy }
         }
 
         /// One round; `between` is what a program does after the layout was told.
-        fn round(&mut self, between: impl FnOnce(&mut File)) {
+        fn round(&mut self, between: impl FnOnce(&mut File)) -> SpaceStats {
             self.objects.begin_round();
             let open = || Ok(self.file.try_clone().unwrap());
             let key = ObjectKey::File((0, 1), 7);
@@ -360,7 +407,7 @@ mod tests {
                 store.fill(&batch).unwrap();
                 Ok(())
             };
-            self.objects.round(1 << 16, false, &mut fill).unwrap();
+            self.objects.round(Task::Runs, 1 << 16, &mut fill).unwrap()
         }
 
         fn assert_same(&self) {
@@ -372,6 +419,16 @@ mod tests {
             };
             assert!(read(&self.file) == read(&self.copy), "the copy differs");
         }
+    }
+
+    #[test]
+    fn a_round_that_compares_nothing_tells_what_the_stop_will_take_for_it() {
+        let mut carried = Carried::new();
+        carried.file.write_all(&[1; 5000]).unwrap();
+        carried.round(|_| {});
+        std::thread::sleep(Duration::from_millis(60));
+        assert_eq!(carried.round(|_| {}).stop_scan, Duration::ZERO, "it has compared");
+        assert!(carried.round(|_| {}).stop_scan > Duration::ZERO);
     }
 
     #[test]

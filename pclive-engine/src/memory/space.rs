@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::error::MemoryError;
 use super::layout_diff::{LayoutOp, plan};
-use super::object::{Objects, Shown};
+use super::object::Objects;
 use super::payload::MAX_EXTENTS;
 use super::ranges::RangeSet;
 use super::reader::Reader;
@@ -34,6 +34,8 @@ pub struct SpaceStats {
     pub unreadable_pages: u64,
     /// Time spent scanning.
     pub scan: Duration,
+    /// What a stop scans beside that, by estimate: shared memory that was not compared.
+    pub stop_scan: Duration,
     /// Time spent reading, the sink's included.
     pub read: Duration,
 }
@@ -65,8 +67,10 @@ pub struct AddressSpace {
 
 /// Whether what is looked at may be written meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Task {
+pub enum Task {
+    /// It may.
     Runs,
+    /// Every task of the container is stopped.
     IsStopped,
 }
 
@@ -211,8 +215,8 @@ impl AddressSpace {
         let mut view = None;
         for vma in vmas {
             let Some((object, offset)) = shared_object(vma) else { continue };
-            let shown = Shown { object, vpid: self.vpid, start: vma.start, end: vma.end, offset };
-            let data = objects.shown(self.pid, shown)?;
+            let end = offset.saturating_add(vma.end - vma.start);
+            let data = objects.shown(self.pid, (object, offset, end))?;
             let view = match &mut view {
                 Some(view) => view,
                 None => view.insert(self.tracker.view()?),

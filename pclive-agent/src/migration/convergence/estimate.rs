@@ -33,6 +33,8 @@ pub struct Sample {
     pub duration: Duration,
     /// The part of it spent looking for written pages.
     pub scan: Duration,
+    /// How long a stop would have looked.
+    pub stop_scan: Duration,
     /// What waits at the destination and is put in place in the stop, bytes.
     pub staged_bytes: u64,
     /// How long the destination takes by its own word for what waits there beside that.
@@ -99,7 +101,7 @@ pub fn estimate(history: &History<'_>) -> Estimate {
     let dirty_pages = left(rounds).map(|pages| pages.saturating_add(over(dirty_rate, LEAD)));
     let downtime = rounds.last().zip(dirty_pages).map(|(last, pages)| {
         let staged_pages = if last.staged_bytes == 0 { 0 } else { pages + last.staged_bytes / PAGE };
-        last.scan
+        last.stop_scan
             .saturating_add(time_for(pages.saturating_mul(PAGE), throughput))
             .saturating_add(nanoseconds(u128::from(staged_pages) * u128::from(history.experience.fill_ns)))
             .saturating_add(last.backlog)
@@ -212,7 +214,7 @@ mod tests {
     fn everything_that_the_stop_does_is_in_the_downtime() {
         let tasks = Tasks { processes: 2, threads: 10, descriptors: 50 };
         let pending = Some(Pending { pages: 0, age: Duration::from_secs(1) });
-        let last = Sample { pending, tasks, scan: Duration::from_millis(5), ..round(1000, 1000) };
+        let last = Sample { pending, tasks, stop_scan: Duration::from_millis(5), ..round(1000, 1000) };
         let plain = History { round_trip: Duration::from_millis(20), ..history(std::slice::from_ref(&last)) };
         let direct = estimate(&plain).downtime.unwrap();
         assert_eq!(direct, Duration::from_millis(5 + 40) + small_state(tasks));
@@ -244,14 +246,14 @@ mod tests {
     prop_compose! {
         fn any_sample()(
             counts in any::<[u64; 5]>(),
-            times in any::<[u64; 4]>(),
+            times in any::<[u64; 5]>(),
             tasks in any::<[u64; 3]>(),
             counted in any::<bool>(),
         ) -> Sample {
             let [data_pages, bytes, staged_bytes, pages, _] = counts;
-            let [duration, scan, age, backlog] = times.map(Duration::from_secs);
+            let [duration, scan, stop_scan, age, backlog] = times.map(Duration::from_secs);
             Sample {
-                data_pages, bytes, duration, scan, staged_bytes, backlog,
+                data_pages, bytes, duration, scan, stop_scan, staged_bytes, backlog,
                 pending: counted.then_some(Pending { pages, age }),
                 tasks: Tasks { processes: tasks[0], threads: tasks[1], descriptors: tasks[2] },
             }

@@ -134,6 +134,7 @@ impl Run {
             bytes,
             duration,
             scan: scenario.round_cost,
+            stop_scan: scenario.round_cost,
             staged_bytes: if scenario.staged == Staged::Everything { waiting } else { 0 },
             backlog: match scenario.staged {
                 Staged::Round => nanoseconds(u128::from(waiting / PAGE) * fill_ns),

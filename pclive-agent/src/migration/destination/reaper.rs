@@ -4,11 +4,16 @@
 //! Kernel: a pidfd is readable once the process has ended (Linux 5.3). Not SIGCHLD: every stop of a task that another
 //! thread of the agent traces would raise it, thousands of times while a container stands still.
 
-use nix::sys::wait::{Id, WaitPidFlag, waitid};
+use std::time::Duration;
+
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use pclive_engine::model::Pid;
 use pclive_engine::sys::pidfd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+
+/// While somebody else traces a process that has ended, it is theirs.
+const UNTIL_IT_IS_OURS: Duration = Duration::from_secs(1);
 
 /// Waits for the end of the container's init and takes note of it. Nothing is to be done for one that is gone, or is not
 /// the agent's child.
@@ -19,8 +24,13 @@ use tokio::io::unix::AsyncFd;
 pub(super) async fn reap(pid: i32) {
     let Ok(process) = pidfd::open(Pid(pid)) else { return };
     let Ok(process) = AsyncFd::with_interest(process, Interest::READABLE) else { return };
-    if process.readable().await.is_ok() {
-        let _ = waitid(Id::Pid(nix::unistd::Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    if process.readable().await.is_err() {
+        return;
+    }
+    let take_note =
+        || waitid(Id::Pid(nix::unistd::Pid::from_raw(pid)), WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG);
+    while take_note() == Ok(WaitStatus::StillAlive) {
+        tokio::time::sleep(UNTIL_IT_IS_OURS).await;
     }
 }
 

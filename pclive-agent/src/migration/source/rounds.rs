@@ -102,6 +102,7 @@ impl Rounds {
             bytes: moved.bytes.saturating_add(moved.saved),
             duration: done.duration,
             scan: stats.scan,
+            stop_scan: stats.scan.saturating_add(stats.stop_scan),
             staged_bytes: done.backlog.staged_bytes,
             backlog: done.backlog.time,
             pending: done.pending,

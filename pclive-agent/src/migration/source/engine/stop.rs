@@ -72,7 +72,7 @@ pub(super) enum Reached {
     /// COMMIT was sent.
     Commit,
     /// It was put off: the container runs, and rounds go on.
-    Rounds(PutOff),
+    Rounds(Box<PutOff>),
 }
 
 /// A final dump that is to be ended as a round, and told, once the container runs again.
@@ -101,7 +101,7 @@ fn stopped(
         match steps.recv().ok()? {
             Step::Dump(number, last, reply) => match dump(plan, frozen, number, last) {
                 Ok(dump) if !dump.obstacles.is_empty() => {
-                    return Some(Reached::Rounds(PutOff { number, dump, reply }));
+                    return Some(Reached::Rounds(Box::new(PutOff { number, dump, reply })));
                 }
                 dumped => {
                     tell(reply, dumped)?;
