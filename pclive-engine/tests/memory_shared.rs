@@ -180,7 +180,7 @@ fn what_a_child_wrote_and_ended_unseen_is_not_lost() {
     child.map_file(link.as_bytes(), (ARENA, end), READ_WRITE, libc::MAP_SHARED, 0);
     child.scribble(ARENA + 7 * PAGE, 10);
     drop(child);
-    assert_eq!(pages(&family.complete_round(), ExtentKind::Data), [7]);
+    assert_eq!(pages(&family.last_round(), ExtentKind::Data), [7]);
     family.assert_same(1);
 }
 
@@ -264,6 +264,27 @@ fn mapped_file_is_sent_again_where_it_was_written_to() {
     let sent = pages(&family.complete_round(), ExtentKind::Data);
     assert_eq!(sent, [2, 9]);
     family.assert_same(0);
+}
+
+#[test]
+fn part_of_a_file_that_nobody_maps_any_more_is_no_hole() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(PAGES * PAGE).unwrap();
+    let mut family = family(Some(file.path().as_os_str().as_encoded_bytes()));
+    family.scribble(0, 0, 12);
+    family.complete_round();
+    family.scribble(1, 3, 1);
+    family.scribble(0, 9, 1);
+    for (member, _) in &mut family.members {
+        member.must(libc::SYS_munmap, &[ARENA, 8 * PAGE]);
+    }
+    let batches = family.last_round();
+    assert_eq!(pages(&batches, ExtentKind::Hole), []);
+    assert_eq!(pages(&batches, ExtentKind::Data), [3, 9]);
+    let (mut theirs, mut ours) = ([0; (12 * PAGE) as usize], [0; (12 * PAGE) as usize]);
+    family.copy.read_exact_at(&mut theirs, 0).unwrap();
+    file.as_file().read_exact_at(&mut ours, 0).unwrap();
+    assert!(ours == theirs, "the copy differs");
 }
 
 /// Something that one of the processes does to the shared memory.

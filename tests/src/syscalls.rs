@@ -102,7 +102,7 @@ impl Recorder {
             let stats = fs::read_to_string(cpu?.path().join("stats"))?;
             let lost =
                 stats.lines().filter(|line| line.starts_with("overrun:") || line.starts_with("dropped"));
-            ensure!(lost.clone().all(|line| line.ends_with(": 0")), "calls were lost: {stats}");
+            ensure!(lost.all(|line| line.ends_with(": 0")), "calls were lost: {stats}");
         }
         let text = fs::read_to_string(self.instance.join("trace")).context("cannot read the trace")?;
         let mut calls = BTreeMap::new();

@@ -228,7 +228,8 @@ fn course(watched: &Watched, way: &Way, limits: &Limits, strategy: Strategy) -> 
         memory_pages: memory,
         written: &written,
         throughput: way.bytes_per_second.min(ENDS),
-        round_cost: stats.scan.saturating_add(stats.stop_scan),
+        round_cost: stats.scan,
+        stop_scan: stats.scan.saturating_add(stats.stop_scan),
         round_trip: way.round_trip,
         staged,
         tasks: Tasks {

@@ -52,9 +52,9 @@ impl Pace {
 
     /// What comparing so many pages will take.
     fn time_for(&self, pages: u64) -> Duration {
-        let threads = if pages > PIECE_BYTES / PAGE_SIZE { comparers() as u128 } else { 1 };
+        let threads = pages.div_ceil(PIECE_BYTES / PAGE_SIZE).clamp(1, comparers() as u64);
         let all = self.time.as_nanos().saturating_mul(u128::from(pages));
-        let nanoseconds = all / u128::from(self.pages.max(1)) / threads;
+        let nanoseconds = all / u128::from(self.pages.max(1)) / u128::from(threads);
         Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX))
     }
 }
@@ -184,7 +184,8 @@ impl Object {
         let compare = self.touched() || task == Task::IsStopped;
         let mut data = self.data(nobody)?.clone();
         if self.kind.is_stored() {
-            data = data.intersection(&self.mapped);
+            // What nobody maps any more is no hole: the destination would write zeros into the file.
+            data = data.intersection(&self.mapped.union(&self.sent.pages()));
         } else if let Some(told) = self.told {
             // The destination has cut its own, and what has grown since the layout is not announced yet.
             let end = told.next_multiple_of(PAGE_SIZE);
@@ -208,7 +209,7 @@ impl Object {
         Ok(())
     }
 
-    /// Which of `pages` differ from what was sent. Every core takes part: the container may stand still meanwhile.
+    /// Which of `pages` differ from what was sent. Several cores take part: the container may stand still meanwhile.
     fn changed(&self, pages: &RangeSet) -> Result<RangeSet, MemoryError> {
         let pieces: Vec<(u64, u64)> = pages.iter().flat_map(pieces).collect();
         let next = AtomicUsize::new(0);

@@ -16,6 +16,8 @@ pub struct Scenario<'a> {
     pub written: &'a dyn Fn(Duration, Duration) -> u64,
     /// Bytes a second, both ends and the link together; the bandwidth limit in it.
     pub throughput: u64,
+    /// What a stop takes to find the last written pages.
+    pub stop_scan: Duration,
     /// What a round takes beside its pages: the scan, mostly.
     pub round_cost: Duration,
     /// A question to the destination and its answer.
@@ -134,7 +136,7 @@ impl Run {
             bytes,
             duration,
             scan: scenario.round_cost,
-            stop_scan: scenario.round_cost,
+            stop_scan: scenario.stop_scan,
             staged_bytes: if scenario.staged == Staged::Everything { waiting } else { 0 },
             backlog: match scenario.staged {
                 Staged::Round => nanoseconds(u128::from(waiting / PAGE) * fill_ns),
@@ -213,6 +215,7 @@ mod tests {
             written,
             throughput: 1 << 30,
             round_cost: Duration::from_millis(3),
+            stop_scan: Duration::from_millis(3),
             round_trip: Duration::from_micros(500),
             staged: Staged::Nothing,
             tasks: Tasks { processes: 1, threads: 5, descriptors: 20 },

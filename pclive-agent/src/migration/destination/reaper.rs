@@ -1,7 +1,8 @@
 //! Containers that arrived are the agent's children once the runtime's command has ended: somebody has to take
 //! note of their end, or they stay as zombies.
 //!
-//! Kernel: a pidfd is readable once the process has ended (Linux 5.3). Not SIGCHLD: every stop of a task that another
+//! Invariant: it is asked for only once the process has ended, because asking takes the stops of a task that another
+//! thread of the agent traces. Kernel: a pidfd is readable once the process has ended (Linux 5.3). Not SIGCHLD: every stop of a task that another
 //! thread of the agent traces would raise it, thousands of times while a container stands still.
 
 use std::time::Duration;
