@@ -100,7 +100,7 @@ impl Recorder {
     pub fn calls(&self) -> Result<Calls> {
         for cpu in fs::read_dir(self.instance.join("per_cpu"))? {
             let stats = fs::read_to_string(cpu?.path().join("stats"))?;
-            let lost =
+            let mut lost =
                 stats.lines().filter(|line| line.starts_with("overrun:") || line.starts_with("dropped"));
             ensure!(lost.all(|line| line.ends_with(": 0")), "calls were lost: {stats}");
         }

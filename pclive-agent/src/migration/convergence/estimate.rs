@@ -1,10 +1,10 @@
 //! How long the container would stand still if it were stopped now.
 //!
-//! The stop is a sum: finding the last written pages (as long as the last scan took, and the time to compare shared memory), sending them (their count over
-//! the rounds' throughput, both ends and the link in it), putting in place what waits at the destination (by
-//! experience, or by its own word), the small state (by the number of its parts), and two round trips. The pages
-//! are counted after each round while the container runs; where that failed, they follow from the rounds: what round k
-//! sends was written while round k-1 ran, so the container writes that much in that time.
+//! The stop is a sum: finding the last written pages (as long as the last scan took, and comparing shared memory),
+//! sending them (their count over the rounds' throughput, both ends and the link in it), putting in place what waits at
+//! the destination (by experience, or by its own word), the small state (by the number of its parts), and two round
+//! trips. The pages are counted after each round while the container runs; where that failed, they follow from the
+//! rounds: what round k sends was written while round k-1 ran, so the container writes that much in that time.
 
 use std::time::Duration;
 

@@ -2,8 +2,8 @@
 //! note of their end, or they stay as zombies.
 //!
 //! Invariant: it is asked for only once the process has ended, because asking takes the stops of a task that another
-//! thread of the agent traces. Kernel: a pidfd is readable once the process has ended (Linux 5.3). Not SIGCHLD: every stop of a task that another
-//! thread of the agent traces would raise it, thousands of times while a container stands still.
+//! thread of the agent traces. Kernel: a pidfd is readable once the process has ended (Linux 5.3). Not SIGCHLD: every
+//! stop of a traced task would raise it, thousands of times while a container stands still.
 
 use std::time::Duration;
 
