@@ -2,7 +2,7 @@
 //!
 //! A lab's directory is `/tmp/pclive-lab-PID-N`, with the start time of the process PID in the file `owner`; its
 //! cgroups are `/pclive-lab-PID-N` in every hierarchy, its instances of the kernel's tracer `pclive-lab-PID-N-HOST`. They
-//! are removed when that process is gone.
+//! are removed when that process is gone; the instances only where the tracer's file system is mounted.
 
 use std::path::{Path, PathBuf};
 
