@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::container::Container;
 use crate::host::Host;
 
+/// The kernel adds up what its CPUs have charged to a cgroup every 2 s (`FLUSH_TIME` in mm/memcontrol.c), by a timer that
+/// does not wake an idle CPU; before that `memory.stat` may be wrong by 64 pages for each CPU.
+const CHARGES_ADDED_UP: Duration = Duration::from_secs(3);
+
 /// Memory of a container in bytes: of its processes, added up, and what its cgroup is charged with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Footprint {
@@ -25,12 +29,13 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// Of a container that runs on `host`.
+    /// Of a container that is on `host`. Takes 3 s.
     ///
     /// # Errors
     /// When the host has no memory controller.
     pub fn of(container: &Container, host: &Host) -> Result<Self> {
         let cgroup = cgroup(container, host, "memory", "memory.stat")?;
+        std::thread::sleep(CHARGES_ADDED_UP);
         let mut footprint = Self::default();
         for pid in read(&cgroup.join("cgroup.procs"))?.split_whitespace() {
             // A process that has ended meanwhile takes nothing.

@@ -85,14 +85,16 @@ fn carried(from: &Arc<End>, line: LineId, most: usize, held_back: usize) -> Word
     Box::pin(tokio_stream::wrappers::ReceiverStream::new(receiver))
 }
 
-/// A line between two ends; it breaks for both at once.
+/// A line between two ends; it breaks for both at once. When one end has said everything, the other one may go on.
 async fn connect(a: Arc<End>, b: Arc<End>, slot: u32, (most, held_back): (usize, usize)) {
     let (at_a, at_b) = (a.line(slot), b.line(slot));
     let (from_a, from_b) =
         (carried(&a, at_a.id(), most, held_back), carried(&b, at_b.id(), most * 3, held_back));
+    let (at_a, at_b) = (a.listen(at_a, from_b), b.listen(at_b, from_a));
+    tokio::pin!(at_a, at_b);
     tokio::select! {
-        _ = a.listen(at_a, from_b) => {}
-        _ = b.listen(at_b, from_a) => {}
+        ended = &mut at_a => if matches!(ended, LineEnd::Over) { at_b.await; },
+        ended = &mut at_b => if matches!(ended, LineEnd::Over) { at_a.await; },
     }
 }
 

@@ -3,7 +3,7 @@
 //! An interface that the runtime has made is completed; one that is missing is made as a veth pair whose host end
 //! is a port of the configured bridge. Nothing passes any of them until [`Applied::open`].
 //!
-//! Invariants: the lock is engaged before a link comes up; what is there already is not changed back and forth
+//! Invariants: both locks, of the host ends and of the interfaces, are engaged before a link comes up; what is there already is not changed back and forth
 //! (applying twice is applying once); [`Applied`] undoes exactly what it did, in reverse, unless it is kept.
 
 use std::net::IpAddr;
@@ -47,7 +47,8 @@ pub struct Applied {
     container: String,
     home: RouteSocket,
     inside: RouteSocket,
-    lock: Option<Lock>,
+    /// Of the host ends, and of the interfaces.
+    locks: Vec<Lock>,
     done: Vec<Undo>,
     warnings: Vec<String>,
 }
@@ -67,15 +68,18 @@ pub fn apply(
         inside: RouteSocket::open(&namespace)?,
         namespace,
         container: container.to_owned(),
-        lock: None,
+        locks: Vec::new(),
         done: Vec::new(),
         warnings: Vec::new(),
     };
     applied.refuse_conflicts(&home, interfaces)?;
-    applied.create_missing(&home, interfaces, config)?;
-    let mut lock = Lock::prepare(&applied.namespace, container, interfaces, Tenure::Namespace)?;
-    lock.engage()?;
-    applied.lock = Some(lock);
+    let made = applied.create_missing(&home, interfaces, config)?;
+    let host_ends = applied.host_ends(&home, interfaces)?;
+    applied.lock(Lock::on(&home, container, host_ends, Tenure::Namespace)?)?;
+    applied.lock(Lock::prepare(&applied.namespace, container, interfaces, Tenure::Namespace)?)?;
+    for (host_end, bridge) in made {
+        host_end::attach(&mut applied.home, &host_end, container, bridge)?;
+    }
     for interface in interfaces {
         applied.configure(interface)?;
     }
@@ -83,9 +87,9 @@ pub fn apply(
 }
 
 impl Applied {
-    /// Lets packets pass: one netlink transaction. Doing it twice is doing it once.
+    /// Lets packets pass: two netlink transactions. Doing it twice is doing it once.
     pub fn open(&mut self) -> Result<()> {
-        self.lock.as_mut().map_or(Ok(()), Lock::release)
+        self.locks.iter_mut().map(Lock::release).fold(Ok(()), Result::and)
     }
 
     /// What could not be made the same, for the administrator.
@@ -115,7 +119,7 @@ impl Applied {
             let taken = self.take_back_one(&step);
             first = first.and(taken);
         }
-        first.and(self.lock.as_mut().map_or(Ok(()), Lock::release))
+        first.and(self.open())
     }
 
     fn take_back_one(&mut self, step: &Undo) -> Result<()> {
@@ -182,20 +186,36 @@ impl Applied {
         Ok(())
     }
 
+    fn lock(&mut self, mut lock: Lock) -> Result<()> {
+        lock.engage()?;
+        self.locks.push(lock);
+        Ok(())
+    }
+
+    /// The names of the interfaces' other ends in the agent's namespace.
+    fn host_ends(&mut self, home: &Namespace, interfaces: &[Interface]) -> Result<Vec<String>> {
+        let mut inside = links::list(&mut self.inside, &self.namespace)?;
+        inside.retain(|link| interfaces.iter().any(|interface| interface.name == link.name));
+        let ends = links::host_ends(&mut self.home, home, &self.namespace, &inside)?;
+        Ok(ends.into_values().map(|end| end.name).collect())
+    }
+
+    /// The host ends of new pairs, each with the index of its bridge.
     fn create_missing(
         &mut self,
         home: &Namespace,
         interfaces: &[Interface],
         config: &NetworkConfig,
-    ) -> Result<()> {
+    ) -> Result<Vec<(Handle, u32)>> {
         let present = links::list(&mut self.inside, &self.namespace)?;
+        let mut made = Vec::new();
         for interface in interfaces {
             if present.iter().any(|link| link.name == interface.name) {
                 continue;
             }
             match &interface.kind {
                 Kind::Veth | Kind::Macvlan | Kind::Ipvlan | Kind::Hardware => {
-                    self.create_veth(home, interface, config)?;
+                    made.push(self.create_veth(home, interface, config)?);
                 }
                 Kind::Loopback => return Err(self.missing(interface)),
                 Kind::Other(kind) => {
@@ -206,10 +226,15 @@ impl Applied {
                 }
             }
         }
-        Ok(())
+        Ok(made)
     }
 
-    fn create_veth(&mut self, home: &Namespace, interface: &Interface, config: &NetworkConfig) -> Result<()> {
+    fn create_veth(
+        &mut self,
+        home: &Namespace,
+        interface: &Interface,
+        config: &NetworkConfig,
+    ) -> Result<(Handle, u32)> {
         let bridge = self.bridge(home, interface, config)?;
         let name = host_end::name(&self.container, &interface.name);
         host_end::clear(&mut self.home, home, &self.container, &name)?;
@@ -222,7 +247,7 @@ impl Applied {
             .ok_or_else(|| Error::InterfaceMissing { interface: name, namespace: home.to_string() })?;
         let handle = Handle { index: made.index, name: made.name };
         self.done.push(Undo::DeleteHostEnd(handle.clone()));
-        host_end::attach(&mut self.home, &handle, &self.container, bridge)
+        Ok((handle, bridge))
     }
 
     /// The index of the configured bridge.

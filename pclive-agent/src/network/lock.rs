@@ -3,8 +3,10 @@
 //! At the source the lock is engaged in the freeze, so that no packet meets a socket whose state is being read and
 //! no RST escapes; at the destination it is engaged before the interfaces come up, so that the copy never answers
 //! ARP or ND for the address while the original runs, and no switch learns a wrong port. `lo` is never locked.
+//! There the host ends of its veth pairs are locked too, in the agent's namespace: a namespace that ends loses its
+//! tables before its interfaces go down, and may say a last word in between (a neighbour solicitation, say).
 //!
-//! Kernel: table `netdev pclive-<id>` in the container's own namespace with two base chains without rules and
+//! Kernel: table `netdev pclive-<id>` in the namespace of the devices with two base chains without rules and
 //! policy drop, at ingress (Linux 4.2) and egress (5.16), made and deleted in one nfnetlink transaction each.
 //! Everything that can fail or is slow (socket, module loading, a check of the transaction) is in
 //! [`Lock::prepare`]; [`Lock::engage`] and [`Lock::release`] are one send and one receive each.
@@ -27,7 +29,8 @@ const MAX_ID_BYTES: usize = 128;
 pub enum Tenure {
     /// It is released: the source goes on.
     Agent,
-    /// It stays until its namespace ends or a lock with the same id takes its place: the destination is silent.
+    /// It stays until its namespace ends, a lock with the same id takes its place, or [`remove_stale_lock`]: the
+    /// destination is silent.
     Namespace,
 }
 
@@ -57,7 +60,11 @@ impl Lock {
         interfaces: &[Interface],
         tenure: Tenure,
     ) -> Result<Self> {
-        let devices = lockable(interfaces);
+        Self::on(namespace, id, lockable(interfaces), tenure)
+    }
+
+    /// The same for these devices, whatever they are.
+    pub(super) fn on(namespace: &Namespace, id: &str, devices: Vec<String>, tenure: Tenure) -> Result<Self> {
         let table = table_name(id);
         let held = format!("{table}-held");
         let owner = match tenure {

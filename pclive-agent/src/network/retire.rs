@@ -5,6 +5,7 @@ use super::error::Result;
 use super::host_end;
 use super::interface::Interface;
 use super::links;
+use super::lock::remove_stale_lock;
 use super::namespace::Namespace;
 use super::netlink::RouteSocket;
 
@@ -27,8 +28,9 @@ pub fn retire(namespace: &Namespace, container: &str, interfaces: &[Interface]) 
     first.and(remove_host_ends(container).map(drop))
 }
 
-/// Deletes the host ends of the veth pairs that the agent had made for a container; how many there were. Also for
-/// a restarted agent, whose namespace handle is gone.
+/// Deletes the host ends of the veth pairs that the agent had made for a container, and the lock of host ends that an
+/// agent which died has left; how many ends there were. Also for a restarted agent, whose namespace handle is gone.
 pub fn remove_host_ends(container: &str) -> Result<usize> {
-    host_end::remove(container)
+    let removed = host_end::remove(container);
+    remove_stale_lock(&Namespace::own()?, container).and(removed)
 }

@@ -1,7 +1,7 @@
 //! What a migration leaves when its agent is gone, and how it is ended. Blocks.
 //!
 //! At the source: the cgroup freezer, connections in repair mode, the firewall's lock. At the destination: the
-//! created container, host ends of veth pairs; the lock goes with the namespace.
+//! created container, host ends of veth pairs and their lock; that of the container goes with its namespace.
 
 use std::time::Duration;
 
@@ -82,6 +82,7 @@ pub(super) fn destroy(record: &Record, timeout: Duration) -> Result<(), Migratio
 
 /// Opens the network of a copy that runs: its agent may have died before it could.
 pub(super) fn open_network(record: &Record) -> Result<(), network::Error> {
+    network::remove_stale_lock(&Namespace::own()?, &record.container)?;
     let Some(init) = init(record) else { return Ok(()) };
     network::remove_stale_lock(&Namespace::of(init.pid)?, &record.container)
 }

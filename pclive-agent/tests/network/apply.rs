@@ -67,6 +67,35 @@ fn nothing_answers_and_no_switch_learns_before_it_is_opened() {
     assert!(run(&format!("bridge fdb show br {BRIDGE}")).contains(MAC));
 }
 
+/// What the kernel does when it ends the namespace of a copy whose agent has died: the table goes first.
+#[test]
+fn nothing_passes_when_a_namespace_that_ends_has_lost_its_lock() {
+    let site = Site::new();
+    let wanted = moved(&site);
+    let made_by_runtime = |container: &Container| {
+        let pid = container.pid();
+        run(&format!("ip link add network-cni type veth peer name eth0 netns {pid}"));
+        run(&format!("ip link set network-cni master {BRIDGE} up"));
+    };
+    for by_runtime in [false, true] {
+        let container = Container::new();
+        if by_runtime {
+            made_by_runtime(&container);
+        }
+        let mut applied = applied(&container, &wanted);
+        container.run("nft delete table netdev pclive-redis-1");
+        let (outside, inside) = (host_udp(BRIDGE_IP), container.udp(IP));
+        assert!(!answers_arp(IP));
+        assert!(!passes(&inside, &outside));
+        assert!(!run(&format!("bridge fdb show br {BRIDGE}")).contains(MAC));
+
+        applied.open().unwrap();
+        wait_until_passes(&outside, &inside);
+        assert_eq!(run("nft list tables"), "");
+        applied.undo().unwrap();
+    }
+}
+
 #[test]
 fn undo_leaves_no_link_and_no_table() {
     let site = Site::new();
@@ -84,6 +113,7 @@ fn undo_leaves_no_link_and_no_table() {
         assert_eq!(names(&run("ip -o link")), names(&host));
         assert_eq!(names(&container.run("ip -o link")), names(&inside));
         assert_eq!(container.run("nft list tables"), "");
+        assert_eq!(run("nft list tables"), "");
         assert!(!container.run("ip -o addr show dev lo").contains("10.9.9.9"));
         assert!(container.run("ip -o link show dev lo").contains("state DOWN"));
     }
@@ -117,6 +147,7 @@ fn kept_network_stays_open_when_the_guard_is_gone() {
     applied(&container, &wanted).keep().unwrap();
     wait_until_passes(&host_udp(BRIDGE_IP), &container.udp(IP));
     assert_eq!(container.run("nft list tables"), "");
+    assert_eq!(run("nft list tables"), "");
 }
 
 #[test]

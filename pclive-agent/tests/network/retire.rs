@@ -58,6 +58,24 @@ fn host_ends_of_another_container_stay() {
 }
 
 #[test]
+fn lock_of_host_ends_that_a_dead_agent_left_is_removed_with_them() {
+    let site = Site::new();
+    let source = site.connected();
+    let wanted = capture(&source.namespace()).unwrap();
+    run("ip link del network-src");
+    run("nft add table netdev network-other");
+    let container = Container::new();
+    let config = NetworkConfig { bridge: Some(BRIDGE.to_owned()) };
+    let applied = apply(container.namespace(), "redis-1", &wanted, &config).unwrap();
+    // As if by SIGKILL: nothing is taken back.
+    std::mem::forget(applied);
+    assert_eq!(remove_host_ends("redis-2").unwrap(), 0);
+    assert!(run("nft list tables").contains("pclive-redis-1"));
+    assert_eq!(remove_host_ends("redis-1").unwrap(), 1);
+    assert_eq!(run("nft list tables"), "table netdev network-other\n");
+}
+
+#[test]
 fn retiring_the_host_is_refused() {
     let _site = Site::new();
     assert!(retire(&Namespace::own().unwrap(), "redis-1", &[]).is_err());
