@@ -3,8 +3,9 @@
 //! An interface that the runtime has made is completed; one that is missing is made as a veth pair whose host end
 //! is a port of the configured bridge. Nothing passes any of them until [`Applied::open`].
 //!
-//! Invariants: both locks, of the host ends and of the interfaces, are engaged before a link comes up; what is there already is not changed back and forth
-//! (applying twice is applying once); [`Applied`] undoes exactly what it did, in reverse, unless it is kept.
+//! Invariants: both locks, of the host ends and of the interfaces, are engaged before a link comes up; what is there
+//! already is not changed back and forth (applying twice is applying once); [`Applied`] undoes exactly what it did, in
+//! reverse, unless it is kept.
 
 use std::net::IpAddr;
 

@@ -41,6 +41,8 @@ pub enum Verdict {
 pub enum Obstacle {
     /// The container writes as fast as its pages are sent.
     NotShrinking,
+    /// What the stop does beside sending pages takes longer than the limit, and pages add little to it.
+    Floor,
     /// As many rounds as allowed.
     MaxRounds,
     /// As much time as allowed.
@@ -51,6 +53,7 @@ impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NotShrinking => "rounds no longer shrink",
+            Self::Floor => "the stop takes longer than the limit even without pages",
             Self::MaxRounds => "limit of rounds reached",
             Self::MaxTime => "limit of time reached",
         })
@@ -90,10 +93,14 @@ pub fn decide(history: &History<'_>, known: &Estimate, limits: &Limits) -> Verdi
     if done >= limits.max_rounds {
         return Verdict::Ask(Obstacle::MaxRounds);
     }
-    if stalled(history.rounds, history.outdated) {
-        Verdict::Ask(Obstacle::NotShrinking)
+    if !stalled(history.rounds, history.outdated) {
+        return Verdict::Continue;
+    }
+    let for_pages = known.downtime.map_or(Duration::MAX, |downtime| downtime.saturating_sub(known.floor));
+    if known.floor > limits.max_downtime && for_pages <= known.floor / 10 {
+        Verdict::Ask(Obstacle::Floor)
     } else {
-        Verdict::Continue
+        Verdict::Ask(Obstacle::NotShrinking)
     }
 }
 
@@ -171,6 +178,20 @@ mod tests {
         for (name, memory, left, seconds, expected) in table {
             assert_eq!(decided(&rounds(memory, left), seconds, 0, LIMITS), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn what_no_round_lowers_is_told_from_pages() {
+        let verdict = |floor_ms, left_mib| {
+            let mut rounds = rounds(1024, &[left_mib; 3]);
+            rounds.iter_mut().for_each(|round| round.stop_scan = Duration::from_millis(floor_ms));
+            decided(&rounds, 4, 0, LIMITS)
+        };
+        assert_eq!(verdict(400, 30), Verdict::Ask(Obstacle::Floor));
+        // A tenth of the time and more: slower writing would help, although not enough.
+        assert_eq!(verdict(400, 60), Verdict::Ask(Obstacle::NotShrinking));
+        assert_eq!(verdict(200, 200), Verdict::Ask(Obstacle::NotShrinking));
+        assert_eq!(verdict(200, 30), Verdict::Stop);
     }
 
     #[test]

@@ -91,6 +91,8 @@ pub struct Estimate {
     pub throughput: u64,
     /// Downtime if the container were stopped now.
     pub downtime: Option<Duration>,
+    /// The part of it that no round lowers: what the stop would take with no page to send.
+    pub floor: Duration,
 }
 
 /// Estimates from the rounds so far.
@@ -99,16 +101,19 @@ pub fn estimate(history: &History<'_>) -> Estimate {
     let throughput = throughput(rounds).max(history.experience.throughput);
     let dirty_rate = dirty_rate(rounds.get(history.outdated..).unwrap_or_default());
     let dirty_pages = left(rounds).map(|pages| pages.saturating_add(over(dirty_rate, LEAD)));
-    let downtime = rounds.last().zip(dirty_pages).map(|(last, pages)| {
-        let staged_pages = if last.staged_bytes == 0 { 0 } else { pages + last.staged_bytes / PAGE };
+    let floor = rounds.last().map_or(Duration::ZERO, |last| {
         last.stop_scan
-            .saturating_add(time_for(pages.saturating_mul(PAGE), throughput))
-            .saturating_add(nanoseconds(u128::from(staged_pages) * u128::from(history.experience.fill_ns)))
-            .saturating_add(last.backlog)
             .saturating_add(history.experience.small_state(last.tasks))
             .saturating_add(history.round_trip.saturating_mul(2))
     });
-    Estimate { dirty_pages, dirty_rate, throughput, downtime }
+    let downtime = rounds.last().zip(dirty_pages).map(|(last, pages)| {
+        let staged_pages = if last.staged_bytes == 0 { 0 } else { pages + last.staged_bytes / PAGE };
+        floor
+            .saturating_add(time_for(pages.saturating_mul(PAGE), throughput))
+            .saturating_add(nanoseconds(u128::from(staged_pages) * u128::from(history.experience.fill_ns)))
+            .saturating_add(last.backlog)
+    });
+    Estimate { dirty_pages, dirty_rate, throughput, downtime, floor }
 }
 
 /// What the small state of such a container costs on a machine like the one this was measured on.
@@ -218,12 +223,20 @@ mod tests {
         let plain = History { round_trip: Duration::from_millis(20), ..history(std::slice::from_ref(&last)) };
         let direct = estimate(&plain).downtime.unwrap();
         assert_eq!(direct, Duration::from_millis(5 + 40) + small_state(tasks));
+        assert_eq!(estimate(&plain).floor, direct);
         let behind = Sample { backlog: Duration::from_millis(70), ..last };
         let told = estimate(&History { rounds: &[behind], ..plain }).downtime.unwrap();
         assert_eq!(told - direct, Duration::from_millis(70));
         let staged = Sample { staged_bytes: 1 << 30, ..last };
         let waiting = estimate(&History { rounds: &[staged], ..plain }).downtime.unwrap();
         assert_eq!(waiting - direct, Duration::from_nanos(Experience::default().fill_ns * 262_144));
+        let written =
+            Sample { pending: Some(Pending { pages: 256 * 100, age: Duration::from_secs(1) }), ..last };
+        let more = estimate(&History { rounds: &[written], ..plain });
+        assert!(
+            more.floor == direct && more.downtime.unwrap() > direct + Duration::from_millis(100),
+            "{more:?}"
+        );
     }
 
     #[test]

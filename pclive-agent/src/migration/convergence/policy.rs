@@ -43,8 +43,8 @@ impl Policy {
             (Self::Throttle, Obstacle::NotShrinking) => {
                 Step::after(step).map_or(Action::Stop, Action::Throttle)
             }
-            // Slower writing needs rounds and time to show, and there are none left.
-            (Self::Throttle, Obstacle::MaxRounds | Obstacle::MaxTime) => Action::Stop,
+            // Slower writing needs rounds and time to show, and there are none left; or it would change nothing.
+            (Self::Throttle, Obstacle::MaxRounds | Obstacle::MaxTime | Obstacle::Floor) => Action::Stop,
         }
     }
 }
@@ -101,7 +101,7 @@ mod tests {
 
     #[test]
     fn every_policy_answers_every_obstacle() {
-        use Obstacle::{MaxRounds, MaxTime, NotShrinking};
+        use Obstacle::{Floor, MaxRounds, MaxTime, NotShrinking};
         let last = Some(Step(6));
         let table = [
             (Policy::StopAnyway, NotShrinking, None, Action::Stop),
@@ -118,6 +118,11 @@ mod tests {
             (Policy::Throttle, NotShrinking, last, Action::Stop),
             (Policy::Throttle, MaxRounds, None, Action::Stop),
             (Policy::Throttle, MaxTime, Some(Step(25)), Action::Stop),
+            (Policy::StopAnyway, Floor, None, Action::Stop),
+            (Policy::PostCopy, Floor, None, Action::Stop),
+            (Policy::Cancel, Floor, None, Action::Cancel),
+            (Policy::Throttle, Floor, None, Action::Stop),
+            (Policy::Throttle, Floor, Some(Step(25)), Action::Stop),
         ];
         for (policy, obstacle, step, action) in table {
             assert_eq!(policy.answer(obstacle, step), action, "{policy} {obstacle:?} {step:?}");

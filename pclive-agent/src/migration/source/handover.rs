@@ -17,7 +17,7 @@ use crate::error::{ErrorCode, MigrationError};
 use crate::fault::{self, Point};
 use crate::hooks::{self, Hook};
 use crate::journal;
-use crate::migration::convergence::{Pending, Policy, Reason};
+use crate::migration::convergence::{Obstacle, Pending, Policy, Reason};
 use crate::migration::report::{Handover, ns};
 use crate::recovery::doubt;
 
@@ -190,9 +190,10 @@ impl Driver<'_> {
     }
 }
 
-/// What the stop does with the last pages.
+/// What the stop does with the last pages. A tail would win nothing where they are few.
 fn last_pages(reason: Reason) -> LastPages {
     match reason {
+        Reason::InSpiteOf(Obstacle::Floor, Policy::PostCopy) => LastPages::Now,
         Reason::InSpiteOf(_, Policy::PostCopy) => LastPages::Later,
         Reason::ShortEnough
         | Reason::InSpiteOf(_, Policy::StopAnyway | Policy::Throttle | Policy::Cancel) => LastPages::Now,
