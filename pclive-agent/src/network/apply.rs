@@ -3,7 +3,8 @@
 //! An interface that the runtime has made is completed; one that is missing is made as a veth pair whose host end
 //! is a port of the configured bridge. Nothing passes any of them until [`Applied::open`].
 //!
-//! Invariants: both locks, of the host ends and of the interfaces, are engaged before a link comes up; what is there
+//! Invariants: both locks, of the host ends and of the interfaces, are engaged before a link comes up (a new host end has
+//! no carrier while its interface is down); what is there
 //! already is not changed back and forth (applying twice is applying once); [`Applied`] undoes exactly what it did, in
 //! reverse, unless it is kept.
 
@@ -74,13 +75,10 @@ pub fn apply(
         warnings: Vec::new(),
     };
     applied.refuse_conflicts(&home, interfaces)?;
-    let made = applied.create_missing(&home, interfaces, config)?;
+    applied.create_missing(&home, interfaces, config)?;
     let host_ends = applied.host_ends(&home, interfaces)?;
-    applied.lock(Lock::on(&home, container, host_ends, Tenure::Namespace)?)?;
+    applied.lock(Lock::on(&home, &host_end::lock_id(container), host_ends, Tenure::Namespace)?)?;
     applied.lock(Lock::prepare(&applied.namespace, container, interfaces, Tenure::Namespace)?)?;
-    for (host_end, bridge) in made {
-        host_end::attach(&mut applied.home, &host_end, container, bridge)?;
-    }
     for interface in interfaces {
         applied.configure(interface)?;
     }
@@ -201,22 +199,20 @@ impl Applied {
         Ok(ends.into_values().map(|end| end.name).collect())
     }
 
-    /// The host ends of new pairs, each with the index of its bridge.
     fn create_missing(
         &mut self,
         home: &Namespace,
         interfaces: &[Interface],
         config: &NetworkConfig,
-    ) -> Result<Vec<(Handle, u32)>> {
+    ) -> Result<()> {
         let present = links::list(&mut self.inside, &self.namespace)?;
-        let mut made = Vec::new();
         for interface in interfaces {
             if present.iter().any(|link| link.name == interface.name) {
                 continue;
             }
             match &interface.kind {
                 Kind::Veth | Kind::Macvlan | Kind::Ipvlan | Kind::Hardware => {
-                    made.push(self.create_veth(home, interface, config)?);
+                    self.create_veth(home, interface, config)?;
                 }
                 Kind::Loopback => return Err(self.missing(interface)),
                 Kind::Other(kind) => {
@@ -227,15 +223,10 @@ impl Applied {
                 }
             }
         }
-        Ok(made)
+        Ok(())
     }
 
-    fn create_veth(
-        &mut self,
-        home: &Namespace,
-        interface: &Interface,
-        config: &NetworkConfig,
-    ) -> Result<(Handle, u32)> {
+    fn create_veth(&mut self, home: &Namespace, interface: &Interface, config: &NetworkConfig) -> Result<()> {
         let bridge = self.bridge(home, interface, config)?;
         let name = host_end::name(&self.container, &interface.name);
         host_end::clear(&mut self.home, home, &self.container, &name)?;
@@ -248,7 +239,7 @@ impl Applied {
             .ok_or_else(|| Error::InterfaceMissing { interface: name, namespace: home.to_string() })?;
         let handle = Handle { index: made.index, name: made.name };
         self.done.push(Undo::DeleteHostEnd(handle.clone()));
-        Ok((handle, bridge))
+        host_end::attach(&mut self.home, &handle, &self.container, bridge)
     }
 
     /// The index of the configured bridge.

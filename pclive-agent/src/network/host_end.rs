@@ -36,6 +36,12 @@ pub(super) fn alias(container: &str) -> String {
     }
 }
 
+/// The id of the lock of a container's host ends, which is in one namespace with those of others: no container's id
+/// has a slash.
+pub(super) fn lock_id(container: &str) -> String {
+    format!("{container}/host")
+}
+
 fn digest(container: &str, interface: &str) -> u64 {
     xxhash_rust::xxh3::xxh3_64(format!("{container}\0{interface}").as_bytes())
 }

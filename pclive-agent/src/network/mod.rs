@@ -3,7 +3,7 @@
 //! ```text
 //!   source                                        destination
 //!   Namespace::of(pid), refuse_host, capture
-//!   Lock::prepare(.., Tenure::Agent)   -- wire --> apply: interfaces made or completed, lock engaged
+//!   Lock::prepare(.., Tenure::Agent)   -- wire --> apply: interfaces made or completed, locks engaged
 //!   Tap::prepare                                   Announcer::prepare, Injector::prepare
 //!   freeze: Tap::listen, Lock::engage
 //!   before the commit: Lock::outlive_agent
@@ -53,6 +53,6 @@ pub use interface::{Address, Interface, Kind, Lifetime, Mac, Neighbour, Route};
 pub use lock::{Lock, Tenure, remove_stale_lock};
 pub use namespace::Namespace;
 pub use native::{addresses, differ, native};
-pub use retire::{remove_host_ends, retire};
+pub use retire::{remove_host_ends, retire, unlock_host_ends};
 pub use tap::Tap;
 pub use wire::{decode, encode};

@@ -60,7 +60,7 @@ const HOOK_DEVICES: u16 = 4;
 const DEVICE_NAME: u16 = 1;
 const NESTED: u16 = 0x8000;
 
-/// Before anything else that is attached to the device.
+/// Before any other chain of the device; XDP and tc come before them at ingress.
 const PRIORITY: i32 = -500;
 
 /// Messages of one transaction, numbered from 1.

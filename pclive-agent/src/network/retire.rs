@@ -32,5 +32,10 @@ pub fn retire(namespace: &Namespace, container: &str, interfaces: &[Interface]) 
 /// agent which died has left; how many ends there were. Also for a restarted agent, whose namespace handle is gone.
 pub fn remove_host_ends(container: &str) -> Result<usize> {
     let removed = host_end::remove(container);
-    remove_stale_lock(&Namespace::own()?, container).and(removed)
+    unlock_host_ends(container).and(removed)
+}
+
+/// Deletes the lock of a container's host ends that an agent which died has left, if there is one.
+pub fn unlock_host_ends(container: &str) -> Result<()> {
+    remove_stale_lock(&Namespace::own()?, &host_end::lock_id(container))
 }

@@ -30,7 +30,7 @@ use crate::error::{ErrorCode, MigrationError, chain};
 use crate::hooks;
 use crate::journal::{self, Ending, JournalError, Phase, Record, Role};
 use crate::migration::throttle;
-use crate::network::{self, Namespace};
+use crate::network;
 use crate::registry::{Description, Entry, Past};
 
 /// Brings every open migration of the journal to its end, or into pursuit. To be called once, before anything is
@@ -202,23 +202,29 @@ async fn discard(agent: &Agent, record: &Record) -> Outcome {
 }
 
 async fn remove_copy(agent: &Agent, record: &Record) -> Result<(), MigrationError> {
+    let removed = remove_container(agent, record).await;
+    let network = match &removed {
+        Ok(()) => network::remove_host_ends(&record.container).map(drop),
+        // What is there may be another container, and its host ends may have the names of ours, which are locked.
+        Err(_) => network::unlock_host_ends(&record.container),
+    };
+    removed.and(network.map_err(|error| MigrationError::caused(ErrorCode::NetworkFailed, &error)))
+}
+
+async fn remove_container(agent: &Agent, record: &Record) -> Result<(), MigrationError> {
     let (id, runtime) = (container_id(&record.container)?, agent.runtime(&record.runtime)?);
     let failed = |error| MigrationError::caused(ErrorCode::RuntimeFailed, &error);
-    let network_failed = |error: network::Error| MigrationError::caused(ErrorCode::NetworkFailed, &error);
     if runtime.knows(&id) {
         // One that runs is not ours: ours was never started. One whose state cannot be read was not finished.
         match runtime.state(&id).await {
             Ok(container) if container.status == "running" || container.status == "paused" => {
-                // Its host ends may have the names of ours, which were locked.
-                let home = Namespace::own().map_err(network_failed)?;
-                network::remove_stale_lock(&home, &record.container).map_err(network_failed)?;
                 let message = format!("container {id} is {} and was not removed", container.status);
                 return Err(MigrationError::new(ErrorCode::NameTaken, message));
             }
             Ok(_) | Err(_) => runtime.delete(&id).await.map_err(failed)?,
         }
     }
-    network::remove_host_ends(&record.container).map(drop).map_err(network_failed)
+    Ok(())
 }
 
 /// Writes the end down and lists it.

@@ -82,9 +82,9 @@ pub(super) fn destroy(record: &Record, timeout: Duration) -> Result<(), Migratio
 
 /// Opens the network of a copy that runs: its agent may have died before it could.
 pub(super) fn open_network(record: &Record) -> Result<(), network::Error> {
-    network::remove_stale_lock(&Namespace::own()?, &record.container)?;
-    let Some(init) = init(record) else { return Ok(()) };
-    network::remove_stale_lock(&Namespace::of(init.pid)?, &record.container)
+    let outside = network::unlock_host_ends(&record.container);
+    let Some(init) = init(record) else { return outside };
+    network::remove_stale_lock(&Namespace::of(init.pid)?, &record.container).and(outside)
 }
 
 /// Tells the neighbours once more where the container is: its agent may have died before it could.

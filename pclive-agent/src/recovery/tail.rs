@@ -17,6 +17,7 @@ use crate::agent::{Agent, container_id};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::hooks;
 use crate::journal::{self, Ending, Log, Phase, Process, Record};
+use crate::network;
 use crate::registry::{Entry, Past};
 use crate::tail::marker;
 
@@ -192,6 +193,9 @@ pub(crate) async fn tear(agent: &Agent, record: &Record) -> MigrationError {
         && let Err(error) = runtime.delete(&id).await
     {
         tracing::error!(id = record.id, "the container could not be removed: {}", chain(&error));
+    }
+    if let Err(error) = network::remove_host_ends(&record.container) {
+        tracing::error!(id = record.id, "its network could not be removed: {}", chain(&error));
     }
     MigrationError::new(ErrorCode::PagesLost, message).hint(
         "at the source the container stands still as it was at the stop: `pclivectl resolve ID --discard-here --override` \

@@ -39,7 +39,7 @@ fn comparers() -> usize {
 }
 
 /// CPU time of the calling thread. What it waits for is not in it: a page that round 0 had to read from a disk is in
-/// memory at the stop.
+/// memory at the stop. (Where the agent's CPU time is limited, the stop takes longer than that.)
 fn cpu_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map_or(Duration::ZERO, Duration::from)
 }

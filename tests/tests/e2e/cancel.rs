@@ -19,6 +19,7 @@ const ANSWER: Duration = Duration::from_millis(300);
 fn cancelled_at(sweep: &Sweep, point: &Point) -> Result<bool> {
     let (source, destination) = sweep.hosts()?;
     let held = if point.name.starts_with("source") { source } else { destination };
+    let writers = sweep.writers(point)?;
     held.arm(&format!("{}:hold", point.name))?;
     let mut following =
         Following::start(source, &sweep.container.name, destination.name(), &point.options())?;
@@ -55,6 +56,7 @@ fn cancelled_at(sweep: &Sweep, point: &Point) -> Result<bool> {
     here.await_clean(&[&sweep.container])?;
     gone.await_clean(&[])?;
     sweep.clients.wait_for_answers(20)?;
+    writers.map_or(Ok(()), |writers| writers.stop()?.nothing_lost())?;
     Ok(cancelled)
 }
 

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use pclive_tests::command::finish;
 use pclive_tests::ctl::Following;
+use pclive_tests::host::Links;
 use pclive_tests::link::{Cut, GIGABIT, Speed, TEN_GIGABIT, Verdict};
 use pclive_tests::wait::until;
 use pclive_tests::workload::clients::Clients;
@@ -132,9 +133,9 @@ fn torture_keeps_every_byte_when_its_last_pages_follow() -> Result<()> {
     if !ready(&[]) {
         return Ok(());
     }
-    let lab = Lab::new()?;
+    let lab = Lab::with_speed(Some(GIGABIT), Links::Tls)?;
     let mut later = 0;
-    for seed in 300..304 {
+    for seed in crate::torture::seeds(300..304)? {
         for options in [&["--pause-us", "50"][..], &[]] {
             let name = format!("torture-{seed}-{}", options.len());
             let container = lab.start(&torture::bundle(&name, seed, options))?;

@@ -76,6 +76,7 @@ pub(crate) struct Sweep {
     pub(crate) container: Container,
     pub(crate) clients: Clients,
     pub(crate) lab: Lab,
+    keys: u64,
 }
 
 impl Sweep {
@@ -86,9 +87,19 @@ impl Sweep {
         lab.b.start_faulty_agent("")?;
         let container = lab.start(&bundle("redis-1"))?;
         let redis = Redis::new(&lab.client, container.v4);
-        redis.populate(8 << 20)?;
+        let keys = redis.populate(8 << 20)?;
         let clients = redis.clients(2, Duration::from_millis(1))?;
-        Ok(Self { container, clients, lab })
+        Ok(Self { container, clients, lab, keys })
+    }
+
+    /// For a point that needs them, clients that write so much that it is worth a policy.
+    pub(crate) fn writers(&self, point: &Point) -> Result<Option<Clients>> {
+        if !["throttle", "post-copy"].contains(&point.policy.as_str()) {
+            return Ok(None);
+        }
+        let writers = Redis::new(&self.lab.client, self.container.v4).overwriting(2, self.keys)?;
+        writers.wait_for_answers(100)?;
+        Ok(Some(writers))
     }
 
     /// Where it runs, and the other host.
@@ -107,6 +118,7 @@ impl Sweep {
     fn survive(&self, point: &Point) -> Result<()> {
         let (source, destination) = self.hosts()?;
         let victim = if point.name.starts_with("source") { source } else { destination };
+        let writers = self.writers(point)?;
         victim.arm(&format!("{}:kill", point.name))?;
         let following = Following::start(source, &self.container.name, destination.name(), &point.options())?;
         victim.await_agent_end().context("the point was not reached")?;
@@ -130,7 +142,8 @@ impl Sweep {
         gone.await_clean(&[])?;
         self.clients.wait_for_answers(20)?;
         migrate(&self.container, here, gone, &[])?;
-        self.clients.wait_for_answers(20).map(drop)
+        self.clients.wait_for_answers(20)?;
+        writers.map_or(Ok(()), |writers| writers.stop()?.nothing_lost())
     }
 
     pub(crate) fn last_words(&self) -> String {

@@ -1,30 +1,38 @@
 //! The memory torture: every byte, after every migration, for many seeds.
 
+use std::ops::Range;
+
 use anyhow::{Context, Result, ensure};
 use pclive_tests::Lab;
+use pclive_tests::host::Links;
+use pclive_tests::link::GIGABIT;
 use pclive_tests::workload::torture::bundle;
 use pclive_tests::workload::verifier::Verifier;
 
 use crate::{migrate, ready};
 
-/// Seeds of a run; `LAB_SEEDS=FROM..TO` chooses others.
-const SEEDS: std::ops::Range<u64> = 1..9;
+/// Seeds of a run by each strategy.
+const SEEDS: Range<u64> = 1..9;
 /// Migrations of each.
 const TURNS: usize = 4;
 
-fn seeds() -> Result<std::ops::Range<u64>> {
-    let Ok(text) = std::env::var("LAB_SEEDS") else { return Ok(SEEDS) };
+/// These seeds, or those of `LAB_SEEDS=FROM..TO`.
+pub(crate) fn seeds(usual: Range<u64>) -> Result<Range<u64>> {
+    let Ok(text) = std::env::var("LAB_SEEDS") else { return Ok(usual) };
     let (from, to) = text.split_once("..").context("LAB_SEEDS is FROM..TO")?;
     Ok(from.parse()?..to.parse()?)
 }
 
 /// Moves the torture there and back with every seed. `strategy` has the words for `pclivectl` after `--strategy`;
 /// `options` are the torture's.
-fn survives(strategy: &[&str], seeds: std::ops::Range<u64>, options: &[&str]) -> Result<()> {
+fn survives(strategy: &[&str], seeds: Range<u64>, options: &[&str]) -> Result<()> {
     if !ready(&[]) {
         return Ok(());
     }
-    let lab = Lab::new()?;
+    survives_in(&Lab::new()?, strategy, seeds, options)
+}
+
+fn survives_in(lab: &Lab, strategy: &[&str], seeds: Range<u64>, options: &[&str]) -> Result<()> {
     for seed in seeds {
         let container = lab.start(&bundle(&format!("torture-{seed}"), seed, options))?;
         let verifier = Verifier::new(&lab.client, container.v4);
@@ -45,17 +53,17 @@ fn survives(strategy: &[&str], seeds: std::ops::Range<u64>, options: &[&str]) ->
 
 #[test]
 fn torture_keeps_every_byte_by_the_global_strategy() -> Result<()> {
-    survives(&["global"], seeds()?, &["--pause-us", "50"])
+    survives(&["global"], seeds(SEEDS)?, &["--pause-us", "50"])
 }
 
 #[test]
 fn torture_keeps_every_byte_by_the_one_shot_strategy() -> Result<()> {
-    survives(&["one-shot"], seeds()?, &["--pause-us", "50"])
+    survives(&["one-shot"], seeds(SEEDS)?, &["--pause-us", "50"])
 }
 
 #[test]
 fn torture_keeps_every_byte_by_the_pipelined_strategy() -> Result<()> {
-    survives(&["pipelined"], seeds()?, &["--pause-us", "50"])
+    survives(&["pipelined"], seeds(SEEDS)?, &["--pause-us", "50"])
 }
 
 #[test]
@@ -68,4 +76,16 @@ fn torture_keeps_every_byte_when_restorers_live_late() -> Result<()> {
 fn torture_without_a_pause_keeps_every_byte() -> Result<()> {
     survives(&["global"], 100..102, &[])?;
     survives(&["pipelined"], 100..102, &[])
+}
+
+#[test]
+fn torture_keeps_every_byte_when_it_is_slowed_down() -> Result<()> {
+    if !ready(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::with_speed(Some(GIGABIT), Links::Tls)?;
+    let words = ["global", "--policy", "throttle", "--max-downtime", "1ms", "--max-rounds", "12"];
+    survives_in(&lab, &words, seeds(400..402)?, &[])?;
+    ensure!(lab.a.agent_log().contains("container slowed down"), "it never was");
+    Ok(())
 }

@@ -87,21 +87,18 @@ pub fn decide(history: &History<'_>, known: &Estimate, limits: &Limits) -> Verdi
     if known.downtime.is_some_and(|downtime| downtime <= limits.max_downtime) {
         return Verdict::Stop;
     }
-    if limits.max_time.is_some_and(|limit| history.elapsed >= limit) {
-        return Verdict::Ask(Obstacle::MaxTime);
-    }
-    if done >= limits.max_rounds {
-        return Verdict::Ask(Obstacle::MaxRounds);
-    }
-    if !stalled(history.rounds, history.outdated) {
-        return Verdict::Continue;
-    }
-    let for_pages = known.downtime.map_or(Duration::MAX, |downtime| downtime.saturating_sub(known.floor));
-    if known.floor > limits.max_downtime && for_pages <= known.floor / 10 {
-        Verdict::Ask(Obstacle::Floor)
+    let obstacle = if limits.max_time.is_some_and(|limit| history.elapsed >= limit) {
+        Obstacle::MaxTime
+    } else if done >= limits.max_rounds {
+        Obstacle::MaxRounds
+    } else if stalled(history.rounds, history.outdated) {
+        Obstacle::NotShrinking
     } else {
-        Verdict::Ask(Obstacle::NotShrinking)
-    }
+        return Verdict::Continue;
+    };
+    let for_pages = known.downtime.map_or(Duration::MAX, |downtime| downtime.saturating_sub(known.floor));
+    let in_vain = known.floor > limits.max_downtime && for_pages <= known.floor / 10;
+    Verdict::Ask(if in_vain { Obstacle::Floor } else { obstacle })
 }
 
 /// True when rounds leave no less than earlier ones did, by at least a tenth: less is not worth their traffic.
@@ -182,12 +179,15 @@ mod tests {
 
     #[test]
     fn what_no_round_lowers_is_told_from_pages() {
-        let verdict = |floor_ms, left_mib| {
+        let after = |floor_ms, left_mib, seconds| {
             let mut rounds = rounds(1024, &[left_mib; 3]);
             rounds.iter_mut().for_each(|round| round.stop_scan = Duration::from_millis(floor_ms));
-            decided(&rounds, 4, 0, LIMITS)
+            decided(&rounds, seconds, 0, LIMITS)
         };
+        let verdict = |floor_ms, left_mib| after(floor_ms, left_mib, 4);
         assert_eq!(verdict(400, 30), Verdict::Ask(Obstacle::Floor));
+        assert_eq!(after(400, 30, 60), Verdict::Ask(Obstacle::Floor), "whatever limit is reached");
+        assert_eq!(after(400, 60, 60), Verdict::Ask(Obstacle::MaxTime));
         // A tenth of the time and more: slower writing would help, although not enough.
         assert_eq!(verdict(400, 60), Verdict::Ask(Obstacle::NotShrinking));
         assert_eq!(verdict(200, 200), Verdict::Ask(Obstacle::NotShrinking));
