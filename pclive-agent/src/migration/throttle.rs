@@ -10,13 +10,14 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::convergence::Step;
 use crate::journal::{JournalError, Slowed};
 
-/// What a container keeps in any case, of one CPU: less, and the engine's own calls in it take too long.
-const LEAST_CPU: f64 = 0.05;
+/// What a container keeps in any case, of one CPU: less, and the engine's own calls in it take too long. The kernel hands
+/// the quota of a period out in slices of 5 ms (`sched_cfs_bandwidth_slice_us`), to one CPU each.
+const LEAST_CPU: f64 = 0.2;
 /// Clock ticks a second of `/proc/PID/stat` (USER_HZ, the same on every x86-64 kernel).
 const TICKS_PER_SECOND: f64 = 100.0;
 
@@ -50,10 +51,38 @@ pub(crate) enum ThrottleError {
     Note(#[from] JournalError),
 }
 
+/// What tells the CPU time that a container has used. A process that has ended has used some, too.
+#[derive(Debug)]
+enum Meter {
+    /// `cpu.stat` of cgroup v2.
+    Unified(PathBuf),
+    /// `cpuacct.usage` of version 1.
+    Accounting(PathBuf),
+    /// `cgroup.procs`: what its processes have used, and those that they have waited for.
+    Processes(PathBuf),
+}
+
+impl Meter {
+    /// So far; zero for a container that has gone.
+    fn read(&self) -> Duration {
+        let text = |path| fs::read_to_string(path).unwrap_or_default();
+        match self {
+            Self::Unified(path) => {
+                let text = text(path);
+                let used = text.lines().find_map(|line| line.strip_prefix("usage_usec ")?.parse().ok());
+                Duration::from_micros(used.unwrap_or(0))
+            }
+            Self::Accounting(path) => Duration::from_nanos(text(path).trim_end().parse().unwrap_or(0)),
+            Self::Processes(path) => {
+                Duration::from_secs_f64(text(path).lines().map(ticks).sum::<u64>() as f64 / TICKS_PER_SECOND)
+            }
+        }
+    }
+}
+
 /// The limit of one container's CPU time.
 #[derive(Debug)]
 pub(super) struct Throttle {
-    directory: PathBuf,
     /// v2 writes the period beside the quota.
     unified: bool,
     period_us: u64,
@@ -61,8 +90,9 @@ pub(super) struct Throttle {
     slowed: Slowed,
     /// What is there now, by this guard.
     written: Option<String>,
-    /// When its use was first looked at, and the clock ticks used until then.
-    since: (Instant, u64),
+    meter: Meter,
+    /// When its use was first looked at, and the CPU time used until then.
+    since: (Instant, Duration),
     /// CPUs that it used before it was limited.
     used: Option<f64>,
 }
@@ -72,21 +102,26 @@ impl Throttle {
     pub(super) fn find(pid: i32) -> Result<Self, ThrottleError> {
         let cgroups = read(Path::new(&format!("/proc/{pid}/cgroup")))?;
         let mounts = read(Path::new("/proc/self/mounts"))?;
-        let candidates = [("cgroup2", "", "cpu.max"), ("cgroup", "cpu", "cpu.cfs_quota_us")];
-        for (kind, controller, name) in candidates {
-            let Some(path) = cgroup_of(&cgroups, controller).filter(|path| *path != "/") else { continue };
-            for mount in mounted(&mounts, kind, controller) {
-                let directory = mount.join(path.trim_start_matches('/'));
-                if directory.join(name).exists() && belongs_to(&directory, pid) {
-                    return Self::of(directory, kind == "cgroup2");
-                }
-            }
+        let own = |kind, controller, name: &str| {
+            let path = cgroup_of(&cgroups, controller).filter(|path| *path != "/")?;
+            let places = mounted(&mounts, kind, controller).into_iter();
+            let mut places = places.map(|mount| mount.join(path.trim_start_matches('/')));
+            places.find(|directory| directory.join(name).exists() && belongs_to(directory, pid))
+        };
+        if let Some(directory) = own("cgroup2", "", "cpu.max") {
+            let meter = Meter::Unified(directory.join("cpu.stat"));
+            return Self::of(directory, true, meter);
         }
-        Err(ThrottleError::NoCgroup { pid })
+        let directory = own("cgroup", "cpu", "cpu.cfs_quota_us").ok_or(ThrottleError::NoCgroup { pid })?;
+        let meter = match own("cgroup", "cpuacct", "cpuacct.usage") {
+            Some(directory) => Meter::Accounting(directory.join("cpuacct.usage")),
+            None => Meter::Processes(directory.join("cgroup.procs")),
+        };
+        Self::of(directory, false, meter)
     }
 
     /// The limit of a cgroup.
-    fn of(directory: PathBuf, unified: bool) -> Result<Self, ThrottleError> {
+    fn of(directory: PathBuf, unified: bool, meter: Meter) -> Result<Self, ThrottleError> {
         let file = directory.join(if unified { "cpu.max" } else { "cpu.cfs_quota_us" });
         let before = read(&file)?.trim_end().to_owned();
         let period = if unified {
@@ -96,9 +131,9 @@ impl Throttle {
         };
         let unknown = || ThrottleError::Unknown { path: file.clone(), text: before.clone() };
         let period_us = period.parse().ok().filter(|period| *period > 0).ok_or_else(unknown)?;
-        let since = (Instant::now(), ticks(&directory));
+        let since = (Instant::now(), meter.read());
         let slowed = Slowed { file, before, written: Vec::new() };
-        Ok(Self { directory, unified, period_us, slowed, written: None, since, used: None })
+        Ok(Self { unified, period_us, slowed, written: None, meter, since, used: None })
     }
 
     /// Leaves the container this part of the CPU time that it has used so far. Returns the CPUs that it may use. `note`
@@ -139,8 +174,8 @@ impl Throttle {
 
     fn measure(&self) -> f64 {
         let (since, before) = self.since;
-        let used = ticks(&self.directory).saturating_sub(before) as f64 / TICKS_PER_SECOND;
-        used / since.elapsed().as_secs_f64().max(0.01)
+        let used = self.meter.read().saturating_sub(before);
+        used.as_secs_f64() / since.elapsed().as_secs_f64().max(0.01)
     }
 }
 
@@ -214,16 +249,13 @@ fn belongs_to(directory: &Path, init: i32) -> bool {
         && pids.lines().all(|pid| namespace(pid) == own)
 }
 
-/// CPU time of the cgroup's processes so far.
-fn ticks(directory: &Path) -> u64 {
-    let pids = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    let used = |pid: &str| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest.to_owned()).unwrap_or_default();
-        // utime and stime: fields 14 and 15, the twelfth and thirteenth after the name (proc_pid_stat(5)).
-        after_name.split(' ').skip(11).take(2).filter_map(|word| word.parse::<u64>().ok()).sum::<u64>()
-    };
-    pids.lines().map(used).sum()
+/// CPU time of a process, and of those that it has waited for, in clock ticks.
+fn ticks(pid: &str) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    // utime, stime, cutime, cstime: fields 14 to 17, the twelfth after the name and on (proc_pid_stat(5)).
+    let words = after_name.split(' ').skip(11).take(4).filter_map(|word| word.parse::<u64>().ok());
+    words.fold(0, u64::saturating_add)
 }
 
 #[cfg(test)]
@@ -246,6 +278,11 @@ mod tests {
     impl Spinning {
         /// `None`, said aloud, where there is no v1 CPU controller to use.
         fn start(name: &str) -> Option<Self> {
+            Self::start_program(name, "while :; do :; done")
+        }
+
+        /// The same with a shell's program.
+        fn start_program(name: &str, program: &str) -> Option<Self> {
             let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
             let mount = mounted(&mounts, "cgroup", "cpu").pop();
             let directory = mount.map(|mount| mount.join(format!("pclive-{name}-{}", std::process::id())));
@@ -256,7 +293,7 @@ mod tests {
                 return None;
             };
             let child = Command::new("unshare")
-                .args(["--pid", "--fork", "--kill-child=SIGKILL", "sh", "-c", "while :; do :; done"])
+                .args(["--pid", "--fork", "--kill-child=SIGKILL", "sh", "-c", program])
                 .stdout(Stdio::null())
                 .stderr(Stdio::null())
                 .spawn()
@@ -282,7 +319,7 @@ mod tests {
             let _ = kill(Pid::from_raw(self.init), Signal::SIGKILL);
             let _ = self.child.kill();
             let _ = self.child.wait();
-            let deadline = Instant::now() + std::time::Duration::from_secs(10);
+            let deadline = Instant::now() + Duration::from_secs(10);
             while fs::remove_dir(&self.directory).is_err() && Instant::now() < deadline {
                 std::thread::yield_now();
             }
@@ -292,7 +329,7 @@ mod tests {
     /// The child of `unshare`, once it is there.
     fn only_child(unshare: &Child) -> i32 {
         let path = format!("/proc/{0}/task/{0}/children", unshare.id());
-        let deadline = Instant::now() + std::time::Duration::from_secs(10);
+        let deadline = Instant::now() + Duration::from_secs(10);
         loop {
             let children = fs::read_to_string(&path).unwrap_or_default();
             if let Some(pid) = children.split_whitespace().next() {
@@ -305,6 +342,15 @@ mod tests {
 
     fn first() -> Step {
         Step::after(None).unwrap()
+    }
+
+    /// Waits until it has used so much that no process which lives can have.
+    fn await_use(throttle: &Throttle) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while throttle.meter.read() < throttle.since.1 + Duration::from_millis(400) {
+            assert!(Instant::now() < deadline, "{:?} is all that {throttle:?} says", throttle.meter.read());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     fn untold(_: &Slowed) -> Result<(), JournalError> {
@@ -395,12 +441,27 @@ mod tests {
     fn the_use_of_a_spinning_process_is_measured() {
         let Some(spinning) = Spinning::start("measure") else { return };
         let throttle = Throttle::find(spinning.init).unwrap();
-        let deadline = Instant::now() + std::time::Duration::from_secs(20);
-        while ticks(&throttle.directory) < throttle.since.1 + 10 {
-            assert!(Instant::now() < deadline, "the process does not run");
-            std::thread::yield_now();
-        }
+        await_use(&throttle);
         assert!(throttle.measure() > 0.01);
+    }
+
+    #[test]
+    fn the_use_of_processes_that_have_ended_is_measured() {
+        let short = "while :; do (i=0; while [ $i -lt 9999 ]; do i=$((i+1)); done); done";
+        let Some(spinning) = Spinning::start_program("ended", short) else { return };
+        let meter = Meter::Processes(spinning.directory.join("cgroup.procs"));
+        await_use(&Throttle::of(spinning.directory.clone(), false, meter).unwrap());
+    }
+
+    #[test]
+    fn the_use_of_a_cgroup_is_read_from_the_kernels_own_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("count");
+        fs::write(&file, "usage_usec 1500000\nuser_usec 1200000\nsystem_usec 300000\n").unwrap();
+        assert_eq!(Meter::Unified(file.clone()).read(), Duration::from_millis(1500));
+        fs::write(&file, "2500000000\n").unwrap();
+        assert_eq!(Meter::Accounting(file).read(), Duration::from_millis(2500));
+        assert_eq!(Meter::Unified(directory.path().join("gone")).read(), Duration::ZERO);
     }
 
     #[test]
@@ -416,7 +477,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("cpu.max");
         fs::write(&file, "max 50000\n").unwrap();
-        let mut throttle = Throttle::of(directory.path().into(), true).unwrap();
+        let mut throttle =
+            Throttle::of(directory.path().into(), true, Meter::Unified(PathBuf::new())).unwrap();
         throttle.used = Some(1.0);
         throttle.limit(first(), untold).unwrap();
         assert_eq!(fs::read_to_string(&file).unwrap(), "25000 50000");
