@@ -24,8 +24,8 @@ impl Program {
     fn whole(script: &str) -> String {
         format!(
             "import os,sys,fcntl,select,signal,socket,struct,ctypes,time\n\
-             libc=ctypes.CDLL(None); os.closerange(3,4096)\n\
-             def stay(): libc.prctl(1,9); signal.pause()\n\
+             libc=ctypes.CDLL(None); os.closerange(3,4096); parent=os.getpid()\n\
+             def stay(): libc.prctl(1,9); os.getppid()==parent or os._exit(0); signal.pause()\n\
              def ready(*numbers): print('ready',*numbers,flush=True); sys.stdin.read()\n\
              {script}\n"
         )
