@@ -43,5 +43,7 @@ fn caught_up(sample: &Sample<'_>, stale: TimerInfo) -> Result<TimerInfo, FilesEr
     let text = crate::proc::read(format!("/proc/self/fdinfo/{}", sample.file.as_raw_fd()))
         .map_err(|error| failed(nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO))))?;
     let fresh = fdinfo::parse(&text).ok().and_then(|info| timer(&info.detail)).unwrap_or(stale);
-    Ok(TimerInfo { left_ns: left.value_ns, ..fresh })
+    // One that has expired runs: nothing left is an expiry of just now, and would stop the copy's.
+    let left_ns = if fresh.ticks > 0 { left.value_ns.max(1) } else { left.value_ns };
+    Ok(TimerInfo { left_ns, ..fresh })
 }
