@@ -27,6 +27,13 @@ fn moved(site: &Site) -> Vec<Interface> {
     interfaces
 }
 
+/// What a runtime does that makes interfaces itself.
+fn attach_by_runtime(container: &Container) {
+    let pid = container.pid();
+    run(&format!("ip link add network-cni type veth peer name eth0 netns {pid}"));
+    run(&format!("ip link set network-cni master {BRIDGE} up"));
+}
+
 /// Neighbours that the kernel has learned itself are not of interest.
 fn comparable(mut interfaces: Vec<Interface>) -> Vec<Interface> {
     for interface in &mut interfaces {
@@ -72,15 +79,10 @@ fn nothing_answers_and_no_switch_learns_before_it_is_opened() {
 fn nothing_passes_when_a_namespace_that_ends_has_lost_its_lock() {
     let site = Site::new();
     let wanted = moved(&site);
-    let made_by_runtime = |container: &Container| {
-        let pid = container.pid();
-        run(&format!("ip link add network-cni type veth peer name eth0 netns {pid}"));
-        run(&format!("ip link set network-cni master {BRIDGE} up"));
-    };
     for by_runtime in [false, true] {
         let container = Container::new();
         if by_runtime {
-            made_by_runtime(&container);
+            attach_by_runtime(&container);
         }
         let mut applied = applied(&container, &wanted);
         container.run("nft delete table netdev pclive-redis-1");
@@ -155,9 +157,7 @@ fn interface_that_the_runtime_made_is_completed_and_given_back() {
     let site = Site::new();
     let wanted = moved(&site);
     let container = Container::new();
-    let pid = container.pid();
-    run(&format!("ip link add network-cni type veth peer name eth0 netns {pid}"));
-    run(&format!("ip link set network-cni master {BRIDGE} up"));
+    attach_by_runtime(&container);
     container.run("ip link set lo up");
     container.run("ip link set eth0 addrgenmode none up");
     container.run("ip addr add 10.77.0.200/24 dev eth0");

@@ -1,8 +1,20 @@
 use pclive_agent::network::{
-    HOST_END_PREFIX, Lock, Namespace, NetworkConfig, Tenure, apply, capture, remove_host_ends, retire,
+    Applied, HOST_END_PREFIX, Interface, Lock, Namespace, NetworkConfig, Tenure, apply, capture,
+    remove_host_ends, retire,
 };
 
 use crate::site::{BRIDGE, BRIDGE_IP, Container, IP, Site, answers_arp, host_udp, run, wait_until_passes};
+
+/// The network of a container that is gone, applied to another one by the name `redis-1`.
+fn arrived(site: &Site) -> (Container, Vec<Interface>, Applied) {
+    let source = site.connected();
+    let wanted = capture(&source.namespace()).unwrap();
+    run("ip link del network-src");
+    let container = Container::new();
+    let config = NetworkConfig { bridge: Some(BRIDGE.to_owned()) };
+    let applied = apply(container.namespace(), "redis-1", &wanted, &config).unwrap();
+    (container, wanted, applied)
+}
 
 #[test]
 fn retired_container_never_answers_again() {
@@ -28,12 +40,8 @@ fn retired_container_never_answers_again() {
 #[test]
 fn retire_deletes_the_host_end_that_the_agent_had_made() {
     let site = Site::new();
-    let source = site.connected();
-    let wanted = capture(&source.namespace()).unwrap();
-    run("ip link del network-src");
-    let container = Container::new();
-    let config = NetworkConfig { bridge: Some(BRIDGE.to_owned()) };
-    apply(container.namespace(), "redis-1", &wanted, &config).unwrap().keep().unwrap();
+    let (container, wanted, applied) = arrived(&site);
+    applied.keep().unwrap();
     assert!(run("ip -o link").contains(HOST_END_PREFIX));
 
     retire(&container.namespace(), "redis-1", &wanted).unwrap();
@@ -45,12 +53,8 @@ fn retire_deletes_the_host_end_that_the_agent_had_made() {
 #[test]
 fn host_ends_of_another_container_stay() {
     let site = Site::new();
-    let source = site.connected();
-    let wanted = capture(&source.namespace()).unwrap();
-    run("ip link del network-src");
-    let container = Container::new();
-    let config = NetworkConfig { bridge: Some(BRIDGE.to_owned()) };
-    apply(container.namespace(), "redis-1", &wanted, &config).unwrap().keep().unwrap();
+    let (container, _, applied) = arrived(&site);
+    applied.keep().unwrap();
     assert_eq!(remove_host_ends("redis-2").unwrap(), 0);
     wait_until_passes(&host_udp(BRIDGE_IP), &container.udp(IP));
     assert_eq!(remove_host_ends("redis-1").unwrap(), 1);
@@ -60,13 +64,8 @@ fn host_ends_of_another_container_stay() {
 #[test]
 fn lock_of_host_ends_that_a_dead_agent_left_is_removed_with_them() {
     let site = Site::new();
-    let source = site.connected();
-    let wanted = capture(&source.namespace()).unwrap();
-    run("ip link del network-src");
     run("nft add table netdev network-other");
-    let container = Container::new();
-    let config = NetworkConfig { bridge: Some(BRIDGE.to_owned()) };
-    let applied = apply(container.namespace(), "redis-1", &wanted, &config).unwrap();
+    let (_container, _, applied) = arrived(&site);
     // As if by SIGKILL: nothing is taken back.
     std::mem::forget(applied);
     assert_eq!(remove_host_ends("redis-2").unwrap(), 0);
