@@ -46,7 +46,7 @@ fn layout(vmas: Vec<Vma>) -> Layout {
         vmas,
         vdso: Default::default(),
     };
-    let object = ObjectLayout { id: 9, size: 3 * PAGE + 100, kind: ObjectKind::Anonymous };
+    let object = ObjectLayout { id: 9, size: 3 * PAGE + 100, huge: false, kind: ObjectKind::Anonymous };
     Layout { processes: vec![process], objects: vec![object], ..Layout::default() }
 }
 

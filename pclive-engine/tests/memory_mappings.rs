@@ -61,6 +61,17 @@ fn system_v_segment_of_another_ipc_namespace_is_refused() {
 }
 
 #[test]
+fn huge_pages_whose_writes_the_kernel_cannot_track_are_refused() {
+    let mut subject = Subject::start();
+    let flags = libc::MAP_PRIVATE | libc::MAP_HUGETLB | libc::MAP_NORESERVE;
+    let gigabyte = 1 << 30;
+    assert!(subject.map(ARENA, gigabyte, READ_WRITE, flags | libc::MAP_HUGE_1GB) >= 0);
+    assert_eq!(refusal(&subject), "huge pages of 1048576 KiB");
+    assert!(subject.map(ARENA, gigabyte, READ_WRITE, flags | libc::MAP_HUGE_2MB) >= 0);
+    assert_eq!(carried(&subject).mapping, Mapping::PrivateHuge);
+}
+
+#[test]
 fn deleted_file_is_refused_by_its_name() {
     let mut subject = Subject::start();
     let file = tempfile::NamedTempFile::new().unwrap();

@@ -2,147 +2,14 @@
 
 mod subject;
 
-use std::io::Write;
-
-use pclive_engine::capture::SinkError;
-use pclive_engine::memory::layout_diff::plan;
-use pclive_engine::memory::{
-    AddressSpace, Filler, MemoryError, Objects, SharedWrites, Staging, StagingError,
-};
-use pclive_engine::model::{Batch, ExtentKind, Layout, Mapping, ProcessLayout, Vma, Vpid};
+use pclive_engine::memory::{MemoryError, Objects, SharedWrites};
+use pclive_engine::model::{Batch, ExtentKind, Mapping};
 use pclive_engine::remote::{Outcome, RemoteTask};
 use proptest::prelude::*;
-use subject::{ARENA, PAGE, Subject};
+use subject::pair::Pair;
+use subject::{ARENA, PAGE};
 
 const READ_WRITE: i32 = libc::PROT_READ | libc::PROT_WRITE;
-
-/// A process, its copy, and what lies between them.
-struct Pair {
-    source: Subject,
-    space: AddressSpace,
-    copy: Subject,
-    filler: Filler,
-    vmas: Vec<Vma>,
-    file: tempfile::NamedTempFile,
-    /// Where batches wait, if they do.
-    staging: Option<Staging>,
-    /// How many batches are put in place between two that arrive.
-    slices: usize,
-}
-
-/// Puts a batch in place as the engine does.
-fn put(filler: &mut Filler, copy: &mut Subject, batch: &Batch) {
-    let lifted = filler.lift(batch).unwrap().calls();
-    assert!(copy.task.run(&lifted).unwrap().iter().all(|result| *result == 0));
-    let calls = filler.fill(batch).unwrap().calls();
-    assert!(copy.task.run(&calls).unwrap().iter().all(|result| *result == 0));
-}
-
-impl Pair {
-    fn start() -> Self {
-        let mut source = Subject::start();
-        let copy = Subject::start();
-        let mut file = tempfile::NamedTempFile::new().unwrap();
-        let contents: Vec<u8> = (0..40 * PAGE).map(|at| (at / 7 + at / PAGE) as u8).collect();
-        file.write_all(&contents).unwrap();
-        let (space, filler) = (source.track(), Filler::new(copy.pid()));
-        Self { source, space, copy, filler, vmas: Vec::new(), file, staging: None, slices: 0 }
-    }
-
-    /// A pair whose batches wait until their round is whole, and are then put in place while the next one arrives.
-    fn pipelined(slices: usize) -> Self {
-        Self { staging: Some(Staging::new(1 << 30).unwrap()), slices, ..Self::start() }
-    }
-
-    /// The mappings as a layout of one process.
-    fn layout(&self) -> Layout {
-        let process = ProcessLayout {
-            vpid: self.space.vpid(),
-            start_time: 1,
-            parent: Vpid(0),
-            pgid: Vpid(1),
-            sid: Vpid(1),
-            terminal: None,
-            zombie: None,
-            generation: 1,
-            exe: Vec::new(),
-            threads: Vec::new(),
-            vmas: self.vmas.clone(),
-            vdso: Default::default(),
-        };
-        Layout { processes: vec![process], ..Layout::default() }
-    }
-
-    /// Puts everything in place that waits.
-    fn settle(&mut self) {
-        let Some(staging) = &mut self.staging else { return };
-        let (filler, copy) = (&mut self.filler, &mut self.copy);
-        let put = &mut |batch: &Batch| -> Result<(), StagingError> {
-            put(filler, copy, batch);
-            Ok(())
-        };
-        staging.apply(put).unwrap();
-        assert_eq!(staging.staged_bytes(), 0);
-    }
-
-    /// One round; the sink fails after `patience` batches. Returns what was handed over.
-    fn round(&mut self, patience: usize) -> (Vec<Batch>, Result<(), MemoryError>) {
-        let vmas = self.source.vmas(&mut Objects::new());
-        self.copy.follow(&plan(&self.vmas, &vmas));
-        self.filler.set_layout(&vmas).unwrap();
-        self.vmas = vmas;
-        let layout = self.layout();
-        if let Some(staging) = &mut self.staging {
-            staging.follow(&layout).unwrap();
-        }
-        let mut batches = Vec::new();
-        let (filler, copy, staging) = (&mut self.filler, &mut self.copy, &mut self.staging);
-        let result = self.space.round(&self.vmas, 5 * PAGE as usize, &mut |batch| {
-            if batches.len() == patience {
-                return Err(SinkError { reason: "the test's sink is full".into() });
-            }
-            match staging {
-                None => put(filler, copy, &batch),
-                Some(staging) => {
-                    staging.stage(&batch).unwrap();
-                    for _ in 0..self.slices {
-                        let place = &mut |batch: &Batch| -> Result<(), StagingError> {
-                            put(filler, copy, batch);
-                            Ok(())
-                        };
-                        staging.apply_next(place).unwrap();
-                    }
-                }
-            }
-            batches.push(batch);
-            Ok(())
-        });
-        if let (Some(staging), Ok(_)) = (&mut self.staging, &result) {
-            staging.seal();
-        }
-        (batches, result.map(drop))
-    }
-
-    /// A round that must succeed.
-    fn complete_round(&mut self) -> Vec<Batch> {
-        let (batches, result) = self.round(usize::MAX);
-        result.unwrap();
-        batches
-    }
-
-    /// Every page of the arena is the same in both.
-    fn assert_same(&self, pages: u64) {
-        for page in 0..pages {
-            let at = ARENA + page * PAGE;
-            let (ours, theirs) = (self.source.page(at), self.copy.page(at));
-            assert!(ours == theirs, "page {page}: {:x?} and {:x?}", head(&ours), head(&theirs));
-        }
-    }
-}
-
-fn head(page: &Option<Vec<u8>>) -> Option<&[u8]> {
-    page.as_deref().map(|page| &page[..16])
-}
 
 fn pages(batches: &[Batch], kind: ExtentKind) -> Vec<u64> {
     let extents = batches.iter().flat_map(|batch| &batch.extents).filter(|extent| extent.kind == kind);
@@ -206,7 +73,7 @@ fn discarded_and_zero_pages_travel_without_contents() {
     let batches = pair.complete_round();
     assert_eq!(pages(&batches, ExtentKind::Hole), Vec::from_iter(1..41));
     assert_eq!(pages(&batches, ExtentKind::Zero), [50, 51, 52]);
-    assert_eq!(pages(&batches, ExtentKind::Data), []);
+    assert_eq!(pages(&batches, ExtentKind::Data), [] as [u64; 0]);
     pair.assert_same(64);
 }
 
@@ -317,48 +184,48 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-impl Pair {
-    fn has_file(&self, start: u64, end: u64) -> bool {
-        let vmas = self.source.vmas(&mut Objects::new());
-        let mut within = vmas.iter().filter(|vma| vma.start < end && vma.end > start);
-        within.any(|vma| vma.mapping != Mapping::PrivateAnonymous)
-    }
+fn has_file(pair: &Pair, start: u64, end: u64) -> bool {
+    let vmas = pair.source.vmas(&mut Objects::new());
+    let mut within = vmas.iter().filter(|vma| vma.start < end && vma.end > start);
+    within.any(|vma| vma.mapping != Mapping::PrivateAnonymous)
+}
 
-    fn apply(&mut self, step: &Step, zero: u64) {
+impl Step {
+    fn run(&self, pair: &mut Pair, zero: u64) {
         let byte = |page: u64| ARENA + page * PAGE;
-        match *step {
+        match *self {
             Step::Map { at, len, protection } => {
-                self.source.map(byte(at), len * PAGE, protection, libc::MAP_PRIVATE);
+                pair.source.map(byte(at), len * PAGE, protection, libc::MAP_PRIVATE);
             }
             Step::MapFile { at, len, offset } => {
-                let path = self.file.path().as_os_str().as_encoded_bytes().to_vec();
+                let path = pair.file.path().as_os_str().as_encoded_bytes().to_vec();
                 let range = (byte(at), byte(at + len));
-                self.source.map_file(&path, range, READ_WRITE, libc::MAP_PRIVATE, offset * PAGE);
+                pair.source.map_file(&path, range, READ_WRITE, libc::MAP_PRIVATE, offset * PAGE);
             }
             Step::Unmap { at, len } => {
-                self.source.call(libc::SYS_munmap, &[byte(at), len * PAGE]);
+                pair.source.call(libc::SYS_munmap, &[byte(at), len * PAGE]);
             }
             Step::Protect { at, len, protection } => {
-                self.source.call(libc::SYS_mprotect, &[byte(at), len * PAGE, protection as u64]);
+                pair.source.call(libc::SYS_mprotect, &[byte(at), len * PAGE, protection as u64]);
             }
             // Linux 6.18 retries for ever when a guard replaces a protected page of a file mapping: it leaves a
             // marker behind each time it discards the page.
-            Step::Advise { at, len, advice: GUARD_INSTALL } if self.has_file(byte(at), byte(at + len)) => {}
+            Step::Advise { at, len, advice: GUARD_INSTALL } if has_file(pair, byte(at), byte(at + len)) => {}
             Step::Advise { at, len, advice } => {
-                self.source.call(libc::SYS_madvise, &[byte(at), len * PAGE, advice]);
+                pair.source.call(libc::SYS_madvise, &[byte(at), len * PAGE, advice]);
             }
             Step::Scribble { at, len } => {
-                self.source.scribble(byte(at) + 5, len * PAGE - 100);
+                pair.source.scribble(byte(at) + 5, len * PAGE - 100);
             }
             Step::Zero { at, len } => {
-                self.source.call(libc::SYS_read, &[zero, byte(at), len * PAGE]);
+                pair.source.call(libc::SYS_read, &[zero, byte(at), len * PAGE]);
             }
             Step::Move { from, len, to } => {
                 let flags = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED) as u64;
-                self.source.call(libc::SYS_mremap, &[byte(from), len * PAGE, len * PAGE, flags, byte(to)]);
+                pair.source.call(libc::SYS_mremap, &[byte(from), len * PAGE, len * PAGE, flags, byte(to)]);
             }
             Step::Round { patience } => {
-                let (_, result) = self.round(patience);
+                let (_, result) = pair.round(patience);
                 assert!(matches!(result, Ok(()) | Err(MemoryError::Sink(_))), "{result:?}");
             }
         }
@@ -385,7 +252,7 @@ proptest! {
 fn the_copy_is_the_same(mut pair: Pair, steps: &[Step]) {
     let zero = pair.source.open(b"/dev/zero", libc::O_RDONLY);
     for step in steps {
-        pair.apply(step, zero);
+        step.run(&mut pair, zero);
     }
     for _ in 0..2 {
         pair.complete_round();

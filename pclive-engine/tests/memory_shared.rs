@@ -12,6 +12,7 @@ use pclive_engine::capture::SinkError;
 use pclive_engine::memory::{AddressSpace, MemoryError, ObjectStore, Objects, Task};
 use pclive_engine::model::layout::{ObjectKind, ObjectLayout};
 use pclive_engine::model::{Batch, ExtentKind, Target};
+use pclive_tests::huge_pages::HugePages;
 use proptest::prelude::*;
 use subject::{ARENA, PAGE, Subject};
 
@@ -36,6 +37,10 @@ fn family(path: Option<&[u8]>) -> Family {
 
 /// Two that share so many pages.
 fn family_of(pages: u64, path: Option<&[u8]>) -> Family {
+    family_with(pages, path, tempfile::tempfile().unwrap())
+}
+
+fn family_with(pages: u64, path: Option<&[u8]>, copy: File) -> Family {
     let (mut first, mut second) = (Subject::start(), Subject::start());
     let end = ARENA + pages * PAGE;
     match path {
@@ -52,7 +57,6 @@ fn family_of(pages: u64, path: Option<&[u8]>) -> Family {
     let (one, two) = (first.track(), second.track());
     // An object that was changed just now is compared as a whole, which would hide what a tracker overlooks.
     next_tick();
-    let copy = tempfile::tempfile().unwrap();
     copy.set_len(pages * PAGE).unwrap();
     let members = [(first, one), (second, two)];
     Family { members, objects: Objects::new(), store: ObjectStore::new(), copy, pages }
@@ -72,7 +76,7 @@ impl Family {
         }
         for object in self.layouts() {
             if !self.store.contains(object.id) {
-                self.store.insert(object.id, self.copy.try_clone().unwrap(), object.kind, self.pages * PAGE);
+                self.store.insert(&object, self.copy.try_clone().unwrap()).unwrap();
             }
         }
         let mut batches = Vec::new();
@@ -135,6 +139,28 @@ fn writes_of_both_processes_are_sent_once() {
     assert_eq!(pages(&family.complete_round(), ExtentKind::Data), [3, 4, 20]);
     family.assert_same(0);
     family.assert_same(1);
+}
+
+#[test]
+fn huge_pages_are_carried_as_a_whole() {
+    let _allowed = HugePages::allow(8).unwrap();
+    let huge = || File::from(memfd_create(c"huge", MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB).unwrap());
+    let (ours, copy) = (huge(), huge());
+    ours.set_len(2 * TABLE * PAGE).unwrap();
+    let path = format!("/proc/{}/fd/{}", std::process::id(), ours.as_raw_fd());
+    let mut family = family_with(2 * TABLE, Some(path.as_bytes()), copy);
+    family.scribble(0, 3, 8);
+    assert_eq!(pages(&family.complete_round(), ExtentKind::Data), Vec::from_iter(3..11));
+    assert_eq!(family.layouts().iter().map(|object| object.huge).collect::<Vec<_>>(), [true]);
+    family.assert_same(0);
+    family.complete_round();
+    family.scribble(1, TABLE + 7, 1);
+    assert!(pages(&family.complete_round(), ExtentKind::Data).contains(&(TABLE + 7)));
+    family.assert_same(0);
+    family.members[1].0.must(libc::SYS_madvise, &[ARENA, TABLE * PAGE, libc::MADV_REMOVE as u64]);
+    family.scribble(1, TABLE + 8, 1);
+    family.last_round();
+    family.assert_same(0);
 }
 
 #[test]
@@ -209,7 +235,7 @@ fn nothing_of_a_moment_is_lost(path: &[u8]) {
     for page in [7, 3, 3, 11] {
         family.complete_round();
         next_tick();
-        assert_eq!(pages(&family.complete_round(), ExtentKind::Data), []);
+        assert_eq!(pages(&family.complete_round(), ExtentKind::Data), [] as [u64; 0]);
         family.write_in_passing(1, path, page);
         assert_eq!(pages(&family.last_round(), ExtentKind::Data), [page]);
         family.assert_same(0);
@@ -279,7 +305,7 @@ fn part_of_a_file_that_nobody_maps_any_more_is_no_hole() {
         member.must(libc::SYS_munmap, &[ARENA, 8 * PAGE]);
     }
     let batches = family.last_round();
-    assert_eq!(pages(&batches, ExtentKind::Hole), []);
+    assert_eq!(pages(&batches, ExtentKind::Hole), [] as [u64; 0]);
     assert_eq!(pages(&batches, ExtentKind::Data), [3, 9]);
     let (mut theirs, mut ours) = ([0; (12 * PAGE) as usize], [0; (12 * PAGE) as usize]);
     family.copy.read_exact_at(&mut theirs, 0).unwrap();

@@ -9,7 +9,7 @@
 mod status;
 
 /// Version of the agent-to-agent protocol. Agents of different versions refuse each other and name both.
-pub const PROTOCOL_VERSION: u32 = 6;
+pub const PROTOCOL_VERSION: u32 = 7;
 
 /// Encoded `FileDescriptorSet` of all services, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pclive.descriptors"));

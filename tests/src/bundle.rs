@@ -26,6 +26,7 @@ pub struct Bundle {
     uid: u32,
     separate_rootfs: bool,
     network: Option<String>,
+    huge_pages: bool,
 }
 
 impl Bundle {
@@ -43,6 +44,7 @@ impl Bundle {
             uid: 0,
             separate_rootfs: false,
             network: None,
+            huge_pages: false,
         }
     }
 
@@ -98,6 +100,12 @@ impl Bundle {
     /// Runs it in the network `name` of its host ([`crate::Host::network`]), as platforms do that make networks themselves.
     pub fn network(mut self, name: &str) -> Self {
         self.network = Some(name.into());
+        self
+    }
+
+    /// Lets it use huge pages of every kind: a hugetlbfs at `/dev/hugepages`, and what segments of them need.
+    pub fn huge_pages(mut self) -> Self {
+        self.huge_pages = true;
         self
     }
 
@@ -165,6 +173,15 @@ impl Bundle {
             let namespaces = config["linux"]["namespaces"].as_array_mut();
             let network = namespaces.into_iter().flatten().find(|namespace| namespace["type"] == "network");
             network.into_iter().for_each(|network| network["path"] = json!(format!("/run/netns/{name}")));
+        }
+        if self.huge_pages {
+            let mount = json!({ "destination": "/dev/hugepages", "type": "hugetlbfs", "source": "hugetlbfs",
+                "options": ["pagesize=2M"] });
+            config["mounts"].as_array_mut().into_iter().for_each(|mounts| mounts.push(mount.clone()));
+            for set in ["bounding", "effective", "permitted"] {
+                let set = config["process"]["capabilities"][set].as_array_mut();
+                set.into_iter().for_each(|set| set.push(json!("CAP_IPC_LOCK")));
+            }
         }
         config["linux"]["cgroupsPath"] = json!(format!("{cgroup}/{}", self.name));
     }

@@ -17,6 +17,7 @@ pub mod ctl;
 pub mod delay;
 pub mod footprint;
 pub mod host;
+pub mod huge_pages;
 pub mod lab;
 pub mod leftovers;
 pub mod link;

@@ -1,6 +1,7 @@
 //! What a line of `/proc/PID/maps` is about, from its text alone.
 
-use super::vmas::{Obstacle, huge_pages, printable};
+use super::vmas::{Obstacle, printable};
+use crate::proc::maps::MapsEntry;
 use crate::proc::smaps::SmapsEntry;
 
 /// Kinds of mappings, as far as the text tells.
@@ -14,6 +15,8 @@ pub(super) enum MappingKind {
     VvarClock,
     /// Private memory without a file.
     PrivateAnonymous,
+    /// The same in huge pages of hugetlbfs.
+    PrivateHuge,
     /// `MAP_SHARED | MAP_ANONYMOUS`.
     SharedAnonymous,
     /// memfd_create(2), with its name.
@@ -34,13 +37,13 @@ pub(super) fn kind_of(entry: &SmapsEntry) -> MappingKind {
         b"[vdso]" => return MappingKind::Vdso,
         b"[vvar]" => return MappingKind::Vvar,
         b"[vvar_vclock]" => return MappingKind::VvarClock,
-        _ if kind.hugetlb || (deleted && path == b"/anon_hugepage") => {
-            return MappingKind::Unsupported(huge_pages());
-        }
         _ if kind.device => return obstacle("memory of a device", "stop what uses the device"),
         _ if kind.shadow_stack => return obstacle("a shadow stack", "run the program without shadow stacks"),
         _ if kind.sealed => return obstacle("memory sealed with mseal", "run the program without mseal"),
         _ => {}
+    }
+    if is_huge(map) {
+        return if map.shared { MappingKind::SharedAnonymous } else { MappingKind::PrivateHuge };
     }
     if deleted && let Some(found) = deleted_kind(path, map.shared) {
         return found;
@@ -56,6 +59,11 @@ pub(super) fn kind_of(entry: &SmapsEntry) -> MappingKind {
             "stop what made it; it has no copyable contents",
         ),
     }
+}
+
+/// True for anonymous memory in huge pages of hugetlbfs, whose file has this name and no directory.
+pub(super) fn is_huge(map: &MapsEntry) -> bool {
+    map.path() == (b"/anon_hugepage", true)
 }
 
 /// Names that the kernel gives to files which were never in a directory.

@@ -3,6 +3,7 @@
 //! Nothing is stopped, protected or changed. Kernel: `PAGEMAP_SCAN` (Linux 6.7), `/proc/PID/maps`. A process that ends
 //! while it is looked at counts nothing.
 
+use super::mapping_kind;
 use super::source::{Source, resident_bytes};
 use super::{CaptureError, tree};
 use crate::memory::SharedWrites;
@@ -65,7 +66,8 @@ fn anonymous(pid: Pid, own: (u64, u64)) -> Vec<(u64, u64)> {
 
 /// Anonymous, private, and not one of the kernel's own mappings.
 fn is_memory(entry: &MapsEntry) -> bool {
-    entry.inode == 0 && !entry.shared && !entry.name.starts_with(b"[v")
+    let ordinary = entry.inode == 0 && !entry.name.starts_with(b"[v");
+    !entry.shared && (ordinary || mapping_kind::is_huge(entry))
 }
 
 #[cfg(test)]

@@ -17,9 +17,9 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor};
 
 use super::files::FilesError;
 use super::files::mounts::own_memory;
-use super::vmas::printable;
+use super::vmas::{Obstacle, huge_pages, printable};
 use crate::memory::object::ObjectKey;
-use crate::memory::{MemoryError, Objects};
+use crate::memory::{MemoryError, Objects, huge};
 use crate::model::Pid;
 use crate::model::layout::ObjectKind;
 use crate::model::tree::{
@@ -41,7 +41,7 @@ pub(super) struct Refused {
 /// Looks for the file systems of the container and tells `objects` of them: before mappings are read.
 pub(super) fn find(init: Pid, objects: &mut Objects) -> Result<Vec<Mount>, FilesError> {
     let mounts = own_memory(init)?;
-    let devices = mounts.iter().filter(|mount| mount.kind == b"tmpfs");
+    let devices = mounts.iter().filter(|mount| mount.kind != b"ramfs");
     objects.memory = devices.map(|mount| (mount.device, mount.point.clone())).collect();
     Ok(mounts)
 }
@@ -52,7 +52,8 @@ pub(super) fn read(
     mounts: &[Mount],
     objects: &mut Objects,
 ) -> Result<(Vec<MemoryTree>, Vec<Refused>), FilesError> {
-    let mut walk = Walk { objects, device: (0, 0), entries: 0, attribute_bytes: 0, nodes: Vec::new() };
+    let mut walk =
+        Walk { objects, device: (0, 0), huge_pages: None, entries: 0, attribute_bytes: 0, nodes: Vec::new() };
     let (mut trees, mut refused) = (Vec::new(), Vec::new());
     for mount in mounts {
         let Some(whole) = walk.tree(root, mount)? else {
@@ -65,11 +66,20 @@ pub(super) fn read(
             // Another mount is on top of it: nobody sees what is in it.
             continue;
         }
-        if mount.kind == b"tmpfs" {
-            trees.push(MemoryTree { point: mount.point.clone(), nodes: whole });
-        } else if whole.len() > 1 {
-            let what = "ramfs that holds files".into();
-            let hint = "let the bundle mount a tmpfs instead";
+        let huge = mount.kind == b"hugetlbfs";
+        let foreign = walk.huge_pages.filter(|size| huge && !huge::is_carried(*size));
+        let (what, hint) = match (foreign, mount.kind.as_slice()) {
+            (Some(size), _) => {
+                let Obstacle { what, hint } = huge_pages(size);
+                (format!("hugetlbfs that holds files in {what}"), hint)
+            }
+            (None, b"ramfs") => ("ramfs that holds files".into(), "let the bundle mount a tmpfs instead"),
+            (None, _) => {
+                trees.push(MemoryTree { point: mount.point.clone(), huge, nodes: whole });
+                continue;
+            }
+        };
+        if whole.len() > 1 {
             refused.push(Refused { point: printable(&mount.point), what, hint });
         }
     }
@@ -80,6 +90,8 @@ pub(super) fn read(
 struct Walk<'a> {
     objects: &'a mut Objects,
     device: (u32, u32),
+    /// Size of the huge pages of the tree that was walked last, bytes.
+    huge_pages: Option<u64>,
     entries: usize,
     attribute_bytes: usize,
     nodes: Vec<Node>,
@@ -103,6 +115,7 @@ impl Walk<'_> {
         let top = self.node(&place, b".", Vec::new(), NodeKind::Directory, &stat).map_err(failed)?;
         self.nodes.push(top);
         let top = openat(&place, ".", directory_flags(), Mode::empty()).map_err(failed)?;
+        self.huge_pages = huge::page_size(&top);
         let mut waiting = vec![(Vec::new(), top)];
         while let Some((path, directory)) = waiting.pop() {
             let in_path = |source| FilesError::Resolve {

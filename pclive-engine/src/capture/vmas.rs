@@ -5,7 +5,6 @@
 //! a mapping, openat2(2) below `/proc/PID/root` to prove that a path leads there.
 
 use std::fs::{File, Metadata};
-use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -15,7 +14,7 @@ use nix::fcntl::OFlag;
 use super::mapping_kind::{MappingKind, kind_of};
 use crate::memory::layout_diff::USER_END;
 use crate::memory::object::{KnownFile, ObjectKey, Objects};
-use crate::memory::{MemoryError, errno};
+use crate::memory::{MemoryError, errno, huge};
 use crate::model::layout::{MappedFile, ObjectKind, VdsoLayout};
 use crate::model::tree::Ownership;
 use crate::model::{Mapping, Pid, Place, Vma, VmaFlags};
@@ -217,6 +216,7 @@ impl Reader<'_> {
                 return Ok(());
             }
             MappingKind::PrivateAnonymous => Ok(Mapping::PrivateAnonymous),
+            MappingKind::PrivateHuge => self.private_huge(map)?,
             MappingKind::SharedAnonymous => self.object(map, file_key(map), ObjectKind::Anonymous)?,
             MappingKind::Memfd(name) => {
                 let kind = ObjectKind::Memfd { name, owner: Ownership::default(), seals: 0 };
@@ -252,6 +252,21 @@ impl Reader<'_> {
         format!("/proc/{}/map_files/{:x}-{:x}", self.pid, map.start, map.end)
     }
 
+    /// Private memory in huge pages. Their size shows in the file system that they are of.
+    fn private_huge(&mut self, map: &MapsEntry) -> Result<Result<Mapping, Option<Obstacle>>, MemoryError> {
+        let link = self.link(map);
+        let size = match self.objects.huge_pages.get(&map.device) {
+            Some(size) => *size,
+            None => match open(self.pid, &link, |about| about.ino() == map.inode) {
+                Ok(file) => huge::page_size(&file).unwrap_or(0),
+                Err(MemoryError::AddressSpaceGone { .. }) => return Ok(Err(None)),
+                Err(error) => return Err(error),
+            },
+        };
+        self.objects.huge_pages.insert(map.device, size);
+        Ok(if huge::is_carried(size) { Ok(Mapping::PrivateHuge) } else { Err(Some(huge_pages(size))) })
+    }
+
     /// Memory without a path. `Err(None)`: the mapping is gone by now; the next round will see what came after it.
     fn object(
         &mut self,
@@ -263,6 +278,9 @@ impl Reader<'_> {
         let may_write = map.shared && may_write(map, &link);
         let open = || open(pid, &link, |about| about.ino() == map.inode);
         match self.objects.identify(key, kind, open) {
+            Ok(object) if self.objects.foreign_pages(object).is_some() => {
+                Ok(Err(self.objects.foreign_pages(object).map(huge_pages)))
+            }
             Ok(object) if map.shared => {
                 let may_write = may_write && !self.objects.is_sealed(object);
                 Ok(Ok(Mapping::SharedObject { object, offset: map.offset, may_write }))
@@ -349,8 +367,14 @@ impl Reader<'_> {
         if !self.leads_to(&map.name, &metadata) {
             return Ok(Found::Not(unreachable(map, metadata.nlink())));
         }
-        if on_hugetlbfs(link) {
-            return Ok(Found::Not(huge_pages()));
+        if let Some(size) = File::open(link).ok().and_then(|file| huge::page_size(&file)) {
+            return Ok(Found::Not(Obstacle {
+                what: format!(
+                    "a file of a hugetlbfs of the host ({}, pages of {size} bytes)",
+                    printable(&map.name)
+                ),
+                hint: "let the bundle mount a hugetlbfs of its own",
+            }));
         }
         let known = KnownFile::new(&metadata);
         self.objects.files.insert(cached, known);
@@ -408,17 +432,11 @@ fn may_write(map: &MapsEntry, link: &str) -> bool {
     map.protection.write || std::fs::symlink_metadata(link).is_ok_and(|link| link.mode() & 0o200 != 0)
 }
 
-fn on_hugetlbfs(link: &str) -> bool {
-    const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
-    let file = File::open(link).map_err(|error| errno(&error));
-    let found = file.and_then(|file| nix::sys::statfs::fstatfs(file.as_fd()));
-    found.is_ok_and(|found| found.filesystem_type().0 == HUGETLBFS_MAGIC)
-}
-
-pub(super) fn huge_pages() -> Obstacle {
+/// Huge pages of a size in bytes that is not carried.
+pub(super) fn huge_pages(size: u64) -> Obstacle {
     Obstacle {
-        what: "huge pages of hugetlbfs".into(),
-        hint: "let the program use transparent huge pages instead",
+        what: format!("huge pages of {} KiB", size / 1024),
+        hint: "let the program use huge pages of 2 MiB: the kernel can track writes to no others",
     }
 }
 

@@ -23,7 +23,6 @@ fn obstacle(name: &str, permissions: &str) -> String {
 #[test]
 fn mappings_that_cannot_be_carried_are_named() {
     assert_eq!(obstacle("/[aio] (deleted)", "rw-s"), "an asynchronous I/O ring (io_setup)");
-    assert_eq!(obstacle("/anon_hugepage (deleted)", "rw-p"), "huge pages of hugetlbfs");
     assert_eq!(obstacle("anon_inode:[io_uring]", "rw-s"), "an io_uring");
     assert_eq!(obstacle("anon_inode:[perf_event]", "rw-s"), "a special mapping (anon_inode:[perf_event])");
     assert_eq!(obstacle("[uprobes]", "--xp"), "a special mapping ([uprobes])");
@@ -42,7 +41,8 @@ fn anonymous_memory_has_several_names() {
     for name in ["", "[heap]", "[stack]", "[anon:arena]"] {
         assert_eq!(kind_of(&entry(name, "rw-p")), MappingKind::PrivateAnonymous);
     }
-    for name in ["/dev/zero (deleted)", "[anon_shmem:pool]"] {
+    assert_eq!(kind_of(&entry("/anon_hugepage (deleted)", "rw-p")), MappingKind::PrivateHuge);
+    for name in ["/dev/zero (deleted)", "[anon_shmem:pool]", "/anon_hugepage (deleted)"] {
         assert_eq!(kind_of(&entry(name, "rw-s")), MappingKind::SharedAnonymous);
     }
 }

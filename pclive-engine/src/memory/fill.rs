@@ -13,7 +13,7 @@ use super::error::errno;
 use super::fill_error::{FillError, check_batch};
 use super::layout_diff::{LayoutOp, USER_END, check_vmas, plan};
 use super::ranges::RangeSet;
-use crate::model::{Batch, Extent, ExtentKind, Mapping, PAGE_SIZE, Pid, Vma};
+use crate::model::{Batch, Extent, ExtentKind, HUGE_PAGE_SIZE, Mapping, PAGE_SIZE, Pid, Vma};
 use crate::remote::Call;
 use crate::sys::process_vm::{self, MAX_RANGES, RemoteRange};
 
@@ -31,7 +31,7 @@ pub struct Filler {
     pid: Pid,
     mem: Option<File>,
     vmas: Vec<Vma>,
-    /// Pages that were written.
+    /// Pages that were written; of huge pages the whole of them.
     filled: RangeSet,
     /// Guard pages.
     guarded: RangeSet,
@@ -115,6 +115,7 @@ impl Filler {
         check_batch(batch, USER_END)?;
         let mut discards = Discards::default();
         let mut data = Vec::with_capacity(batch.extents.len());
+        let mut filled = RangeSet::new();
         let (mut zeros, mut guards) = (MOST_ZEROS, MOST_GUARDS * PAGE_SIZE);
         let spend = |left: &mut u64, start, bytes, what| {
             *left =
@@ -125,14 +126,24 @@ impl Filler {
             for (start, end, backing) in self.parts(batch, extent)? {
                 let bytes = end - start;
                 match extent.kind {
-                    ExtentKind::Data => data.push(RemoteRange { start, len: bytes }),
+                    ExtentKind::Data => {
+                        data.push(RemoteRange { start, len: bytes });
+                        let (start, end) = backing.taken(start, end);
+                        filled.insert(start, end);
+                    }
                     ExtentKind::Zero => {
                         if backing == Backing::File {
                             spend(&mut zeros, start, bytes, "more zeros over a file than a source reads")?;
                         }
                         self.zero(start, end, backing)?;
                     }
-                    ExtentKind::Hole => self.hole(start, end, &mut discards),
+                    ExtentKind::Hole => {
+                        let (whole, rest) = backing.discardable(start, end);
+                        for (start, end) in rest {
+                            self.zero(start, end, backing)?;
+                        }
+                        self.hole(whole.0, whole.1, &mut discards);
+                    }
                     ExtentKind::Guard => {
                         spend(&mut guards, start, bytes, "more guard pages than one batch has")?;
                         self.guard(start, end, &mut discards);
@@ -141,7 +152,7 @@ impl Filler {
             }
         }
         self.write(&data, &batch.payload)?;
-        data.iter().for_each(|range| self.filled.insert(range.start, range.start + range.len));
+        filled.iter().for_each(|(start, end)| self.filled.insert(start, end));
         Ok(discards)
     }
 
@@ -153,6 +164,7 @@ impl Filler {
         for vma in self.vmas.get(first..).unwrap_or_default() {
             let backing = match &vma.mapping {
                 Mapping::PrivateAnonymous => Backing::Nothing,
+                Mapping::PrivateHuge => Backing::NothingHuge,
                 Mapping::PrivateFile(_) | Mapping::PrivateObject { .. } => Backing::File,
                 Mapping::SharedFile { .. } | Mapping::SharedObject { .. } => break,
             };
@@ -177,7 +189,7 @@ impl Filler {
                 self.filled.insert(start, end);
                 Ok(())
             }
-            Backing::Nothing => {
+            Backing::Nothing | Backing::NothingHuge => {
                 let known: Vec<_> = self.filled.within(start, end).collect();
                 known.into_iter().try_for_each(|(start, end)| self.write_zeros(start, end))
             }
@@ -263,7 +275,34 @@ impl Filler {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Backing {
     Nothing,
+    /// Nothing, in huge pages.
+    NothingHuge,
     File,
+}
+
+impl Backing {
+    /// What the kernel takes memory for when a range is written.
+    fn taken(self, start: u64, end: u64) -> (u64, u64) {
+        match self {
+            Self::Nothing | Self::File => (start, end),
+            Self::NothingHuge => {
+                (start / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE, end.next_multiple_of(HUGE_PAGE_SIZE))
+            }
+        }
+    }
+
+    /// The pages of a range that can be given back, and what is left of it: parts of huge pages, of which a newer round
+    /// has said the rest.
+    fn discardable(self, start: u64, end: u64) -> ((u64, u64), [(u64, u64); 2]) {
+        match self {
+            Self::Nothing | Self::File => ((start, end), [(end, end); 2]),
+            Self::NothingHuge => {
+                let first = start.next_multiple_of(HUGE_PAGE_SIZE).min(end);
+                let past = (end / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE).max(first);
+                ((first, past), [(start, first), (past, end)])
+            }
+        }
+    }
 }
 
 /// How many ranges `bytes` fill, and how much of the next one.

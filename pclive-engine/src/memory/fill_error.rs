@@ -46,12 +46,31 @@ pub enum FillError {
         /// Why.
         source: nix::Error,
     },
+    /// An object is not in pages like those of the source.
+    #[error(
+        "cannot keep shared memory object {id}: it has {} at the source and {} here; both bundles must mount the same \
+         file systems",
+        pages(*.wanted),
+        pages(*.here)
+    )]
+    HugePages {
+        /// The object.
+        id: u64,
+        /// Size of its huge pages here, bytes.
+        here: Option<u64>,
+        /// At the source.
+        wanted: Option<u64>,
+    },
     /// Pages for an object that no layout has named.
     #[error("cannot fill shared memory object {id}: it was not announced")]
     UnknownObject {
         /// The object.
         id: u64,
     },
+}
+
+fn pages(huge: Option<u64>) -> String {
+    huge.map_or_else(|| "no huge pages".into(), |size| format!("huge pages of {} KiB", size / 1024))
 }
 
 /// Checks a batch from a peer: extents page-aligned, not empty, ascending, below `limit`; payload as long as the

@@ -4,7 +4,7 @@
 //! which memory the destination loses that way, and sends it again. A mapping that the kernel has split or merged
 //! without changing what any page shows costs nothing. Memory that moved is unmapped and mapped anew.
 
-use crate::model::{Mapping, PAGE_SIZE, Protection, Vma, VmaFlags};
+use crate::model::{HUGE_PAGE_SIZE, Mapping, PAGE_SIZE, Protection, Vma, VmaFlags};
 
 /// First address above the memory of a process (x86-64, four-level page tables).
 pub const USER_END: u64 = 0x7fff_ffff_f000;
@@ -60,10 +60,14 @@ pub fn check_vmas(vmas: &[Vma]) -> Result<(), LayoutError> {
     let mut last = 0;
     for vma in vmas {
         let refuse = |what| Err(LayoutError { start: vma.start, end: vma.end, what });
+        let huge = vma.mapping == Mapping::PrivateHuge;
         match () {
             () if vma.start >= vma.end => return refuse("is empty"),
             () if vma.start % PAGE_SIZE != 0 || vma.end % PAGE_SIZE != 0 => {
                 return refuse("is not page-aligned");
+            }
+            () if huge && (vma.start % HUGE_PAGE_SIZE != 0 || vma.end % HUGE_PAGE_SIZE != 0) => {
+                return refuse("is not aligned to its huge pages");
             }
             () if vma.end > USER_END => return refuse("is not user memory"),
             () if vma.start < last => return refuse("overlaps the one before it"),
@@ -188,7 +192,8 @@ fn same_memory(old: &Vma, new: &Vma, at: u64) -> bool {
     }
     let position = |vma: &Vma, offset: u64| offset.wrapping_add(at - vma.start);
     match (&old.mapping, &new.mapping) {
-        (Mapping::PrivateAnonymous, Mapping::PrivateAnonymous) => true,
+        (Mapping::PrivateAnonymous, Mapping::PrivateAnonymous)
+        | (Mapping::PrivateHuge, Mapping::PrivateHuge) => true,
         (Mapping::PrivateFile(a), Mapping::PrivateFile(b)) => {
             a.path == b.path && position(old, a.offset) == position(new, b.offset)
         }
@@ -209,6 +214,7 @@ fn same_memory(old: &Vma, new: &Vma, at: u64) -> bool {
         ) => a == b && position(old, *offset_a) == position(new, *offset_b),
         (
             Mapping::PrivateAnonymous
+            | Mapping::PrivateHuge
             | Mapping::PrivateFile(_)
             | Mapping::SharedFile { .. }
             | Mapping::SharedObject { .. }

@@ -17,6 +17,7 @@ pub mod staging;
 mod digest;
 mod error;
 mod fill_error;
+pub(crate) mod huge;
 mod last_round;
 mod payload;
 mod pending;
@@ -24,6 +25,7 @@ mod pieces;
 mod reader;
 mod shared;
 mod tracker;
+mod witness;
 
 pub use error::MemoryError;
 pub(crate) use error::errno;

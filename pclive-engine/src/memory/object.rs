@@ -17,6 +17,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 use super::error::MemoryError;
+use super::huge;
 use super::shared::Object;
 use super::space::{BatchSink, SpaceStats, Task};
 use crate::model::Pid;
@@ -67,6 +68,8 @@ pub struct Objects {
     pub(crate) segments: HashMap<i32, Segment>,
     /// The container has an IPC namespace of its own, so that every segment that it has is one of these.
     pub(crate) lists_segments: bool,
+    /// Sizes of huge pages, by the device of the hugetlbfs that they are of; 0 for a device that is none.
+    pub(crate) huge_pages: HashMap<(u32, u32), u64>,
 }
 
 impl Objects {
@@ -109,6 +112,17 @@ impl Objects {
     /// The object of a key, if it is known.
     pub(crate) fn find(&self, key: ObjectKey) -> Option<u64> {
         self.ids.get(&key).copied()
+    }
+
+    /// The size of an object's huge pages, bytes, if it is one that cannot be carried.
+    pub(crate) fn foreign_pages(&self, id: u64) -> Option<u64> {
+        self.table.get(&id).and_then(|object| object.huge).filter(|size| !huge::is_carried(*size))
+    }
+
+    /// Objects of this round that are in huge pages which cannot be carried, with their size in bytes.
+    pub(crate) fn foreign(&self) -> impl Iterator<Item = (&ObjectKind, u64)> {
+        let seen = self.table.iter().filter(|(_, object)| object.seen);
+        seen.filter_map(|(id, object)| Some((&object.kind, self.foreign_pages(*id)?)))
     }
 
     /// True if nobody can map the object for writing any more.
@@ -161,7 +175,7 @@ impl Objects {
             let size = object.size();
             object.tell(size);
             object.refresh();
-            ObjectLayout { id: *id, size, kind: object.kind.clone() }
+            ObjectLayout { id: *id, size, huge: object.huge.is_some(), kind: object.kind.clone() }
         };
         seen.map(layout).collect()
     }

@@ -12,10 +12,12 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use super::error::errno;
 use super::fill::MOST_ZEROS;
 use super::fill_error::{FillError, check_batch};
+use super::huge;
 use super::ranges::RangeSet;
-use crate::model::layout::ObjectKind;
-use crate::model::{Batch, Extent, ExtentKind, PAGE_SIZE, Pid, Target};
+use crate::model::layout::{ObjectKind, ObjectLayout};
+use crate::model::{Batch, Extent, ExtentKind, HUGE_PAGE_SIZE, PAGE_SIZE, Pid, Target};
 use crate::sys::process_vm::{self, RemoteRange};
+use crate::sys::window;
 
 static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
 
@@ -29,6 +31,8 @@ pub struct ObjectStore {
 struct Stored {
     file: File,
     kind: ObjectKind,
+    /// It is in huge pages, which have no write(2).
+    huge: bool,
     /// Size in bytes, exact for a file.
     size: u64,
     filled: RangeSet,
@@ -55,10 +59,19 @@ impl ObjectStore {
         Self::default()
     }
 
-    /// Adds an object, or takes it anew: `file` is open for writing, `size` is the exact size of a file in bytes and
-    /// the size of anonymous memory. Anonymous memory is fresh: all zeros.
-    pub fn insert(&mut self, id: u64, file: File, kind: ObjectKind, size: u64) {
-        self.objects.insert(id, Stored { file, kind, size, filled: RangeSet::new(), views: Vec::new() });
+    /// Adds an object, or takes it anew: `file` is open for writing, has the size that the layout tells, and is all zeros
+    /// if it is memory.
+    ///
+    /// Errors: [`FillError::HugePages`] if its pages are not those that the layout tells.
+    pub fn insert(&mut self, object: &ObjectLayout, file: File) -> Result<(), FillError> {
+        let (here, wanted) = (huge::page_size(&file), object.huge.then_some(HUGE_PAGE_SIZE));
+        if here != wanted {
+            return Err(FillError::HugePages { id: object.id, here, wanted });
+        }
+        let (kind, size, huge) = (object.kind.clone(), object.size, object.huge);
+        let stored = Stored { file, kind, huge, size, filled: RangeSet::new(), views: Vec::new() };
+        self.objects.insert(object.id, stored);
+        Ok(())
     }
 
     /// Who shows which object from now on: pages are written through such mappings. They are charged to the container
@@ -174,13 +187,14 @@ impl Stored {
             let (part, later) = rest.split_at(len);
             let written = view.map_or(0, |view| view.write(at, part));
             let (at_once, left) = (written as u64, part.get(written..).unwrap_or_default());
-            let failed = |error: std::io::Error| FillError::Object {
-                verb: "write",
-                id,
-                start: at,
-                source: errno(&error),
-            };
-            self.file.write_all_at(left, at + at_once).map_err(failed)?;
+            let failed = |source| FillError::Object { verb: "write", id, start: at, source };
+            match self.huge {
+                _ if left.is_empty() => {}
+                true => window::write_at(&self.file, at + at_once, left).map_err(failed)?,
+                false => {
+                    self.file.write_all_at(left, at + at_once).map_err(|error| failed(errno(&error)))?;
+                }
+            }
             (at, rest) = (at + len as u64, later);
         }
         Ok(())

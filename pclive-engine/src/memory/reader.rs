@@ -142,7 +142,8 @@ fn whole_pages(bytes: u64) -> u64 {
     bytes / PAGE_SIZE * PAGE_SIZE
 }
 
-fn open_mem(pid: Pid) -> Result<File, MemoryError> {
+/// `/proc/PID/mem`, which disregards the protection of mappings.
+pub(super) fn open_mem(pid: Pid) -> Result<File, MemoryError> {
     File::open(format!("/proc/{pid}/mem")).map_err(|error| match errno(&error) {
         Errno::ENOENT | Errno::ESRCH => MemoryError::AddressSpaceGone { pid },
         source => MemoryError::Proc { pid, name: "mem".into(), source },

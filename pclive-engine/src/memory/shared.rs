@@ -17,6 +17,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::digest::Digests;
 use super::error::{MemoryError, errno};
+use super::huge;
 use super::payload::{MAX_EXTENTS, Payload};
 use super::ranges::RangeSet;
 use super::space::{BatchSink, SpaceStats, Task, count};
@@ -71,6 +72,8 @@ impl Pace {
 pub(super) struct Object {
     pub(super) file: File,
     pub(super) kind: ObjectKind,
+    /// Size of its huge pages in bytes, if it is in such.
+    pub(super) huge: Option<u64>,
     /// Seen in this round.
     pub(super) seen: bool,
     /// It is there also when nobody maps it: a directory, a descriptor or the IPC namespace has it.
@@ -92,6 +95,7 @@ pub(super) struct Object {
 impl Object {
     pub(super) fn new(file: File, kind: ObjectKind) -> Self {
         Self {
+            huge: huge::page_size(&file),
             file,
             kind,
             seen: true,
@@ -410,7 +414,7 @@ mod tests {
                 self.store.resize(id, &layout.kind, layout.size).unwrap();
             } else {
                 self.copy.set_len(layout.size).unwrap();
-                self.store.insert(id, self.copy.try_clone().unwrap(), layout.kind, layout.size);
+                self.store.insert(&layout, self.copy.try_clone().unwrap()).unwrap();
             }
             between(&mut self.file);
             let store = &mut self.store;

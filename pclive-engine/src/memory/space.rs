@@ -17,6 +17,7 @@ use super::payload::MAX_EXTENTS;
 use super::ranges::RangeSet;
 use super::reader::Reader;
 use super::tracker::{Kind, Stock, Tracker, View};
+use super::witness::Witnesses;
 use crate::capture::SinkError;
 use crate::model::{Batch, Extent, ExtentKind, Mapping, PAGE_SIZE, Pid, Target, Vma, Vpid};
 
@@ -61,6 +62,8 @@ pub struct AddressSpace {
     pub(super) written: RangeSet,
     /// What the destination was told to be outdated since the last round.
     pub(super) outdated: RangeSet,
+    /// How it is known of huge pages that they were made anew.
+    witnesses: Witnesses,
     /// A scan failed half-way: any page may have been protected without a trace.
     tracking_lost: bool,
 }
@@ -78,6 +81,8 @@ pub enum Task {
 pub(super) struct Areas {
     anonymous: RangeSet,
     pub(super) anonymous_spans: Vec<(u64, u64)>,
+    /// Those of the anonymous ones that are in huge pages.
+    huge: RangeSet,
     pub(super) files: RangeSet,
     pub(super) file_spans: Vec<(u64, u64)>,
 }
@@ -96,6 +101,7 @@ impl AddressSpace {
             retry: RangeSet::new(),
             written: RangeSet::new(),
             outdated: RangeSet::new(),
+            witnesses: Witnesses::default(),
             tracking_lost: false,
         })
     }
@@ -183,6 +189,7 @@ impl AddressSpace {
             let mut view = self.tracker.view()?;
             self.retry = self.retry.union(&track_new(&self.tracker, &mut view, vmas, areas)?);
             self.tracker.check_alive()?;
+            view.clear_markers(&areas.huge)?;
             let known = self.sent.union(&self.retry);
             match task {
                 Task::Runs => {
@@ -204,6 +211,8 @@ impl AddressSpace {
         self.retry = self.retry.difference(&discards.gone).difference(&discards.guards);
         self.written.clone_from(&scanned);
         self.retry = self.retry.union(&scanned).union(&self.sent.intersection(&discards.doubtful));
+        self.witnesses.retain(&self.sent.difference(&discards.gone).intersection(&areas.huge));
+        self.retry = self.retry.union(&self.witnesses.silent(self.pid, &self.retry)?);
         let mut stats = SpaceStats { scan: begun.elapsed(), ..SpaceStats::default() };
         self.tell_discards(&discards, &mut stats, out)?;
         Ok((begun, stats))
@@ -310,6 +319,7 @@ impl AddressSpace {
                 }
             };
             let (data, zero) = count(&batch);
+            self.witnesses.note(&batch, &areas.huge);
             if let Err(error) = out(batch) {
                 result = Err(error.into());
                 break;
@@ -333,7 +343,10 @@ pub(super) fn shared_object(vma: &Vma) -> Option<(u64, u64)> {
     match &vma.mapping {
         Mapping::SharedObject { object, offset, .. } => Some((*object, *offset)),
         Mapping::SharedFile { file, object, .. } => object.map(|object| (object, file.offset)),
-        Mapping::PrivateAnonymous | Mapping::PrivateFile(_) | Mapping::PrivateObject { .. } => None,
+        Mapping::PrivateAnonymous
+        | Mapping::PrivateHuge
+        | Mapping::PrivateFile(_)
+        | Mapping::PrivateObject { .. } => None,
     }
 }
 
@@ -416,13 +429,14 @@ impl Areas {
         let mut areas = Self {
             anonymous: RangeSet::new(),
             anonymous_spans: Vec::new(),
+            huge: RangeSet::new(),
             files: RangeSet::new(),
             file_spans: Vec::new(),
         };
         let mut last = None;
         for vma in vmas {
             let kind = match &vma.mapping {
-                Mapping::PrivateAnonymous => Some(Kind::Anonymous),
+                Mapping::PrivateAnonymous | Mapping::PrivateHuge => Some(Kind::Anonymous),
                 Mapping::PrivateFile(_) | Mapping::PrivateObject { .. } => Some(Kind::File),
                 Mapping::SharedFile { .. } | Mapping::SharedObject { .. } => None,
             };
@@ -432,6 +446,9 @@ impl Areas {
                 }
                 Some(Kind::File) => add(&mut areas.files, &mut areas.file_spans, vma, last == kind),
                 None => {}
+            }
+            if vma.mapping == Mapping::PrivateHuge {
+                areas.huge.insert(vma.start, vma.end);
             }
             last = kind;
         }

@@ -122,6 +122,25 @@ impl View<'_> {
         Ok(!self.collect(&[(start, end)], query)?.is_empty())
     }
 
+    /// Huge pages: takes away what discarded ones have left behind, a marker that looks like a page which was swapped
+    /// out (huge pages never are). A page that only moves to another place in memory just then counts as written.
+    pub(super) fn clear_markers(&mut self, huge: &RangeSet) -> Result<(), MemoryError> {
+        let query = Query { inverted: is::PRESENT, all_of: is::PRESENT | is::SWAPPED, ..Query::default() };
+        let spans: Vec<(u64, u64)> = huge.iter().collect();
+        let left = self.collect(&spans, query)?;
+        for (start, end) in left.iter() {
+            match userfaultfd::lift_write_protection(self.tracker.uffd.as_fd(), start, end) {
+                // It was unmapped, or mapped anew, meanwhile.
+                Ok(()) | Err(Errno::ENOENT | Errno::EINVAL) => {}
+                Err(source) => {
+                    self.tracker.check_alive()?;
+                    return Err(MemoryError::Scan { pid: self.tracker.pid, start, end, source });
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Anonymous memory: pages of mappings in which nothing is there any more, and guard pages.
     pub(super) fn vacant(&mut self, spans: &[(u64, u64)]) -> Result<(RangeSet, RangeSet), MemoryError> {
         let guard = self.tracker.guard;

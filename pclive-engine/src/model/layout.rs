@@ -102,7 +102,7 @@ impl Vma {
         let mut part = Self { start, end, ..self.clone() };
         let skipped = start.saturating_sub(self.start);
         match &mut part.mapping {
-            Mapping::PrivateAnonymous => {}
+            Mapping::PrivateAnonymous | Mapping::PrivateHuge => {}
             Mapping::PrivateFile(file) | Mapping::SharedFile { file, .. } => {
                 file.offset = file.offset.saturating_add(skipped);
             }
@@ -159,6 +159,8 @@ pub struct VmaFlags {
 pub enum Mapping {
     /// Private anonymous memory (heap, stack, `MAP_PRIVATE | MAP_ANONYMOUS`).
     PrivateAnonymous,
+    /// The same in huge pages of hugetlbfs (`MAP_HUGETLB`) of [`HUGE_PAGE_SIZE`](super::HUGE_PAGE_SIZE).
+    PrivateHuge,
     /// A private mapping of a file: untouched pages show the file.
     PrivateFile(MappedFile),
     /// A shared mapping of a regular file.
@@ -193,7 +195,7 @@ impl Mapping {
     /// The shared memory object behind it.
     pub fn object(&self) -> Option<u64> {
         match self {
-            Self::PrivateAnonymous | Self::PrivateFile(_) => None,
+            Self::PrivateAnonymous | Self::PrivateHuge | Self::PrivateFile(_) => None,
             Self::SharedFile { object, .. } => *object,
             Self::SharedObject { object, .. } | Self::PrivateObject { object, .. } => Some(*object),
         }
@@ -219,6 +221,8 @@ pub struct ObjectLayout {
     pub id: u64,
     /// Size in bytes.
     pub size: u64,
+    /// It is in huge pages of hugetlbfs, of [`HUGE_PAGE_SIZE`](super::HUGE_PAGE_SIZE).
+    pub huge: bool,
     /// What it is.
     pub kind: ObjectKind,
 }
@@ -232,7 +236,7 @@ pub enum ObjectKind {
     File(#[serde(with = "serde_bytes")] Vec<u8>),
     /// A regular file that [`Layout::trees`] names.
     TreeFile,
-    /// A deleted file of the tmpfs with this mount point that is still open or mapped.
+    /// A deleted file of the tmpfs (or hugetlbfs) with this mount point that is still open or mapped.
     Unlinked {
         /// Mount point inside the container.
         #[serde(with = "serde_bytes")]

@@ -23,5 +23,5 @@ pub use blocker::{Blocker, Place};
 pub use file::{Descriptor, FileId, FileKind, OpenFile, OpenFiles};
 pub use ids::{Deadline, Pid, RemoteAddr, Vpid};
 pub use layout::{Layout, Mapping, ProcessLayout, Protection, ThreadLayout, Vma, VmaFlags};
-pub use pages::{Batch, Extent, ExtentKind, PAGE_SIZE, Target};
+pub use pages::{Batch, Extent, ExtentKind, HUGE_PAGE_SIZE, PAGE_SIZE, Target};
 pub use state::{FinalState, ProcessState, ThreadState};

@@ -7,6 +7,8 @@ use super::ids::Vpid;
 
 /// Bytes in a page. The engine supports x86-64 only, where this is fixed.
 pub const PAGE_SIZE: u64 = 4096;
+/// Size of a huge page of hugetlbfs, bytes: the one size whose writes the kernel can track (fs/proc/task_mmu.c).
+pub const HUGE_PAGE_SIZE: u64 = 2 << 20;
 
 /// The memory that a batch belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

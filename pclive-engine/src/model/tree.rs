@@ -16,12 +16,14 @@ pub fn carries_attribute(name: &[u8]) -> bool {
     ATTRIBUTES.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// All that is in one tmpfs.
+/// All that is in one tmpfs or hugetlbfs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryTree {
     /// Mount point inside the container.
     #[serde(with = "serde_bytes")]
     pub point: Vec<u8>,
+    /// It is a hugetlbfs with pages of [`HUGE_PAGE_SIZE`](super::HUGE_PAGE_SIZE).
+    pub huge: bool,
     /// What is in it, every directory before what is in it; the first is the mount's own directory.
     pub nodes: Vec<Node>,
 }
@@ -104,6 +106,8 @@ pub struct Segment {
     pub id: i32,
     /// Its key; 0 (`IPC_PRIVATE`) for one that has none any more.
     pub key: i32,
+    /// Size as it was asked for, bytes; its object has whole pages where they are huge.
+    pub size: u64,
     /// Permission bits, owner, group.
     pub owner: Ownership,
     /// User and group of its creator.

@@ -24,8 +24,6 @@ pub struct VmaKind {
     pub may_write: bool,
     /// `io` or `pf`: memory of a device or page frames without page structures.
     pub device: bool,
-    /// `ht`: huge pages of hugetlbfs.
-    pub hugetlb: bool,
     /// `um`, `uw` or `ui`: registered with a userfaultfd (also with the engine's own, once it tracks).
     pub userfault: bool,
     /// `ss`: shadow stack.
@@ -75,7 +73,6 @@ fn flags(words: &[u8]) -> (VmaFlags, VmaKind) {
             b"mg" => flags.mergeable = true,
             b"mw" => kind.may_write = true,
             b"io" | b"pf" => kind.device = true,
-            b"ht" => kind.hugetlb = true,
             b"um" | b"uw" | b"ui" => kind.userfault = true,
             b"ss" => kind.shadow_stack = true,
             b"sl" => kind.sealed = true,

@@ -26,6 +26,7 @@ fn parse_segment(line: &str) -> Option<Segment> {
     Some(Segment {
         id: fields.get(1)?.parse().ok()?,
         key: (key & 0xffff_ffff) as u32 as i32,
+        size: fields.get(3)?.parse().ok()?,
         owner: Ownership { mode: mode & 0o777, uid: number(7)?, gid: number(8)? },
         creator: (number(9)?, number(10)?),
         removed: mode & REMOVED != 0,
@@ -46,9 +47,9 @@ mod tests {
     #[test]
     fn segments_are_read_with_their_owners() {
         let owner = Ownership { mode: 0o600, uid: 104, gid: 110 };
-        let first = Segment { id: 32769, key: 1234, owner, creator: (104, 110), removed: false };
+        let first = Segment { id: 32769, key: 1234, size: 56, owner, creator: (104, 110), removed: false };
         let owner = Ownership { mode: 0o666, uid: 0, gid: 0 };
-        let second = Segment { id: 3, key: -2, owner, creator: (5, 6), removed: true };
+        let second = Segment { id: 3, key: -2, size: 4096, owner, creator: (5, 6), removed: true };
         assert_eq!(parse_segments(TEXT), Ok(vec![first, second]));
         assert_eq!(count(TEXT), 2);
     }

@@ -149,6 +149,17 @@ pub enum RestoreError {
         /// Its size at the source.
         wanted: u64,
     },
+    /// The host lacks huge pages.
+    #[error(
+        "cannot map {wanted} huge pages of 2 MiB: this host can give {here} more; raise vm.nr_hugepages (or \
+         vm.nr_overcommit_hugepages) here"
+    )]
+    HugePages {
+        /// Pages that the container needs beside those that it has here.
+        wanted: u64,
+        /// Pages that are free here and not reserved, or may be made.
+        here: u64,
+    },
     /// A shared memory object that no layout has announced.
     #[error("cannot find shared memory object {id}")]
     NoObject {

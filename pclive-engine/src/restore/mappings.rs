@@ -17,6 +17,7 @@ use nix::sys::stat::{SFlag, fstat};
 
 use super::RestoreError;
 use super::channel::{FdChannel, need};
+use super::huge;
 use super::objects;
 use super::restorer::Restorer;
 use super::segments::{self, SegmentError};
@@ -64,6 +65,11 @@ impl Mappings {
 
     /// Makes the mappings of every process match the layout.
     pub(super) fn follow(&mut self, layout: &Layout, restorers: &mut [Restorer]) -> Result<(), RestoreError> {
+        let followed = self.follow_all(layout, restorers);
+        followed.map_err(|error| huge::explain(error, layout, restorers, &self.objects))
+    }
+
+    fn follow_all(&mut self, layout: &Layout, restorers: &mut [Restorer]) -> Result<(), RestoreError> {
         // The root of the runtime's init is its own until it has become the container's program.
         self.root = open_root(self.init)?;
         self.drop_objects(layout)?;
@@ -238,30 +244,29 @@ impl Mappings {
             ObjectKind::Anonymous => objects::bear(object, layout, restorers)?,
             // Trees make their own files; this one has no node.
             ObjectKind::TreeFile => return Err(RestoreError::NoObject { id: object.id }),
-            ObjectKind::Unlinked { point, .. } => self.trees.nameless(&self.root, point, object.size)?,
+            ObjectKind::Unlinked { point, .. } => self.trees.nameless(&self.root, point, object)?,
             ObjectKind::Memfd { name, .. } => objects::make_memfd(object, name)?,
-            ObjectKind::Segment(segment) => self.create_segment(*segment, object.size, layout, restorers)?,
+            ObjectKind::Segment(segment) => self.create_segment(*segment, object.huge, layout, restorers)?,
         };
-        self.objects.insert(object.id, file, object.kind.clone(), object.size);
-        Ok(())
+        Ok(self.objects.insert(object, file)?)
     }
 
     /// The source gives a key again once its segment is removed, though processes have it attached still.
     fn create_segment(
         &self,
         segment: Segment,
-        size: u64,
+        huge: bool,
         layout: &Layout,
         restorers: &[Restorer],
     ) -> Result<File, SegmentError> {
-        match segments::create(self.init, segment, size) {
+        match segments::create(self.init, segment, huge) {
             Err(error) if error.is_key_taken() => {
                 let new = |vpid| layout.processes.iter().find(|process| process.vpid == vpid);
                 let processes = restorers.iter().filter_map(|restorer| {
                     Some((restorer.vmas.as_slice(), new(restorer.vpid)?.vmas.as_slice()))
                 });
                 segments::remove(self.init, &segments::kept(&layout.objects, processes))?;
-                segments::create(self.init, segment, size)
+                segments::create(self.init, segment, huge)
             }
             made => made,
         }
@@ -303,6 +308,7 @@ fn views(restorer: &Restorer) -> impl Iterator<Item = (u64, View)> {
             Some((*object, view))
         }
         Mapping::PrivateAnonymous
+        | Mapping::PrivateHuge
         | Mapping::PrivateFile(_)
         | Mapping::SharedFile { .. }
         | Mapping::PrivateObject { .. } => None,
@@ -323,7 +329,7 @@ fn source_of(vma: &Vma) -> Option<(Source, Option<u64>)> {
         Some((Source::File { path: file.path.clone(), writable }, Some(file.size)))
     };
     match &vma.mapping {
-        Mapping::PrivateAnonymous => None,
+        Mapping::PrivateAnonymous | Mapping::PrivateHuge => None,
         Mapping::PrivateFile(mapped) => file(mapped, false),
         // A file that is written through its mapping may have another size here until its pages arrive.
         Mapping::SharedFile { object: Some(id), .. } => {
@@ -339,9 +345,13 @@ fn source_of(vma: &Vma) -> Option<(Source, Option<u64>)> {
     }
 }
 
+/// Pages of [`HUGE_PAGE_SIZE`](crate::model::HUGE_PAGE_SIZE).
+pub(super) const MAP_HUGE: i32 = libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+
 fn map_call(vma: &Vma, handed: &BTreeMap<Source, u64>) -> Result<Call, RestoreError> {
     let (kind, offset) = match &vma.mapping {
         Mapping::PrivateAnonymous => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, 0),
+        Mapping::PrivateHuge => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | MAP_HUGE, 0),
         Mapping::PrivateFile(file) => (libc::MAP_PRIVATE, file.offset),
         Mapping::SharedFile { file, .. } => (libc::MAP_SHARED, file.offset),
         Mapping::SharedObject { offset, .. } => (libc::MAP_SHARED, *offset),

@@ -12,6 +12,7 @@ mod creds;
 mod error;
 pub mod failure;
 pub mod files;
+mod huge;
 mod limits;
 mod mappings;
 mod mm;

@@ -12,6 +12,7 @@ use nix::unistd::{Gid, Uid, fchown};
 
 use super::RestoreError;
 use super::channel::need;
+use super::mappings::MAP_HUGE;
 use super::restorer::Restorer;
 use super::segments;
 use crate::memory::{ObjectStore, errno};
@@ -33,7 +34,8 @@ pub(super) fn bear(
     let restorer = restorers.iter_mut().find(|restorer| restorer.vpid == vpid);
     let restorer = restorer.ok_or(RestoreError::NoProcess { vpid })?;
     let protection = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
+    let huge = if object.huge { MAP_HUGE } else { 0 };
+    let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | huge) as u64;
     let size = object.size.next_multiple_of(PAGE_SIZE);
     let map = Call::new(libc::SYS_mmap, &[0, size, protection, flags, u64::MAX, 0]);
     let what = format!("make a shared memory object of {} bytes", object.size);
@@ -49,7 +51,7 @@ pub(super) fn bear(
 pub(super) fn make_memfd(object: &ObjectLayout, name: &[u8]) -> Result<File, RestoreError> {
     let failed = |verb| move |source| RestoreError::Object { verb, id: object.id, source };
     let name = CString::new(name).map_err(|_| Errno::EINVAL);
-    let file = name.and_then(|name| memfd::create_sealable(&name)).map_err(failed("make"))?;
+    let file = name.and_then(|name| memfd::create_sealable(&name, object.huge)).map_err(failed("make"))?;
     file.set_len(object.size).map_err(|error| failed("resize")(errno(&error)))?;
     Ok(file)
 }

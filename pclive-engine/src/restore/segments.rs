@@ -67,8 +67,8 @@ impl SegmentError {
     }
 }
 
-/// Makes a segment of `size` bytes; the file below it.
-pub(super) fn create(init: Pid, segment: Segment, size: u64) -> Result<File, SegmentError> {
+/// Makes a segment, in huge pages or in ordinary ones; the file below it.
+pub(super) fn create(init: Pid, segment: Segment, huge: bool) -> Result<File, SegmentError> {
     let (uid, gid) = segment.creator;
     let key = if segment.removed { libc::IPC_PRIVATE } else { segment.key };
     let call = |verb| move |source: Errno| SegmentError::Call { verb, id: segment.id, source: source.into() };
@@ -80,8 +80,8 @@ pub(super) fn create(init: Pid, segment: Segment, size: u64) -> Result<File, Seg
         })?;
         // Its creator's ids are those of whoever makes it, for good.
         shm::become_user(uid, gid).map_err(call("act for the creator of"))?;
-        let size = usize::try_from(size).unwrap_or(usize::MAX);
-        let id = shm::create(key, size, OPEN).map_err(call("make"))?;
+        let size = usize::try_from(segment.size).unwrap_or(usize::MAX);
+        let id = shm::create(key, size, OPEN, huge).map_err(call("make"))?;
         if id != segment.id {
             let _ = shm::remove(id);
             return Err(SegmentError::IdTaken { wanted: segment.id, got: id });
@@ -200,7 +200,10 @@ pub(super) fn map_calls(
 fn offset_of(vma: &Vma) -> u64 {
     match &vma.mapping {
         Mapping::SharedObject { offset, .. } | Mapping::PrivateObject { offset, .. } => *offset,
-        Mapping::PrivateAnonymous | Mapping::PrivateFile(_) | Mapping::SharedFile { .. } => 0,
+        Mapping::PrivateAnonymous
+        | Mapping::PrivateHuge
+        | Mapping::PrivateFile(_)
+        | Mapping::SharedFile { .. } => 0,
     }
 }
 
@@ -253,19 +256,19 @@ while True: print('y' if libc.shmat(int(input()), None, 0) != -1 else 'n', end='
 
     fn segment(id: i32, key: i32, removed: bool) -> Segment {
         let owner = Ownership { mode: 0o600, ..Ownership::default() };
-        Segment { id, key, owner, creator: (0, 0), removed }
+        Segment { id, key, size: 4096, owner, creator: (0, 0), removed }
     }
 
     #[test]
     fn key_of_a_removed_segment_that_stays_attached_can_be_used_again() {
         let mut container = Container::start();
         let init = container.init();
-        create(init, segment(5, 42, false), 4096).unwrap();
+        create(init, segment(5, 42, false), false).unwrap();
         assert!(container.attaches(5));
-        let taken = create(init, segment(6, 42, false), 4096).unwrap_err();
+        let taken = create(init, segment(6, 42, false), false).unwrap_err();
         assert!(taken.is_key_taken(), "{taken:?}");
         remove(init, &[5]).unwrap();
-        create(init, segment(6, 42, false), 4096).unwrap();
+        create(init, segment(6, 42, false), false).unwrap();
         assert!(container.attaches(5) && container.attaches(6));
         finish(init, &[segment(5, 0, true), segment(6, 42, false)]).unwrap();
         assert!(container.attaches(5) && container.attaches(6));
@@ -274,7 +277,7 @@ while True: print('y' if libc.shmat(int(input()), None, 0) != -1 else 'n', end='
     #[test]
     fn segment_that_has_gone_is_removed() {
         let container = Container::start();
-        create(container.init(), segment(5, 42, false), 4096).unwrap();
+        create(container.init(), segment(5, 42, false), false).unwrap();
         remove(container.init(), &[5]).unwrap();
         remove(container.init(), &[5]).unwrap();
     }
@@ -288,7 +291,12 @@ while True: print('y' if libc.shmat(int(input()), None, 0) != -1 else 'n', end='
             flags: VmaFlags::default(),
             mapping: Mapping::SharedObject { object, offset: 0, may_write: true },
         };
-        let object = |id: u64, segment| ObjectLayout { id, size: 4096, kind: ObjectKind::Segment(segment) };
+        let object = |id: u64, segment| ObjectLayout {
+            id,
+            size: 4096,
+            huge: false,
+            kind: ObjectKind::Segment(segment),
+        };
         let objects = [
             object(1, segment(11, 0, true)),
             object(2, segment(12, 0, true)),
@@ -309,7 +317,7 @@ while True: print('y' if libc.shmat(int(input()), None, 0) != -1 else 'n', end='
         let refused = |result: Result<(), SegmentError>| {
             assert!(matches!(result, Err(SegmentError::SharedNamespace { id: i32::MAX })), "{result:?}");
         };
-        refused(create(here, segment, 4096).map(drop));
+        refused(create(here, segment, false).map(drop));
         refused(finish(here, &[segment]));
         refused(remove(here, &[id]));
     }

@@ -22,11 +22,12 @@ use nix::sys::stat::{
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, unlinkat};
 
+use super::RestoreError;
 use crate::capture::files::FilesError;
 use crate::capture::files::mounts::own_memory;
-use crate::memory::ObjectStore;
+use crate::memory::{ObjectStore, huge};
 use crate::model::Pid;
-use crate::model::layout::{Layout, ObjectKind};
+use crate::model::layout::{Layout, ObjectLayout};
 use crate::model::tree::{MemoryTree, Node, NodeKind, Ownership, carries_attribute};
 use crate::proc::mountinfo::Mount;
 use crate::sys::{openat2, xattr};
@@ -52,11 +53,13 @@ pub enum TreeError {
     Mounts(#[source] FilesError),
     /// The created container has no such mount of its own.
     #[error(
-        "cannot fill {point}: it is no tmpfs of the created container's own; both bundles must mount one there"
+        "cannot fill {point}: it is no {kind} of the created container's own; both bundles must mount one there"
     )]
     NoMount {
         /// Mount point, made printable.
         point: String,
+        /// "tmpfs" ...
+        kind: &'static str,
     },
     /// The created container lacks a device.
     #[error("cannot make the device {path}: the destination's bundle must have it")]
@@ -82,16 +85,23 @@ pub(super) struct Trees {
 }
 
 /// Refuses what is not the created container's own: a tmpfs of the host, by a bind mount, is somebody else's.
-fn require_own(own: &[Mount], top: &OwnedFd, point: &[u8]) -> Result<(), TreeError> {
+fn require_own(own: &[Mount], top: &OwnedFd, point: &[u8], is_huge: bool) -> Result<(), TreeError> {
     let stat =
         fstat(top).map_err(|source| TreeError::Path { verb: "look at", path: printable(point), source })?;
     let device = (major(stat.st_dev), minor(stat.st_dev));
+    let (kind, words) =
+        if is_huge { (&b"hugetlbfs"[..], "hugetlbfs with pages of 2 MiB") } else { (&b"tmpfs"[..], "tmpfs") };
     let is_it = |mount: &Mount| {
-        mount.kind == b"tmpfs"
+        mount.kind == kind
             && mount.point == point
             && (u64::from(mount.device.0), u64::from(mount.device.1)) == device
     };
-    if own.iter().any(is_it) { Ok(()) } else { Err(TreeError::NoMount { point: printable(point) }) }
+    let same_pages = !is_huge || huge::page_size(top).is_some_and(huge::is_carried);
+    if same_pages && own.iter().any(is_it) {
+        Ok(())
+    } else {
+        Err(TreeError::NoMount { point: printable(point), kind: words })
+    }
 }
 
 impl Trees {
@@ -108,9 +118,14 @@ impl Trees {
         Ok(self.own.insert(own))
     }
 
-    /// Makes a nameless file of `size` bytes in the tmpfs at `point`; it can get a name later.
-    pub(super) fn nameless(&mut self, root: &OwnedFd, point: &[u8], size: u64) -> Result<File, TreeError> {
-        nameless(root, self.own()?, point, size)
+    /// Makes a nameless file for an object in the file system at `point`; it can get a name later.
+    pub(super) fn nameless(
+        &mut self,
+        root: &OwnedFd,
+        point: &[u8],
+        object: &ObjectLayout,
+    ) -> Result<File, TreeError> {
+        nameless(root, self.own()?, point, object)
     }
 
     /// Makes the trees match the layout. Files that are new get an object of their size, all zeros.
@@ -119,13 +134,13 @@ impl Trees {
         root: &OwnedFd,
         layout: &Layout,
         objects: &mut ObjectStore,
-    ) -> Result<(), TreeError> {
-        let sizes: HashMap<u64, u64> = layout.objects.iter().map(|object| (object.id, object.size)).collect();
+    ) -> Result<(), RestoreError> {
+        let told: Told<'_> = layout.objects.iter().map(|object| (object.id, object)).collect();
         for tree in &layout.trees {
             let before = self.applied.iter().find(|applied| applied.point == tree.point);
             let same = before.is_some_and(|before| is_like(before, tree));
             if !same {
-                Place::open(root, self.own()?, tree)?.follow(objects, &sizes)?;
+                Place::open(root, self.own()?, tree)?.follow(objects, &told)?;
             }
         }
         self.applied.clone_from(&layout.trees);
@@ -157,6 +172,9 @@ struct Place<'a> {
     device: u64,
 }
 
+/// The objects of a layout by id.
+type Told<'a> = HashMap<u64, &'a ObjectLayout>;
+
 /// What is at a path.
 type Present = HashMap<Vec<u8>, FileStat>;
 
@@ -166,14 +184,14 @@ impl<'a> Place<'a> {
         let path = Path::new(OsStr::from_bytes(&tree.point));
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_NOATIME;
         let top = openat2::in_root(root, path, flags).map_err(failed)?;
-        require_own(own, &top, &tree.point)?;
+        require_own(own, &top, &tree.point, tree.huge)?;
         let device = fstat(&top).map_err(failed)?.st_dev;
         Ok(Self { tree, top, device })
     }
 
-    fn follow(&self, objects: &mut ObjectStore, sizes: &HashMap<u64, u64>) -> Result<(), TreeError> {
+    fn follow(&self, objects: &mut ObjectStore, told: &Told<'_>) -> Result<(), RestoreError> {
         let mut present = self.present()?;
-        let born = self.bear_files(&present, objects, sizes)?;
+        let born = self.bear_files(&present, objects, told)?;
         self.remove_others(&mut present, &born)?;
         for (index, node) in self.tree.nodes.iter().enumerate() {
             self.make(index, node, &present, &born)?;
@@ -207,8 +225,8 @@ impl<'a> Place<'a> {
         &self,
         present: &Present,
         objects: &mut ObjectStore,
-        sizes: &HashMap<u64, u64>,
-    ) -> Result<HashMap<usize, String>, TreeError> {
+        told: &Told<'_>,
+    ) -> Result<HashMap<usize, String>, RestoreError> {
         let mut born = HashMap::new();
         for (index, node) in self.tree.nodes.iter().enumerate() {
             let NodeKind::File { object } = node.kind else { continue };
@@ -224,9 +242,9 @@ impl<'a> Place<'a> {
                         .map_err(self.failed("link", &node.path))?;
                 }
                 None => {
-                    let size = sizes.get(&object).copied().unwrap_or(0);
-                    let file = self.bear(&name, size).map_err(self.failed("make", &node.path))?;
-                    objects.insert(object, file, ObjectKind::TreeFile, size);
+                    let object = *told.get(&object).ok_or(RestoreError::NoObject { id: object })?;
+                    let file = self.bear(&name, object.size).map_err(self.failed("make", &node.path))?;
+                    objects.insert(object, file)?;
                 }
             }
             born.insert(index, name);
@@ -398,14 +416,14 @@ fn printable(path: &[u8]) -> String {
     path.escape_ascii().to_string()
 }
 
-fn nameless(root: &OwnedFd, own: &[Mount], point: &[u8], size: u64) -> Result<File, TreeError> {
+fn nameless(root: &OwnedFd, own: &[Mount], point: &[u8], object: &ObjectLayout) -> Result<File, TreeError> {
     let failed = |source| TreeError::Path { verb: "make a nameless file in", path: printable(point), source };
     let path = Path::new(OsStr::from_bytes(point));
     let top = openat2::in_root(root, path, OFlag::O_RDONLY | OFlag::O_DIRECTORY).map_err(failed)?;
-    require_own(own, &top, point)?;
+    require_own(own, &top, point, object.huge)?;
     let flags = OFlag::O_TMPFILE | OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_NOATIME;
     let file = openat(&top, ".", flags, Mode::S_IRUSR | Mode::S_IWUSR).map_err(failed)?;
     let file = File::from(file);
-    file.set_len(size).map_err(|error| failed(crate::memory::errno(&error)))?;
+    file.set_len(object.size).map_err(|error| failed(crate::memory::errno(&error)))?;
     Ok(file)
 }

@@ -7,7 +7,7 @@ use super::spans::HIGHEST;
 use crate::model::layout::{Layout, ObjectKind, ProcessLayout};
 use crate::model::terminal::MOST_TERMINALS;
 use crate::model::tree::{MOST_ATTRIBUTE_BYTES, MOST_ENTRIES, NodeKind, carries_attribute};
-use crate::model::{FinalState, Mapping, PAGE_SIZE, Vma, Vpid};
+use crate::model::{FinalState, HUGE_PAGE_SIZE, Mapping, PAGE_SIZE, Vma, Vpid};
 
 /// Most tasks (threads of all processes): what a PID namespace can hold.
 const MAX_TASKS: usize = 4 << 20;
@@ -114,6 +114,10 @@ fn process(process: &ProcessLayout) -> Result<(), &'static str> {
 fn mapping(vma: &Vma) -> Result<(), &'static str> {
     match &vma.mapping {
         Mapping::PrivateAnonymous => Ok(()),
+        Mapping::PrivateHuge if [vma.start, vma.end].iter().all(|at| at.is_multiple_of(HUGE_PAGE_SIZE)) => {
+            Ok(())
+        }
+        Mapping::PrivateHuge => Err("a mapping of huge pages is not aligned to them"),
         Mapping::PrivateFile(file) | Mapping::SharedFile { file, .. } => {
             path(&file.path)?;
             offset(file.offset, vma)
@@ -146,12 +150,18 @@ fn objects(layout: &Layout) -> Result<(), RestoreError> {
         if object.size > i64::MAX as u64 / 2 {
             return Err(refuse("a shared memory object's size is out of range"));
         }
+        if object.huge && !object.size.is_multiple_of(HUGE_PAGE_SIZE) {
+            return Err(refuse("a shared memory object is not of whole huge pages"));
+        }
         match &object.kind {
             ObjectKind::File(name) | ObjectKind::Unlinked { point: name, .. } => {
                 path(name).map_err(refuse)?;
             }
             ObjectKind::Memfd { name, .. } if name.len() > MAX_MEMFD_NAME || name.contains(&0) => {
                 return Err(refuse("a memfd's name is too long or holds a zero byte"));
+            }
+            ObjectKind::Segment(segment) if segment.size > object.size => {
+                return Err(refuse("a System V segment is larger than its memory"));
             }
             ObjectKind::Segment(segment) if segment.id < 0 => {
                 return Err(refuse("a System V segment's id is out of range"));

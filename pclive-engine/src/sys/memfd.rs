@@ -11,10 +11,14 @@ pub fn create(name: &str) -> nix::Result<File> {
     memfd_create(name, MFdFlags::MFD_CLOEXEC).map(File::from)
 }
 
-/// A memfd that can be sealed later; executable, as it is by default (`MFD_EXEC`, Linux 6.3).
-pub fn create_sealable(name: &CStr) -> nix::Result<File> {
+/// A memfd that can be sealed later; executable, as it is by default (`MFD_EXEC`, Linux 6.3); in huge pages of 2 MiB or
+/// in ordinary ones.
+pub fn create_sealable(name: &CStr, huge: bool) -> nix::Result<File> {
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let flags = flags | MFdFlags::from_bits_retain(libc::MFD_EXEC);
+    let mut flags = flags | MFdFlags::from_bits_retain(libc::MFD_EXEC);
+    if huge {
+        flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+    }
     memfd_create(name, flags).map(File::from)
 }
 

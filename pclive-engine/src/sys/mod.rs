@@ -29,4 +29,5 @@ pub mod terminal;
 pub mod timerfd;
 pub mod userfaultfd;
 pub mod wait;
+pub mod window;
 pub mod xattr;

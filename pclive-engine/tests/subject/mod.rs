@@ -1,6 +1,8 @@
 //! Real processes that do to their memory what a test tells them, by remote calls.
 #![allow(dead_code, reason = "every test program uses a part of it")]
 
+pub(crate) mod pair;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
@@ -129,6 +131,10 @@ impl Subject {
         match &vma.mapping {
             Mapping::PrivateAnonymous => {
                 assert!(self.map(vma.start, vma.len(), protection, libc::MAP_PRIVATE) >= 0);
+            }
+            Mapping::PrivateHuge => {
+                let flags = libc::MAP_PRIVATE | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB;
+                assert!(self.map(vma.start, vma.len(), protection, flags) >= 0);
             }
             Mapping::PrivateFile(file) => {
                 self.map_file(&file.path, range, protection, libc::MAP_PRIVATE, file.offset);

@@ -5,6 +5,7 @@ use std::ops::Range;
 use anyhow::{Context, Result, ensure};
 use pclive_tests::Lab;
 use pclive_tests::host::Links;
+use pclive_tests::huge_pages::HugePages;
 use pclive_tests::link::GIGABIT;
 use pclive_tests::workload::torture::bundle;
 use pclive_tests::workload::verifier::Verifier;
@@ -64,6 +65,15 @@ fn torture_keeps_every_byte_by_the_one_shot_strategy() -> Result<()> {
 #[test]
 fn torture_keeps_every_byte_by_the_pipelined_strategy() -> Result<()> {
     survives(&["pipelined"], seeds(SEEDS)?, &["--pause-us", "50"])
+}
+
+#[test]
+fn torture_keeps_every_byte_of_huge_pages() -> Result<()> {
+    let _allowed = HugePages::allow(400)?;
+    for strategy in ["global", "one-shot", "pipelined"] {
+        survives(&[strategy], seeds(500..502)?, &["--pause-us", "50", "--huge"])?;
+    }
+    Ok(())
 }
 
 #[test]

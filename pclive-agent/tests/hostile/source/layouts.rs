@@ -44,9 +44,11 @@ fn tree(layout: &mut Layout, point: &str, nodes: &[(&str, NodeKind)]) {
     };
     let root = [("", NodeKind::Directory)];
     layout.trees.retain(|tree| tree.point != point.as_bytes());
-    layout
-        .trees
-        .push(MemoryTree { point: point.into(), nodes: root.iter().chain(nodes).map(node).collect() });
+    layout.trees.push(MemoryTree {
+        point: point.into(),
+        huge: false,
+        nodes: root.iter().chain(nodes).map(node).collect(),
+    });
 }
 
 const MAPPINGS: [(&str, &[&str], Edit); 13] = [
@@ -115,23 +117,28 @@ const TASKS: [(&str, &[&str], Edit); 12] = [
 
 const OBJECTS: [(&str, &[&str], Edit); 9] = [
     ("too many objects", &["too many shared memory objects"], |layout| {
-        let object = |id| ObjectLayout { id, size: 0, kind: ObjectKind::Anonymous };
+        let object = |id| ObjectLayout { id, size: 0, huge: false, kind: ObjectKind::Anonymous };
         layout.objects.extend((1000..1000 + 70_000).map(object));
     }),
     ("an object of all memory", &["size is out of range"], |layout| {
-        layout.objects.push(ObjectLayout { id: 999, size: u64::MAX, kind: ObjectKind::Anonymous });
+        layout.objects.push(ObjectLayout {
+            id: 999,
+            size: u64::MAX,
+            huge: false,
+            kind: ObjectKind::Anonymous,
+        });
     }),
     ("an object twice", &["used twice"], |layout| {
-        let object = ObjectLayout { id: 999, size: 0, kind: ObjectKind::Anonymous };
+        let object = ObjectLayout { id: 999, size: 0, huge: false, kind: ObjectKind::Anonymous };
         layout.objects.extend([object.clone(), object]);
     }),
     ("an object that is the machine's memory", &["no regular file"], |layout| {
         let kind = ObjectKind::File(b"/data/mem".to_vec());
-        layout.objects.push(ObjectLayout { id: 999, size: 4096, kind });
+        layout.objects.push(ObjectLayout { id: 999, size: 4096, huge: false, kind });
     }),
     ("an object that is read-only", &["Read-only file system"], |layout| {
         let kind = ObjectKind::File(b"/usr/bin/env".to_vec());
-        layout.objects.push(ObjectLayout { id: 999, size: 4096, kind });
+        layout.objects.push(ObjectLayout { id: 999, size: 4096, huge: false, kind });
     }),
     ("files in memory where a disk is", &["no tmpfs"], |layout| tree(layout, "/usr", &[])),
     ("a file in memory above its root", &["in no directory"], |layout| {

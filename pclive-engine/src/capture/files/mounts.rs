@@ -47,6 +47,6 @@ fn mounts_of(process: &str) -> Result<Vec<Mount>, FilesError> {
 }
 
 fn is_memory(mount: &Mount) -> bool {
-    let in_memory = mount.kind == b"tmpfs" || mount.kind == b"ramfs";
+    let in_memory = [&b"tmpfs"[..], b"hugetlbfs", b"ramfs"].contains(&&mount.kind[..]);
     in_memory && mount.root == b"/" && !mount.read_only
 }

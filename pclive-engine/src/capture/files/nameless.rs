@@ -4,23 +4,20 @@
 //! rounds find the objects; one that is younger than the last round is told to be in passing, so that the next stop
 //! knows it.
 
-use std::os::fd::AsFd;
-
 use nix::sys::stat::{SFlag, major, minor};
-use nix::sys::statfs::fstatfs;
 
 use super::Mode;
 use super::description::Description;
 use super::path::file_type;
 use super::refusal::{Refusal, lock, printable};
 use super::scene::{Finding, Sample, Scene};
+use crate::capture::vmas::{Obstacle, huge_pages};
+use crate::memory::huge;
 use crate::memory::object::ObjectKey;
 use crate::model::FileKind;
 
 /// The link of a memfd begins so.
 const MEMFD: &[u8] = b"/memfd:";
-/// `HUGETLBFS_MAGIC`.
-const HUGETLBFS: i64 = 0x9584_58f6;
 
 /// True for such a file.
 pub(super) fn is_memory(scene: &Scene<'_>, sample: &Sample<'_>) -> bool {
@@ -31,9 +28,9 @@ pub(super) fn is_memory(scene: &Scene<'_>, sample: &Sample<'_>) -> bool {
 /// Captures it.
 pub(super) fn capture(scene: &Scene<'_>, description: &Description, sample: &Sample<'_>) -> Finding {
     let name = printable(sample.target);
-    if fstatfs(sample.as_fd()).is_ok_and(|found| found.filesystem_type().0 == HUGETLBFS) {
-        let hint = "let the application use transparent huge pages instead";
-        return Finding::Refused(Refusal::new(format!("memfd of huge pages ({name})"), hint));
+    if let Some(size) = huge::page_size(sample).filter(|size| !huge::is_carried(*size)) {
+        let Obstacle { what, hint } = huge_pages(size);
+        return Finding::Refused(Refusal::new(format!("{what} ({name})"), hint));
     }
     if sample.info.flags & libc::O_PATH != 0 {
         let hint = "let the application close it";

@@ -137,7 +137,10 @@ pub fn contents<'a>(
 
 fn is_private(mapping: &Mapping) -> bool {
     match mapping {
-        Mapping::PrivateAnonymous | Mapping::PrivateFile(_) | Mapping::PrivateObject { .. } => true,
+        Mapping::PrivateAnonymous
+        | Mapping::PrivateHuge
+        | Mapping::PrivateFile(_)
+        | Mapping::PrivateObject { .. } => true,
         Mapping::SharedFile { .. } | Mapping::SharedObject { .. } => false,
     }
 }

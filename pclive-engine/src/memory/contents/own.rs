@@ -40,7 +40,10 @@ impl Own {
         for vma in mappings {
             let file = match &vma.mapping {
                 Mapping::PrivateFile(_) | Mapping::PrivateObject { .. } => is::FILE,
-                Mapping::PrivateAnonymous | Mapping::SharedFile { .. } | Mapping::SharedObject { .. } => 0,
+                Mapping::PrivateAnonymous
+                | Mapping::PrivateHuge
+                | Mapping::SharedFile { .. }
+                | Mapping::SharedObject { .. } => 0,
             };
             let without = guard | file;
             let query = Query { inverted: without, all_of: without, any_of: POPULATED, ..Query::default() };
@@ -84,7 +87,10 @@ impl Own {
                     }
                 }
             }
-            Mapping::PrivateAnonymous | Mapping::SharedFile { .. } | Mapping::SharedObject { .. } => {
+            Mapping::PrivateAnonymous
+            | Mapping::PrivateHuge
+            | Mapping::SharedFile { .. }
+            | Mapping::SharedObject { .. } => {
                 add(vma.start, vma.end, &Behind::Zeros);
             }
         }

@@ -1,7 +1,8 @@
 //! Kernel state of every kind, set up and then verified as often as asked: signals, timers, limits, registers,
 //! descriptors with queues, threads inside system calls, children.
 //!
-//! `states [NAME...]` sets up the states with these names (none: all that stop the container for a moment only) and
+//! `states [NAME...]` sets up the states with these names (none: all that need nothing special and stop the container for
+//! a moment only) and
 //! listens on TCP port 7000: `PING`, `LIST`, `CHECK` (`PASS ...`, or `FAIL` with everything that differs),
 //! `CHECK NAME`. What a check consumes it puts back, so that the next migration meets it again. `states blockers`
 //! holds things that cannot be migrated.
@@ -12,6 +13,7 @@ mod children;
 mod cpu;
 mod descriptors;
 mod files;
+mod huge;
 mod memory;
 mod process;
 mod shared;
@@ -53,9 +55,9 @@ fn main() -> Result<()> {
         let _held = blockers::hold()?;
         return answers::serve(|_| "PONG".into());
     }
-    let known: Vec<State> = all().into_iter().chain(sockets::LARGE).collect();
+    let known: Vec<State> = all().into_iter().chain(special()).collect();
     let chosen = |name: &str| {
-        if names.is_empty() { !is_large(name) } else { names.iter().any(|wanted| wanted == name) }
+        if names.is_empty() { !is_special(name) } else { names.iter().any(|wanted| wanted == name) }
     };
     let unknown = names.iter().find(|name| !known.iter().any(|(known, _)| known == name));
     ensure!(unknown.is_none(), "no state is called {unknown:?}");
@@ -73,9 +75,13 @@ fn main() -> Result<()> {
     })
 }
 
-/// A state that takes so long to move that the clocks' checks would fail beside it.
-fn is_large(name: &str) -> bool {
-    sockets::LARGE.iter().any(|(large, _)| *large == name)
+/// States that take so long to move that the clocks' checks would fail beside them, or that need what most hosts lack.
+fn special() -> impl Iterator<Item = State> {
+    sockets::LARGE.iter().chain(huge::STATES).copied()
+}
+
+fn is_special(name: &str) -> bool {
+    special().any(|(special, _)| special == name)
 }
 
 /// Runs all checks, or the one of this name.

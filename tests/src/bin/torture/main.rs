@@ -35,6 +35,9 @@ struct Options {
     /// Microseconds between two steps of a thread.
     #[arg(long, default_value_t = 0)]
     pause_us: u64,
+    /// Uses huge pages of hugetlbfs too.
+    #[arg(long)]
+    huge: bool,
     /// Kinds of steps to leave out, to find out which one matters.
     #[arg(long, value_delimiter = ',')]
     without: Vec<worker::Step>,

@@ -14,6 +14,8 @@ pub(crate) type Address = usize;
 pub(crate) enum Backing<'a> {
     /// Private and anonymous.
     Private,
+    /// The same in huge pages of hugetlbfs.
+    Huge,
     /// Shared with children.
     Shared,
     /// A private view of the file, from this page on.
@@ -42,6 +44,9 @@ impl Protection {
 pub(crate) fn map(pages: usize, protection: Protection, backing: Backing) -> std::io::Result<Address> {
     let (flags, fd, offset) = match backing {
         Backing::Private => (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0),
+        Backing::Huge => {
+            (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB, -1, 0)
+        }
         Backing::Shared => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0),
         Backing::File(file, page) => (libc::MAP_PRIVATE, file.as_raw_fd(), page * BYTES),
     };

@@ -9,6 +9,8 @@ use pclive_tests::random::Random;
 pub(crate) const WORDS: usize = 512;
 /// Bytes of a page.
 pub(crate) const BYTES: usize = WORDS * 8;
+/// Pages of a huge page.
+pub(crate) const HUGE_PAGES: usize = (2 << 20) / BYTES;
 /// Pages of the file that is mapped privately.
 pub(crate) const FILE_PAGES: usize = 256;
 /// Single words that a page may differ in before it is rewritten as a whole.

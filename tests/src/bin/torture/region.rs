@@ -5,13 +5,14 @@ use std::fs::File;
 use std::ops::Range;
 
 use super::memory::{self, Address, Backing, Protection};
-use super::page::{BYTES, Base, Content, FILE_PAGES, WORDS};
+use super::page::{BYTES, Base, Content, FILE_PAGES, HUGE_PAGES, WORDS};
 use pclive_tests::random::Random;
 
 /// What a region's pages are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Private,
+    Huge,
     Shared,
     File,
 }
@@ -58,11 +59,12 @@ impl fmt::Display for Mismatch {
 }
 
 impl Region {
-    /// New memory of `kind`, `pages` long (a view of the file is cut to the file's end).
+    /// New memory of `kind`, `pages` long (a view of the file is cut to the file's end, huge pages are whole).
     pub(crate) fn map(kind: Kind, pages: usize, file: &File, random: &mut Random) -> std::io::Result<Self> {
         let first = random.below(FILE_PAGES);
         let (backing, pages) = match kind {
             Kind::Private => (Backing::Private, pages),
+            Kind::Huge => (Backing::Huge, pages.next_multiple_of(HUGE_PAGES)),
             Kind::Shared => (Backing::Shared, pages),
             Kind::File => (Backing::File(file, first), pages.min(FILE_PAGES - first)),
         };
@@ -164,8 +166,17 @@ impl Region {
         true
     }
 
+    /// What a call that is meant for a range works on: whole huge pages.
+    fn whole(&self, range: Range<usize>) -> Range<usize> {
+        match self.kind {
+            Kind::Huge => range.start / HUGE_PAGES * HUGE_PAGES..range.end.next_multiple_of(HUGE_PAGES),
+            Kind::Private | Kind::Shared | Kind::File => range,
+        }
+    }
+
     /// Changes what may be done with pages.
     pub(crate) fn protect(&mut self, range: Range<usize>, protection: Protection) -> std::io::Result<()> {
+        let range = self.whole(range);
         // SAFETY: the pages are this region's, and the model notes what is allowed.
         unsafe { memory::protect(self.page(range.start), range.len(), protection)? };
         self.pages[range].iter_mut().for_each(|page| page.protection = protection);
@@ -174,6 +185,7 @@ impl Region {
 
     /// Discards pages: private memory becomes zero or the file again, shared memory stays.
     pub(crate) fn discard(&mut self, range: Range<usize>) -> std::io::Result<()> {
+        let range = self.whole(range);
         // SAFETY: the pages are this region's, and the model notes what they become.
         unsafe { memory::advise(self.page(range.start), range.len(), libc::MADV_DONTNEED)? };
         if self.kind != Kind::Shared {
@@ -194,6 +206,9 @@ impl Region {
 
     /// Asks for huge pages, or for none; contents stay.
     pub(crate) fn prefer_huge(&mut self, huge: bool) -> std::io::Result<()> {
+        if self.kind == Kind::Huge {
+            return Ok(());
+        }
         let advice = if huge { libc::MADV_HUGEPAGE } else { libc::MADV_NOHUGEPAGE };
         // SAFETY: the pages are this region's; the advice leaves contents alone.
         unsafe { memory::advise(self.address, self.len(), advice) }
@@ -201,6 +216,7 @@ impl Region {
 
     /// Unmaps pages; what was behind them becomes a region of its own.
     pub(crate) fn cut(mut self, range: Range<usize>) -> std::io::Result<Vec<Self>> {
+        let range = self.whole(range);
         // SAFETY: the pages are this region's, and no region has them afterwards.
         unsafe { memory::unmap(self.page(range.start), range.len())? };
         let (address, kind) = (self.page(range.end), self.kind);
@@ -214,7 +230,8 @@ impl Region {
     pub(crate) fn resize(&mut self, pages: usize) {
         // Beyond the end of a shared object or of the file there is nothing.
         let pages = if self.kind == Kind::Private { pages } else { pages.min(self.len()) };
-        if !self.pages.iter().all(writable) {
+        // The kernel does not move a part of huge pages without losing count of them (Linux 6.18).
+        if self.kind == Kind::Huge || !self.pages.iter().all(writable) {
             return;
         }
         // SAFETY: the pages are this region's, which takes the new address.
@@ -231,6 +248,9 @@ impl Region {
     /// A move that also shrinks is refused as a whole then; one that does not may move the first of them and refuse
     /// the others since Linux 6.17.
     pub(crate) fn relocate(&mut self) -> std::io::Result<()> {
+        if self.kind == Kind::Huge {
+            return Ok(());
+        }
         let shorter = self.len() - 1;
         if shorter > 0 {
             // When the kernel refuses, this stays mapped: it can be another thread's already.

@@ -132,6 +132,7 @@ pub(crate) struct Worker {
     random: Random,
     steps: Vec<(Step, usize)>,
     most_pages: usize,
+    kinds: Vec<Kind>,
     regions: Vec<Region>,
     children: Vec<Child>,
     file: File,
@@ -143,7 +144,10 @@ impl Worker {
         let random = Random::new(options.seed.wrapping_mul(0x1_0001).wrapping_add(index as u64));
         let steps = WEIGHTS.into_iter().filter(|(step, _)| !options.without.contains(step)).collect();
         let most_pages = options.pages;
-        Self { index, random, steps, most_pages, regions: Vec::new(), children: Vec::new(), file, board }
+        let mut kinds = vec![Kind::Private, Kind::Private, Kind::Shared, Kind::File];
+        kinds.extend(options.huge.then_some(Kind::Huge));
+        let (regions, children) = (Vec::new(), Vec::new());
+        Self { index, random, steps, most_pages, kinds, regions, children, file, board }
     }
 
     /// Steps until something is wrong.
@@ -222,7 +226,7 @@ impl Worker {
     }
 
     fn map(&mut self) -> Result<(), String> {
-        let kind = [Kind::Private, Kind::Private, Kind::Shared, Kind::File][self.random.below(4)];
+        let kind = self.kinds[self.random.below(self.kinds.len())];
         let large = self.random.below(4) == 0;
         let pages = 1 + self.random.below(if large { LARGEST } else { LARGEST / 16 });
         let region = Region::map(kind, pages, &self.file, &mut self.random);
