@@ -270,11 +270,13 @@ pub enum RoundKind {
     Vmas,
     /// Files that are open by a path.
     Files,
+    /// Listening TCP sockets.
+    Sockets,
 }
 
 impl RoundKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Memory, Self::Tree, Self::Vmas, Self::Files];
+    pub const ALL: [Self; 5] = [Self::Memory, Self::Tree, Self::Vmas, Self::Files, Self::Sockets];
     /// Those that have no meaning without each other.
     pub const NEEDED: [Self; 3] = [Self::Memory, Self::Tree, Self::Vmas];
 }
@@ -288,7 +290,10 @@ impl TryFrom<String> for RoundKind {
             "tree" => Ok(Self::Tree),
             "vmas" => Ok(Self::Vmas),
             "files" => Ok(Self::Files),
-            other => Err(format!("{other:?} is none of \"memory\", \"tree\", \"vmas\" and \"files\"")),
+            "sockets" => Ok(Self::Sockets),
+            other => {
+                Err(format!("{other:?} is none of \"memory\", \"tree\", \"vmas\", \"files\" and \"sockets\""))
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Everything that stands in the way of a migration, without touching the container.
 
-use pclive_engine::capture::{Connections, Source, SourceOptions};
+use pclive_engine::capture::{Connections, FilesAhead, Source, SourceOptions};
 use pclive_engine::model::{Blocker, Pid, Place, Vpid};
 use pclive_proto::PROTOCOL_VERSION;
 use pclive_proto::control::CheckContainerRequest;
@@ -50,7 +50,10 @@ pub(super) fn source_options(agent: &Agent) -> SourceOptions {
     SourceOptions {
         batch_bytes: usize::try_from(migration.batch_bytes).unwrap_or(1 << 20),
         stop_timeout: migration.stop_timeout(),
-        files_each_round: migration.capture_each_round.contains(&RoundKind::Files),
+        ahead: FilesAhead {
+            files: migration.capture_each_round.contains(&RoundKind::Files),
+            listeners: migration.capture_each_round.contains(&RoundKind::Sockets),
+        },
         connections: Connections::Carry,
     }
 }

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use pclive_engine::capture::{RoundStats, Sink, SinkError, Source, SourceOptions};
+use pclive_engine::capture::{FilesAhead, RoundStats, Sink, SinkError, Source, SourceOptions};
 use pclive_engine::model::{Batch, Layout, Pid};
 use pclive_proto::control::{Plan, PlanMigrationRequest, PlanMigrationResponse, WrittenPages};
 use pclive_proto::peer::peer_client::PeerClient;
@@ -69,7 +69,7 @@ pub async fn plan(
     let way = measure(agent, &request).await?;
     // Dropped with this call: a user who leaves ends the watching.
     let (alive, gone) = channel::<()>();
-    let options = SourceOptions { files_each_round: false, ..source_options(agent) };
+    let options = SourceOptions { ahead: FilesAhead::NOTHING, ..source_options(agent) };
     let pid = located.container.pid;
     let watched = tokio::task::spawn_blocking(move || look(pid, options, watch, &gone)).await;
     drop(alive);

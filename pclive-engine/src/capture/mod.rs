@@ -43,6 +43,7 @@ pub mod vmas;
 pub(crate) mod xstate;
 
 pub use error::CaptureError;
+pub use files::FilesAhead;
 pub use frozen::{Dumped, Frozen};
 pub use leftover::Leftover;
 pub use sink::{LastPages, RoundStats, Sink, SinkError};

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::calls::InterruptedCalls;
-use super::files::Table;
+use super::files::{FilesAhead, Listeners, Table};
 use super::freezer::Freezer;
 use super::frozen::Frozen;
 use super::in_memory::{self, InMemory};
@@ -33,8 +33,8 @@ pub struct SourceOptions {
     pub batch_bytes: usize,
     /// How long one wait for a task may take before the operation fails.
     pub stop_timeout: Duration,
-    /// Rounds tell what is open by a path, so that the destination opens it before the stop.
-    pub files_each_round: bool,
+    /// What rounds tell of open files, so that the destination opens them before the stop.
+    pub ahead: FilesAhead,
     /// What becomes of TCP connections that leave the container.
     pub connections: Connections,
 }
@@ -44,7 +44,7 @@ impl Default for SourceOptions {
         Self {
             batch_bytes: 1 << 20,
             stop_timeout: Duration::from_secs(5),
-            files_each_round: true,
+            ahead: FilesAhead::ALL,
             connections: Connections::Carry,
         }
     }
@@ -63,6 +63,8 @@ pub struct Source {
     /// What threads were in when they were stopped.
     calls: InterruptedCalls,
     pub(super) files: Table,
+    /// What rounds have read of sockets.
+    listeners: Listeners,
     /// What will hold the container across the commit.
     pub(super) freezer: Option<Freezer>,
 }
@@ -79,6 +81,7 @@ impl Source {
             generations: HashMap::new(),
             objects: Objects::new(),
             cpus: CpuSet::of(init),
+            listeners: Listeners::default(),
             calls: InterruptedCalls::default(),
             freezer: None,
         })
@@ -116,8 +119,9 @@ impl Source {
         self.hold_descriptors(tree.iter())?;
         round::hold(self, &in_memory, &tree, &mut shape)?;
         shape.finish(&mut self.objects);
-        if self.options.files_each_round {
-            match self.files.ahead(&live(&tree), &self.objects) {
+        let wanted = self.options.ahead;
+        if wanted.files || wanted.listeners {
+            match self.files.ahead(&live(&tree), &self.objects, wanted, &mut self.listeners) {
                 Ok(open) => shape.layout.open = Some(open),
                 Err(error) => tracing::debug!(%error, "open files are left for the stop"),
             }

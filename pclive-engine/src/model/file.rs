@@ -131,11 +131,11 @@ pub enum FileKind {
     },
 }
 
-/// What processes have open while the container runs, as far as it can be opened before the stop. The final state has the
-/// last word on all of it.
+/// What processes have open while the container runs, as far as it can be opened before the stop: files by their path, and
+/// listening TCP sockets. The final state has the last word on all of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct OpenFiles {
-    /// Of [`FileKind::Path`]; offsets and owners mean nothing.
+    /// Of [`FileKind::Path`] or [`FileKind::Socket`]; offsets and owners mean nothing.
     pub files: Vec<OpenFile>,
     /// Who has them under which numbers.
     pub descriptors: Vec<(Vpid, Vec<Descriptor>)>,

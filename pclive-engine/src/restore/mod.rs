@@ -117,7 +117,8 @@ impl Destination {
         fault::reached(Point::DestinationSkeleton);
         if let Some(open) = &layout.open {
             let (root, tables) = (self.root()?, self.skeleton.take_tables());
-            let tables = self.ahead.follow(open, tables, &root, &mut self.skeleton)?;
+            let mut builder = Builder::new(self.init)?;
+            let tables = self.ahead.follow(open, tables, &root, &mut builder, &mut self.skeleton)?;
             self.skeleton.put_tables(tables);
         }
         self.layout = Layout { open: None, ..layout.clone() };

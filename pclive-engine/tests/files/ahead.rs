@@ -5,6 +5,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{SockaddrIn, getsockname};
+use pclive_engine::model::socket::SocketKind;
 use pclive_engine::model::{Descriptor, FileId, FileKind, OpenFile, OpenFiles, Pid, Vpid};
 use pclive_engine::restore::files::check_ahead;
 use pclive_engine::sys::kcmp;
@@ -151,6 +153,58 @@ fn what_cannot_be_opened_ahead_is_left_for_the_stop() {
 }
 
 #[test]
+fn a_listener_is_made_ahead_and_taken_at_the_stop() {
+    let listen =
+        "s=socket.socket(); s.bind(('127.0.0.1',0)); s.listen(7); c=socket.socket(); ready(s.fileno())";
+    let program = Program::start(listen);
+    let (told, end) = (program.ahead(0), program.dump(0));
+    let fd = program.numbers[0];
+    assert!(told.descriptors[0].1.iter().any(|descriptor| descriptor.fd == fd));
+    drop(program);
+    let mut skeleton = Skeleton::start(1);
+    skeleton.follow(&told);
+    let before = skeleton.fetch(1, fd);
+    std::net::TcpStream::connect(getsockname::<SockaddrIn>(before.as_raw_fd()).unwrap().to_string()).unwrap();
+    // Whoever has connected is in its queue: a container's network is locked meanwhile.
+    nix::sys::socket::accept(before.as_raw_fd()).unwrap();
+    drop(skeleton.restore(&end).unwrap());
+    let own = Pid(std::process::id() as i32);
+    assert!(kcmp::file((own, before.as_raw_fd()), (skeleton.pid_of(1), fd)).unwrap().is_eq());
+    assert_eq!(normal(&skeleton.dump()), normal(&end));
+}
+
+#[test]
+fn a_listener_that_is_another_one_by_now_is_made_at_the_stop() {
+    let listen = "s=socket.socket(); s.bind(('127.0.0.1',0)); s.listen(7); ready(s.fileno())";
+    let program = Program::start(listen);
+    let (told, mut end) = (program.ahead(0), program.dump(0));
+    drop(program);
+    for file in &mut end.files {
+        let FileKind::Socket(socket) = &mut file.kind else { continue };
+        let SocketKind::TcpListener { backlog, .. } = &mut socket.kind else { continue };
+        *backlog = 9;
+    }
+    let mut skeleton = Skeleton::start(1);
+    skeleton.follow(&told);
+    drop(skeleton.restore(&end).unwrap());
+    assert_eq!(normal(&skeleton.dump()), normal(&end));
+}
+
+#[test]
+fn a_listener_does_not_keep_others_from_its_port() {
+    let program = Program::start(
+        "s,o=socket.socket(),socket.socket(); [x.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1) for x in (s,o)]\n\
+         s.bind(('127.0.0.1',0)); o.bind(s.getsockname()); s.listen(7); ready(s.fileno(),o.fileno())",
+    );
+    let (told, end) = (program.ahead(0), program.dump(0));
+    drop(program);
+    let mut skeleton = Skeleton::start(1);
+    skeleton.follow(&told);
+    drop(skeleton.restore(&end).unwrap());
+    assert_eq!(normal(&skeleton.dump()), normal(&end));
+}
+
+#[test]
 fn what_no_path_leads_to_is_not_told_and_not_taken() {
     let program = Program::start(
         "r,w=os.pipe(); f=os.open('/etc/passwd',os.O_RDONLY); e=select.epoll(); n=os.open('/dev/null',os.O_RDWR)\n\
@@ -162,5 +216,5 @@ fn what_no_path_leads_to_is_not_told_and_not_taken() {
     let kind = FileKind::Event { count: 0, semaphore: false };
     let files = vec![OpenFile { id: FileId(0), flags: 0, owner: None, kind }];
     let error = check_ahead(&OpenFiles { files, descriptors: Vec::new() }).unwrap_err();
-    assert!(error.to_string().contains("which has no path"), "{error}");
+    assert!(error.to_string().contains("which is nothing for that"), "{error}");
 }

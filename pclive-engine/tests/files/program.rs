@@ -3,7 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use pclive_engine::capture::files::{Files, Mode, Table};
+use pclive_engine::capture::FilesAhead;
+use pclive_engine::capture::files::{Files, Listeners, Mode, Table};
 use pclive_engine::memory::Objects;
 use pclive_engine::model::{OpenFiles, Pid, Vpid};
 
@@ -56,7 +57,9 @@ impl Program {
 
     /// What of it can be opened ahead.
     pub(crate) fn ahead(&self, children: usize) -> OpenFiles {
-        Table::open(self.pid()).unwrap().ahead(&self.processes(children), &Objects::new()).unwrap()
+        let (table, mut listeners) = (Table::open(self.pid()).unwrap(), Listeners::default());
+        let processes = self.processes(children);
+        table.ahead(&processes, &Objects::new(), FilesAhead::ALL, &mut listeners).unwrap()
     }
 
     fn processes(&self, children: usize) -> Vec<(Pid, Vpid)> {

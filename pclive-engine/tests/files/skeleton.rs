@@ -71,7 +71,8 @@ impl Skeleton {
         check_ahead(told).unwrap();
         let root = ContainerRoot::open(self.pid_of(1)).unwrap();
         let (mut ahead, tables) = (std::mem::take(&mut self.ahead), std::mem::take(&mut self.tables));
-        self.tables = ahead.follow(told, tables, &root, self).unwrap();
+        let mut builder = Builder::new(self.pid_of(1)).unwrap();
+        self.tables = ahead.follow(told, tables, &root, &mut builder, self).unwrap();
         self.ahead = ahead;
     }
 

@@ -22,7 +22,7 @@ mod verification;
 
 use std::sync::Arc;
 
-use pclive_engine::capture::Connections;
+use pclive_engine::capture::{Connections, FilesAhead};
 use pclive_proto::control;
 use pclive_proto::peer::destination_message::Message as Answered;
 use pclive_proto::peer::source_message::Message;
@@ -194,8 +194,10 @@ async fn drive(
         packer.map_err(|error| Ended::RolledBack(MigrationError::caused(ErrorCode::Internal, &error)))?;
     let outlet = Outlet::new(mouth.clone(), abort.clone(), packer);
     let mut options = check::source_options(agent);
-    // Nothing is opened before the stop.
-    options.files_each_round &= order.strategy != Strategy::OneShot;
+    if order.strategy == Strategy::OneShot {
+        // Nothing is opened before the stop.
+        options.ahead = FilesAhead::NOTHING;
+    }
     if order.close_connections {
         options.connections = Connections::Close;
     }

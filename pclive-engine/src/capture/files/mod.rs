@@ -48,6 +48,7 @@ use crate::memory::Objects;
 use crate::model::{Blocker, Descriptor, FileId, OpenFile, Pid, Place, Vpid};
 use crate::proc::root::ContainerRoot;
 
+pub use self::ahead::{FilesAhead, Listeners};
 pub use self::error::FilesError;
 pub use self::path::is_carried_device;
 pub use self::socket::SocketGuards;

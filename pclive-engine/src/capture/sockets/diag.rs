@@ -82,7 +82,7 @@ impl SockDiag {
 
     /// Lists the namespace's TCP connections in one of `states` as they are now. A millisecond at most: the kernel looks
     /// through the table of the whole machine.
-    pub(super) fn connections(&self, states: &[State]) -> Result<Vec<Connection>, DiagFailure> {
+    pub(in crate::capture) fn connections(&self, states: &[State]) -> Result<Vec<Connection>, DiagFailure> {
         let mut found = Vec::new();
         self.dump("list the TCP connections", &inet_diag::request(states), |bytes| {
             inet_diag::parse(bytes, &mut found)

@@ -4,6 +4,8 @@
 //! container runs is therefore opened, and put in its place, round by round. At the stop a file is taken only if its path
 //! still leads to it: it is the same then as if it were opened at that moment. This holds for file systems whose names
 //! and inodes this kernel alone looks after; files of others, and what cannot be opened ahead, are left for the stop.
+//! Listening TCP sockets are made ahead too, behind the locked network; at the stop one is taken if it is just what is
+//! wanted, and nothing else is to be bound to its port: a socket that listens is in the way of others.
 //!
 //! Invariant: an [`Installed`] table is what the restorer has, and nothing else. Where that is not known there is none.
 
@@ -17,9 +19,11 @@ use nix::sys::statfs::fstatfs;
 use super::error::FilesError;
 use super::stdio::Streams;
 use super::{INIT, path, table};
+use crate::model::socket::{Socket, SocketKind};
 use crate::model::{Descriptor, FileId, FileKind, OpenFile, OpenFiles, Pid, Vpid};
 use crate::proc::root::ContainerRoot;
 use crate::remote::Processes;
+use crate::restore::sockets::{Builder, BuiltSockets};
 
 /// Most files that are open ahead: more are left for the stop. At most a quarter of what the agent may have open, too.
 const MOST_FILES: usize = 1 << 14;
@@ -79,16 +83,29 @@ struct Early {
 /// Files of one key are as good as each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Key {
-    path: Vec<u8>,
     flags: i32,
-    file_type: u32,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Kind {
+    Path { path: Vec<u8>, file_type: u32 },
+    Listener(Box<Socket>),
 }
 
 impl Key {
-    /// `None` for what is not opened by its path.
+    /// `None` for what is not opened ahead.
     fn of(file: &OpenFile) -> Option<Self> {
-        let FileKind::Path { path, file_type, .. } = &file.kind else { return None };
-        Some(Self { path: path.clone(), flags: file.flags & !libc::O_ASYNC, file_type: *file_type })
+        let kind = match &file.kind {
+            FileKind::Path { path, file_type, .. } => {
+                Kind::Path { path: path.clone(), file_type: *file_type }
+            }
+            FileKind::Socket(socket) if matches!(socket.kind, SocketKind::TcpListener { .. }) => {
+                Kind::Listener(socket.clone())
+            }
+            _ => return None,
+        };
+        Some(Self { flags: file.flags & !libc::O_ASYNC, kind })
     }
 }
 
@@ -100,6 +117,7 @@ impl Ahead {
         told: &OpenFiles,
         tables: Tables,
         root: &ContainerRoot,
+        sockets: &mut Builder,
         processes: &mut dyn Processes,
     ) -> Result<Tables, FilesError> {
         if self.streams.is_none() {
@@ -115,7 +133,7 @@ impl Ahead {
             fillable.iter().flat_map(|(_, _, own)| own.iter().map(|descriptor| descriptor.file)).collect();
         for file in told.files.iter().filter(|file| wanted.contains(&file.id)).take(most_files()) {
             if !claims.contains_key(&file.id) {
-                claims.extend(self.open(file, root).map(|early| (file.id, early)));
+                claims.extend(self.open(file, root, sockets).map(|early| (file.id, early)));
             }
         }
         let opened: HashMap<FileId, BorrowedFd<'_>> = claims
@@ -144,8 +162,19 @@ impl Ahead {
     ) -> Result<Tables, FilesError> {
         let programs: HashSet<u64> =
             self.files.iter().filter(|(_, early)| is_writable_program(early)).map(|(id, _)| *id).collect();
-        for (vpid, table) in &mut tables {
-            if !table.values().any(|occupant| programs.contains(&occupant.early)) {
+        self.release(&programs, &mut tables, processes)?;
+        Ok(tables)
+    }
+
+    /// Closes files. A process that has one of them loses everything that was put in its place.
+    fn release(
+        &mut self,
+        files: &HashSet<u64>,
+        tables: &mut Tables,
+        processes: &mut dyn Processes,
+    ) -> Result<(), FilesError> {
+        for (vpid, table) in tables {
+            if !table.values().any(|occupant| files.contains(&occupant.early)) {
                 continue;
             }
             let missing = FilesError::NoProcess { vpid: *vpid };
@@ -155,30 +184,40 @@ impl Ahead {
             table::fill(task, (pid, *vpid), &[], &HashMap::new(), (None, &Claims::new()))?;
             table.clear();
         }
-        self.files.retain(|early, _| !programs.contains(early));
-        Ok(tables)
+        self.files.retain(|early, _| !files.contains(early));
+        Ok(())
     }
 
-    /// At the stop: the files that are open already, with their offsets set, and which of the early ones they are.
+    /// At the stop: the files that are open already, with their offsets set, and which of the early ones they are. Sockets
+    /// that are not taken are closed, in `tables` too.
     pub(super) fn take(
         mut self,
         files: &[OpenFile],
         wanted: &[(Vpid, Vec<Descriptor>)],
-        tables: &Tables,
+        tables: &mut Tables,
         root: &ContainerRoot,
+        processes: &mut dyn Processes,
     ) -> Result<(HashMap<FileId, OwnedFd>, Claims), FilesError> {
         let mut claims = self.claim(files, wanted, tables);
+        let crowded = crowded_ports(files, &claims);
+        claims.retain(|_, early| !self.files.get(early).is_some_and(|early| listens_on(early, &crowded)));
+        let taken: HashSet<u64> = claims.values().copied().collect();
+        let listeners = self.files.iter().filter(|(_, early)| matches!(early.key.kind, Kind::Listener(_)));
+        let left: HashSet<u64> = listeners.map(|(id, _)| *id).filter(|id| !taken.contains(id)).collect();
+        self.release(&left, tables, processes)?;
         let mut opened = HashMap::new();
         for file in files {
-            let FileKind::Path { path, offset, file_type } = &file.kind else { continue };
-            let early = claims.get(&file.id).and_then(|early| self.files.remove(early));
-            match early.filter(|early| is_current(early, root)) {
-                Some(Early { file: there, .. }) => {
-                    path::rewind(&there, path, file.flags, *file_type)?;
-                    path::set_offset(&there, path, file.flags, *offset, *file_type)?;
-                    opened.insert(file.id, there);
+            let Some(early) = claims.get(&file.id).and_then(|early| self.files.remove(early)) else {
+                continue;
+            };
+            match &file.kind {
+                FileKind::Path { path, offset, file_type } if is_current(&early, root) => {
+                    path::rewind(&early.file, path, file.flags, *file_type)?;
+                    path::set_offset(&early.file, path, file.flags, *offset, *file_type)?;
+                    opened.insert(file.id, early.file);
                 }
-                None => drop(claims.remove(&file.id)),
+                FileKind::Socket(_) => drop(opened.insert(file.id, early.file)),
+                _ => drop(claims.remove(&file.id)),
             }
         }
         Ok((opened, claims))
@@ -204,10 +243,21 @@ impl Ahead {
     }
 
     /// `None` if it cannot be opened now.
-    fn open(&mut self, file: &OpenFile, root: &ContainerRoot) -> Option<u64> {
+    fn open(&mut self, file: &OpenFile, root: &ContainerRoot, sockets: &mut Builder) -> Option<u64> {
         let key = Key::of(file)?;
-        root.resolve(&key.path).ok().filter(is_local)?;
-        match path::open(root, &key.path, key.flags, 0, key.file_type) {
+        let opened = match &key.kind {
+            Kind::Path { path, file_type } => {
+                root.resolve(path).ok().filter(is_local)?;
+                path::open(root, path, key.flags, 0, *file_type)
+            }
+            Kind::Listener(socket) => {
+                let built = sockets.build(&[(file.id, socket, file.flags)]);
+                let missing = || FilesError::Invalid { what: "a socket that is none".into() };
+                let own = |mut built: BuiltSockets| built.fds.remove(&file.id).ok_or_else(missing);
+                built.map_err(FilesError::from).and_then(own)
+            }
+        };
+        match opened {
             Ok(opened) => {
                 let identity = identity(&opened)?;
                 self.last += 1;
@@ -232,7 +282,29 @@ fn installed(wanted: &[Descriptor], claims: &Claims) -> Installed {
 
 /// Whether the path leads to the file that is open: while it is, nothing else of its file system has its inode.
 fn is_current(early: &Early, root: &ContainerRoot) -> bool {
-    root.resolve(&early.key.path).ok().and_then(identity) == Some(early.identity)
+    match &early.key.kind {
+        Kind::Path { path, .. } => root.resolve(path).ok().and_then(identity) == Some(early.identity),
+        Kind::Listener(_) => true,
+    }
+}
+
+/// Ports that sockets are to be bound to which are not there yet. (A connection is bound in repair mode, which no listener
+/// keeps from it.)
+fn crowded_ports(files: &[OpenFile], claims: &Claims) -> HashSet<u16> {
+    let port = |file: &OpenFile| match &file.kind {
+        FileKind::Socket(socket) => match &socket.kind {
+            SocketKind::TcpClosed { bound, .. } => bound.map(|address| address.port()),
+            SocketKind::TcpListener { local, .. } => Some(local.port()),
+            _ => None,
+        },
+        _ => None,
+    };
+    files.iter().filter(|file| !claims.contains_key(&file.id)).filter_map(port).collect()
+}
+
+fn listens_on(early: &Early, ports: &HashSet<u16>) -> bool {
+    let Kind::Listener(socket) = &early.key.kind else { return false };
+    matches!(&socket.kind, SocketKind::TcpListener { local, .. } if ports.contains(&local.port()))
 }
 
 fn identity(file: impl AsFd) -> Option<(u64, u64)> {
@@ -263,6 +335,6 @@ fn is_local(file: &OwnedFd) -> bool {
 fn is_writable_program(early: &Early) -> bool {
     let writable = early.key.flags & libc::O_ACCMODE != libc::O_RDONLY && early.key.flags & libc::O_PATH == 0;
     writable
-        && early.key.file_type == libc::S_IFREG
+        && matches!(early.key.kind, Kind::Path { file_type: libc::S_IFREG, .. })
         && fstat(&early.file).is_ok_and(|stat| stat.st_mode & 0o111 != 0)
 }

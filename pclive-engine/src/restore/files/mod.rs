@@ -73,15 +73,15 @@ pub fn restore(
     files: &[OpenFile],
     wanted: &[(Vpid, Vec<Descriptor>)],
     Place { root, objects }: Place<'_>,
-    (mut ahead, tables): (Ahead, Tables),
+    (mut ahead, mut tables): (Ahead, Tables),
     sockets: &mut Builder,
     terminals: &mut Terminals,
     processes: &mut dyn Processes,
 ) -> Result<RestoredFiles, FilesError> {
     validate::all(files, wanted)?;
-    let sockets = sockets.build(&sockets_of(files))?;
     let streams = ahead.streams.take();
-    let (opened, claims) = ahead.take(files, wanted, &tables, root)?;
+    let (opened, claims) = ahead.take(files, wanted, &mut tables, root, processes)?;
+    let sockets = sockets.build(&sockets_of(files, &opened))?;
     let mut opening = Opening { root, objects, opened, warnings: Vec::new() };
     let mut workshop = Workshop { root, terminals, processes: &mut *processes };
     terminal::make_all(files, &mut workshop, &mut opening.opened)?;
@@ -93,9 +93,13 @@ pub fn restore(
     Ok(RestoredFiles { sockets, warnings })
 }
 
-fn sockets_of(files: &[OpenFile]) -> Vec<(FileId, &Socket, i32)> {
+/// The sockets that are not there yet.
+fn sockets_of<'a>(
+    files: &'a [OpenFile],
+    opened: &HashMap<FileId, OwnedFd>,
+) -> Vec<(FileId, &'a Socket, i32)> {
     let mut sockets = Vec::new();
-    for file in files {
+    for file in files.iter().filter(|file| !opened.contains_key(&file.id)) {
         if let FileKind::Socket(socket) = &file.kind {
             sockets.push((file.id, &**socket, file.flags));
         }

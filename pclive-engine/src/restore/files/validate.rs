@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::error::FilesError;
 use crate::model::file::{EpollWatch, Owner};
+use crate::model::socket::SocketKind;
 use crate::model::terminal::MOST_TERMINALS;
 use crate::model::{Descriptor, FileId, FileKind, OpenFile, OpenFiles, Vpid};
 
@@ -27,12 +28,20 @@ pub fn all(files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)]) -> Result<(),
 /// Checks what is to be opened ahead.
 pub fn ahead(told: &OpenFiles) -> Result<(), FilesError> {
     all(&told.files, &told.descriptors)?;
-    let other = told.files.iter().find(|file| !matches!(file.kind, FileKind::Path { .. }));
-    other.map_or(Ok(()), |file| {
-        Err(FilesError::Invalid {
-            what: format!("open file {}, which has no path, ahead of the stop", file.id.0),
-        })
-    })
+    let mut listeners = Vec::new();
+    for file in &told.files {
+        match &file.kind {
+            FileKind::Path { .. } => {}
+            FileKind::Socket(socket) if matches!(socket.kind, SocketKind::TcpListener { .. }) => {
+                listeners.push((file.id, &**socket, file.flags));
+            }
+            _ => {
+                let what = format!("open file {}, which is nothing for that, ahead of the stop", file.id.0);
+                return Err(FilesError::Invalid { what });
+            }
+        }
+    }
+    Ok(crate::restore::sockets::check(&listeners)?)
 }
 
 fn check(files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)]) -> Check {
