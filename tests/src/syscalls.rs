@@ -133,6 +133,11 @@ impl Calls {
         self.0.values().sum()
     }
 
+    /// Those of this name.
+    pub fn of(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or(0)
+    }
+
     /// Those with which a tracer lets a task run on: PTRACE_CONT, PTRACE_SYSCALL and PTRACE_DETACH.
     pub fn stops(&self) -> u64 {
         ["ptrace 7", "ptrace 18", "ptrace 11"].iter().filter_map(|call| self.0.get(*call)).sum()

@@ -129,6 +129,7 @@ impl Thing {
         let less = stop_of(lab, &container)?;
         let (container, _clients) = self.container(lab, many)?;
         let more = stop_of(lab, &container)?;
+        ensure!(more.destination.of("listen") == 0, "a listener was made in the stop: {}", more.destination);
         let each = |more: u64, less: u64| (more as f64 - less as f64) / (many - few) as f64;
         let all = |more: &Calls, less: &Calls| each(more.total(), less.total());
         let stops = |more: &Calls, less: &Calls| each(more.stops(), less.stops());
