@@ -12,6 +12,7 @@ mod machine;
 mod measure;
 mod outcome;
 mod page;
+mod picture;
 mod plot;
 mod report;
 #[cfg(test)]

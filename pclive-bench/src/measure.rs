@@ -8,8 +8,8 @@ use pclive_tests::host::Links;
 use pclive_tests::measure::{Moved, migrate, warm_memory};
 use pclive_tests::wait::until;
 use pclive_tests::workload::verifier::Verifier;
-use pclive_tests::workload::{redis, writer};
-use pclive_tests::{Container, Lab};
+use pclive_tests::workload::{graph, redis, writer};
+use pclive_tests::{Bundle, Container, Lab};
 
 use crate::hosts::Hosts;
 use crate::machine::Machine;
@@ -20,6 +20,8 @@ use crate::ycsb::Server;
 
 /// How long the container is watched before the migration, and its clients after it.
 const WATCH: Duration = Duration::from_secs(2);
+/// How long a program may take to do something again.
+const AFTER: Duration = Duration::from_secs(30);
 /// What a run calls the container.
 const NAME: &str = "bench";
 
@@ -95,17 +97,25 @@ fn in_lab(setting: &Setting, seed: u64) -> Result<Measures> {
             with_clients(server, ycsb, seed, || watch(&lab, setting, &container))
         }
         Workload::Stress { mib, pages_per_second } => {
-            let container = lab.start(&writer::bundle(NAME, *mib, *pages_per_second))?;
-            let verifier = Verifier::new(&lab.client, container.v4);
-            verifier.check().context("before the migration")?;
-            let (moved, container) = watch(&lab, setting, &container)?;
-            verifier.check().context("after the migration")?;
-            let written = || Ok::<u64, anyhow::Error>(verifier.ask("WRITTEN")?.parse()?);
-            let before = written()?;
-            until("a page that is written after the migration", WATCH, || Ok(written()? > before))?;
-            Ok(Measures { report: moved.report, clients: None, container })
+            verified(&lab, setting, &writer::bundle(NAME, *mib, *pages_per_second), "WRITTEN")
+        }
+        Workload::Graph { scale, threads } => {
+            verified(&lab, setting, &graph::bundle(NAME, *scale, *threads), "SEARCHES")
         }
     }
+}
+
+/// Moves a program that verifies itself, and goes on afterwards: `count` asks it for a number that grows.
+fn verified(lab: &Lab, setting: &Setting, bundle: &Bundle, count: &str) -> Result<Measures> {
+    let container = lab.start(bundle)?;
+    let verifier = Verifier::new(&lab.client, container.v4);
+    verifier.check().context("before the migration")?;
+    let (moved, container) = watch(lab, setting, &container)?;
+    verifier.check().context("after the migration")?;
+    let counted = || Ok::<u64, anyhow::Error>(verifier.ask(count)?.parse()?);
+    let before = counted()?;
+    until("something that is done after the migration", AFTER, || Ok(counted()? > before))?;
+    Ok(Measures { report: moved.report, clients: None, container })
 }
 
 /// Fills Redis, and lets clients at it while it moves.

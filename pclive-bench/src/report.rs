@@ -4,7 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+use crate::figures::Figure;
 use crate::outcome::Run;
+use crate::picture::Painter;
 use crate::table::{self, Table};
 use crate::{figures, page};
 
@@ -13,18 +15,20 @@ pub(crate) const PAGE: &str = "report.html";
 /// The tables' file.
 pub(crate) const TABLES: &str = "report.md";
 
-/// Writes `report.html`, `report.md` and a file for each plot into the directory, over those that are there.
+/// Writes `report.html`, `report.md` and each plot, as SVG and PNG, into the directory, over what is there.
 pub(crate) fn write(directory: &Path, runs: &[Run]) -> Result<()> {
     let (tables, figures) = (table::tables(runs), figures::figures(runs)?);
-    let file = |name: &str, text: &str| {
+    let file = |name: &str, contents: &[u8]| {
         let path = directory.join(name);
-        std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
+        std::fs::write(&path, contents).with_context(|| format!("cannot write {}", path.display()))
     };
-    for figure in &figures {
-        file(&format!("{}.svg", figure.name), &figure.svg)?;
+    let painter = Painter::new()?;
+    for Figure { name, svg } in &figures {
+        file(&format!("{name}.svg"), svg.as_bytes())?;
+        file(&format!("{name}.png"), &painter.png(svg).with_context(|| format!("cannot draw {name}.png"))?)?;
     }
     let conditions = page::conditions(runs).join("\n\n");
     let text: Vec<String> = tables.iter().map(Table::markdown).collect();
-    file(TABLES, &format!("{conditions}\n\n{}", text.join("\n")))?;
-    file(PAGE, &page::page(runs, &tables, &figures))
+    file(TABLES, format!("{conditions}\n\n{}", text.join("\n")).as_bytes())?;
+    file(PAGE, page::page(runs, &tables, &figures).as_bytes())
 }

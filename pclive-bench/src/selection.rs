@@ -35,7 +35,8 @@ impl Selection {
                 },
                 Axes {
                     strategies: vec![Strategy::Global],
-                    workloads: [stress(512, &[1_000, 10_000, 50_000]), vec![idle(250_000)]].concat(),
+                    workloads: [stress(512, &[1_000, 10_000, 50_000]), vec![idle(250_000), graph(18)]]
+                        .concat(),
                     links: vec![Link::TenGigabit],
                 },
             ],
@@ -65,6 +66,11 @@ impl Selection {
                     strategies: vec![Strategy::OneShot, Strategy::Global, Strategy::PostCopy],
                     workloads: stress(2048, &[1_000, 5_000, 20_000, 50_000, 100_000]),
                     links: vec![Link::TenGigabit],
+                },
+                Axes {
+                    strategies: vec![Strategy::OneShot, Strategy::Pipelined, Strategy::Global],
+                    workloads: vec![graph(20), graph(22)],
+                    links: vec![Link::Gigabit, Link::TenGigabit],
                 },
                 Axes {
                     strategies: vec![Strategy::Global],
@@ -114,6 +120,10 @@ fn idle(records: u64) -> Workload {
 
 fn stress(mib: u64, rates: &[u64]) -> Vec<Workload> {
     rates.iter().map(|&pages_per_second| Workload::Stress { mib, pages_per_second }).collect()
+}
+
+fn graph(scale: u32) -> Workload {
+    Workload::Graph { scale, threads: 2 }
 }
 
 /// Every run of these settings in an order that the seed chooses, so that what changes on the machine meanwhile does

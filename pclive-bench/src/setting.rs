@@ -57,6 +57,13 @@ pub(crate) enum Workload {
         /// Pages that it writes in a second.
         pages_per_second: u64,
     },
+    /// Breadth-first search over a Kronecker graph, as Graph500 has it; see the tests' `graph`.
+    Graph {
+        /// The graph has two to the power of this vertices, and 16 edges for each.
+        scale: u32,
+        /// Threads that search together.
+        threads: u16,
+    },
 }
 
 impl Workload {
@@ -64,9 +71,12 @@ impl Workload {
     pub(crate) fn memory_bytes(&self) -> u64 {
         /// What a record of 10 fields takes in Redis 7 and 8, with its key and its table.
         const RECORD_BYTES: u64 = 2000;
+        /// 16 edges, told at both ends, and what a search knows of a vertex.
+        const VERTEX_BYTES: u64 = 2 * 16 * 4 + 16;
         match self {
             Self::Ycsb(ycsb) => ycsb.records.saturating_mul(RECORD_BYTES),
             Self::Stress { mib, .. } => mib << 20,
+            Self::Graph { scale, .. } => VERTEX_BYTES << scale,
         }
     }
 }
@@ -84,6 +94,9 @@ impl fmt::Display for Workload {
             }
             Self::Stress { mib, pages_per_second } => {
                 write!(f, "{mib} MiB, {pages_per_second} pages/s written")
+            }
+            Self::Graph { scale, threads } => {
+                write!(f, "search over a graph of scale {scale} by {threads} threads")
             }
         }
     }

@@ -2,6 +2,7 @@
 
 pub mod clients;
 pub mod crowd;
+pub mod graph;
 pub mod http;
 pub mod memcached;
 pub mod pipeline;

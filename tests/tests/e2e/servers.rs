@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 use pclive_tests::workload::clients::Clients;
-use pclive_tests::workload::{http, memcached, pipeline};
+use pclive_tests::workload::verifier::Verifier;
+use pclive_tests::workload::{graph, http, memcached, pipeline};
 use pclive_tests::{Container, Lab};
 
 use crate::{migrate, ready};
@@ -42,6 +43,23 @@ fn nginx_with_two_workers_keeps_its_connections() -> Result<()> {
     let container = lab.start(&http::bundle("web"))?;
     let clients = http::clients(&lab.client, container.v4, 6)?;
     there_and_back(&lab, &container, clients)
+}
+
+#[test]
+fn search_over_a_graph_goes_on_and_its_results_are_right() -> Result<()> {
+    if !ready(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::new()?;
+    let container = lab.start(&graph::bundle("graph", 16, 3))?;
+    let verifier = Verifier::new(&lab.client, container.v4);
+    verifier.check()?;
+    for turn in 0..TURNS {
+        let (from, to) = if turn % 2 == 0 { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
+        migrate(&container, from, to, &[])?;
+        verifier.check()?;
+    }
+    Ok(())
 }
 
 #[test]

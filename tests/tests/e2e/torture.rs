@@ -88,6 +88,32 @@ fn torture_without_a_pause_keeps_every_byte() -> Result<()> {
     survives(&["pipelined"], 100..102, &[])
 }
 
+/// Migrations that do not converge and are given up leave the original as it was; one that comes after them moves it.
+#[test]
+fn torture_keeps_every_byte_when_migrations_are_given_up() -> Result<()> {
+    if !ready(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::with_speed(Some(GIGABIT), Links::Tls)?;
+    for seed in seeds(600..603)? {
+        let container = lab.start(&bundle(&format!("torture-{seed}"), seed, &[]))?;
+        let verifier = Verifier::new(&lab.client, container.v4);
+        for strategy in ["global", "pipelined", "one-shot"] {
+            let told = || format!("seed {seed} by {strategy}");
+            verifier.check().with_context(told)?;
+            let limits = ["--policy", "cancel", "--max-downtime", "1ms", "--max-rounds", "3"];
+            let words = [&["--strategy", strategy][..], &limits].concat();
+            let refusal = lab.a.migrate_in_vain(&container.name, lab.b.name(), &words).with_context(told)?;
+            ensure!(refusal.problem.code == "not-converging", "{}: {refusal:?}", told());
+            verifier.check().with_context(|| format!("{}, given up", told()))?;
+        }
+        migrate(&container, &lab.a, &lab.b, &["--strategy", "global"])?;
+        verifier.check().with_context(|| format!("seed {seed} after its migration"))?;
+        container.delete(&lab.b)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn torture_keeps_every_byte_when_it_is_slowed_down() -> Result<()> {
     if !ready(&[]) {
