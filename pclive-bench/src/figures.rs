@@ -127,7 +127,7 @@ fn by_dirty_rate(summary: &Summary<'_>) -> Result<Option<Figure>> {
         Workload::Stress { pages_per_second, .. } if setting.link == Link::TenGigabit => {
             Some(pages_per_second as f64 / 1000.0)
         }
-        Workload::Stress { .. } | Workload::Ycsb(_) | Workload::Graph { .. } => None,
+        Workload::Stress { .. } | Workload::Ycsb(_) | Workload::Oltp(_) | Workload::Graph { .. } => None,
     };
     let series = series(summary, rate, |measures| measures.report.downtime_ns);
     if series.is_empty() {

@@ -6,10 +6,12 @@
 //! is random, but repeats with its seed.
 #![forbid(unsafe_code)]
 
+mod clients;
 mod figures;
 mod hosts;
 mod machine;
 mod measure;
+mod oltp;
 mod outcome;
 mod page;
 mod picture;
@@ -66,6 +68,9 @@ struct RunOptions {
     /// Ready-made settings.
     #[arg(long, value_enum, default_value = "quick", conflicts_with_all = ["strategies", "records", "reads", "links", "clients", "rate", "source"])]
     selection: Selection,
+    /// Of these, only those with this text in their names (`--dry-run` shows them): "graph", "PostgreSQL", "by global".
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, conflicts_with_all = ["strategies", "records", "reads", "links", "clients", "rate", "source"])]
+    only: String,
     /// Instead of ready-made settings, all combinations of these, with Redis: one-shot, pipelined,
     /// pipelined+restore-after-N, global, global+post-copy.
     #[arg(long, value_delimiter = ',')]
@@ -113,7 +118,10 @@ impl RunOptions {
         let Self { strategies, records, reads, links, clients, rate, .. } = self;
         let chosen = !strategies.is_empty() || !records.is_empty() || !reads.is_empty() || !links.is_empty();
         if !chosen && clients.is_none() && rate.is_none() && self.hosts.is_none() {
-            return Ok(self.selection.settings(self.channel()));
+            let mut settings = self.selection.settings(self.channel());
+            settings.retain(|setting| setting.to_string().contains(&self.only));
+            ensure!(!settings.is_empty(), "no setting has {:?} in its name; --dry-run shows all", self.only);
+            return Ok(settings);
         }
         ensure!(
             *clients != Some(0) || (rate.is_none() && reads.is_empty()),

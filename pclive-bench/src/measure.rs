@@ -8,13 +8,15 @@ use pclive_tests::host::Links;
 use pclive_tests::measure::{Moved, migrate, warm_memory};
 use pclive_tests::wait::until;
 use pclive_tests::workload::verifier::Verifier;
-use pclive_tests::workload::{graph, redis, writer};
+use pclive_tests::workload::{graph, postgres, redis, writer};
 use pclive_tests::{Bundle, Container, Lab};
 
+use crate::clients::Record;
 use crate::hosts::Hosts;
 use crate::machine::Machine;
+use crate::oltp;
 use crate::outcome::{ContainerCost, Measures, Outcome, Run};
-use crate::setting::{Channel, Setting, Workload, Ycsb};
+use crate::setting::{BUFFERS_MIB, Channel, Setting, Workload, Ycsb};
 use crate::view::ClientView;
 use crate::ycsb::Server;
 
@@ -99,6 +101,12 @@ fn in_lab(setting: &Setting, seed: u64) -> Result<Measures> {
         Workload::Stress { mib, pages_per_second } => {
             verified(&lab, setting, &writer::bundle(NAME, *mib, *pages_per_second), "WRITTEN")
         }
+        Workload::Oltp(oltp) => {
+            let container = lab.start(&postgres::bundle(NAME, &format!("{BUFFERS_MIB}MB"))?)?;
+            let server = oltp::Server::load(&lab.client, (container.ip(), 0).into(), *oltp)?;
+            let clients = server.start(seed)?;
+            seen(|| watch(&lab, setting, &container), || clients.stop())
+        }
         Workload::Graph { scale, threads } => {
             verified(&lab, setting, &graph::bundle(NAME, *scale, *threads), "SEARCHES")
         }
@@ -132,12 +140,24 @@ pub(crate) fn with_clients(
         return Ok(Measures { report: moved.report, clients: None, container });
     }
     let clients = server.start(ycsb, seed)?;
+    let measures = seen(moving, || clients.stop())?;
+    server.check(ycsb.records, seed).context("after the migration")?;
+    measures.clients.as_ref().map_or(Ok(()), |view| view.keeps_up(ycsb.rate))?;
+    Ok(measures)
+}
+
+/// Moves a container while its clients work.
+///
+/// # Errors
+/// When they lose a connection, or something that was acknowledged, too.
+fn seen(
+    moving: impl FnOnce() -> Result<(Moved, Option<ContainerCost>)>,
+    stop: impl FnOnce() -> Result<Record>,
+) -> Result<Measures> {
     std::thread::sleep(WATCH);
     let (moved, container) = moving()?;
     std::thread::sleep(WATCH);
-    let view = ClientView::new(&clients.stop()?, &moved)?;
-    server.check(ycsb.records, seed).context("after the migration")?;
-    view.keeps_up(ycsb.rate)?;
+    let view = ClientView::new(&stop()?, &moved)?;
     if !view.nothing_lost() {
         bail!("clients lost {} updates; {:?}", view.lost_updates, view.failures);
     }

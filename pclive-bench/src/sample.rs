@@ -25,7 +25,7 @@ pub(crate) fn measured(strategy: &str, downtime_ms: u64, restore_ms: u64) -> Run
 }
 
 pub(crate) fn run_of(workload: Workload, strategy: &str, downtime_ms: u64, restore_ms: u64) -> Run {
-    let has_clients = matches!(&workload, Workload::Ycsb(ycsb) if ycsb.clients > 0);
+    let has_clients = workload.has_clients();
     let measures = Measures {
         report: report(downtime_ms * 1_000_000, restore_ms * 1_000_000),
         clients: has_clients.then(|| view(downtime_ms)),

@@ -7,7 +7,7 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
-use crate::setting::{CLIENTS, Channel, Link, Setting, Strategy, Workload, Ycsb};
+use crate::setting::{CLIENTS, Channel, Link, Oltp, Setting, Strategy, Workload, Ycsb};
 
 /// A ready-made set of settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -35,8 +35,11 @@ impl Selection {
                 },
                 Axes {
                     strategies: vec![Strategy::Global],
-                    workloads: [stress(512, &[1_000, 10_000, 50_000]), vec![idle(250_000), graph(18)]]
-                        .concat(),
+                    workloads: [
+                        stress(512, &[1_000, 10_000, 50_000]),
+                        vec![idle(250_000), graph(18), oltp(100_000)],
+                    ]
+                    .concat(),
                     links: vec![Link::TenGigabit],
                 },
             ],
@@ -69,7 +72,7 @@ impl Selection {
                 },
                 Axes {
                     strategies: vec![Strategy::OneShot, Strategy::Pipelined, Strategy::Global],
-                    workloads: vec![graph(20), graph(22)],
+                    workloads: vec![graph(20), graph(22), oltp(1_000_000)],
                     links: vec![Link::Gigabit, Link::TenGigabit],
                 },
                 Axes {
@@ -120,6 +123,10 @@ fn idle(records: u64) -> Workload {
 
 fn stress(mib: u64, rates: &[u64]) -> Vec<Workload> {
     rates.iter().map(|&pages_per_second| Workload::Stress { mib, pages_per_second }).collect()
+}
+
+fn oltp(rows: u64) -> Workload {
+    Workload::Oltp(Oltp { rows, clients: CLIENTS })
 }
 
 fn graph(scale: u32) -> Workload {

@@ -57,6 +57,8 @@ pub(crate) enum Workload {
         /// Pages that it writes in a second.
         pages_per_second: u64,
     },
+    /// PostgreSQL with transactions as sysbench's `oltp_read_write` has them.
+    Oltp(Oltp),
     /// Breadth-first search over a Kronecker graph, as Graph500 has it; see the tests' `graph`.
     Graph {
         /// The graph has two to the power of this vertices, and 16 edges for each.
@@ -67,6 +69,15 @@ pub(crate) enum Workload {
 }
 
 impl Workload {
+    /// Whether there are clients whose view is measured.
+    pub(crate) fn has_clients(&self) -> bool {
+        match self {
+            Self::Ycsb(ycsb) => ycsb.clients > 0,
+            Self::Oltp(oltp) => oltp.clients > 0,
+            Self::Stress { .. } | Self::Graph { .. } => false,
+        }
+    }
+
     /// Bytes that the container has in memory, about.
     pub(crate) fn memory_bytes(&self) -> u64 {
         /// What a record of 10 fields takes in Redis 7 and 8, with its key and its table.
@@ -76,6 +87,8 @@ impl Workload {
         match self {
             Self::Ycsb(ycsb) => ycsb.records.saturating_mul(RECORD_BYTES),
             Self::Stress { mib, .. } => mib << 20,
+            // Most of the table is in files; what is in memory is bounded by the server's buffers.
+            Self::Oltp(_) => (2 * BUFFERS_MIB) << 20,
             Self::Graph { scale, .. } => VERTEX_BYTES << scale,
         }
     }
@@ -95,6 +108,9 @@ impl fmt::Display for Workload {
             Self::Stress { mib, pages_per_second } => {
                 write!(f, "{mib} MiB, {pages_per_second} pages/s written")
             }
+            Self::Oltp(Oltp { rows, clients }) => {
+                write!(f, "PostgreSQL, transactions of {clients} clients on {rows} rows")
+            }
             Self::Graph { scale, threads } => {
                 write!(f, "search over a graph of scale {scale} by {threads} threads")
             }
@@ -104,6 +120,18 @@ impl fmt::Display for Workload {
 
 /// Client threads of a Redis that is not idle, if nobody says otherwise.
 pub(crate) const CLIENTS: u16 = 4;
+
+/// Shared buffers of PostgreSQL, MiB.
+pub(crate) const BUFFERS_MIB: u64 = 256;
+
+/// The parameters of the transactions that are varied here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub(crate) struct Oltp {
+    /// Rows of the table.
+    pub(crate) rows: u64,
+    /// Client threads, each on one connection.
+    pub(crate) clients: u16,
+}
 
 /// The parameters of YCSB's core workload that are varied here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]

@@ -118,7 +118,7 @@ pub(crate) fn usual(setting: &Setting) -> Option<&Ycsb> {
         Workload::Ycsb(ycsb) if ycsb.clients == CLIENTS && ycsb.rate.is_none() => {
             (setting.channel == Channel::Tls).then_some(ycsb)
         }
-        Workload::Ycsb(_) | Workload::Stress { .. } | Workload::Graph { .. } => None,
+        Workload::Ycsb(_) | Workload::Stress { .. } | Workload::Oltp(_) | Workload::Graph { .. } => None,
     }
 }
 

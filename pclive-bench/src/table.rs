@@ -1,7 +1,7 @@
 //! The measurements as tables: Markdown for documents, cells for the page.
 
 use crate::outcome::{Measures, Run};
-use crate::setting::{Setting, Workload};
+use crate::setting::Setting;
 use crate::summary::{Headline, Summary, headlines, mib};
 
 /// A table.
@@ -56,8 +56,7 @@ fn ms(nanoseconds: u64) -> f64 {
 /// Every table that has a row.
 pub(crate) fn tables(runs: &[Run]) -> Vec<Table> {
     let summary = Summary::new(runs);
-    let has_clients =
-        |setting: &Setting| matches!(&setting.workload, Workload::Ycsb(ycsb) if ycsb.clients > 0);
+    let has_clients = |setting: &Setting| setting.workload.has_clients();
     let tables = [
         against_aims(&headlines(runs)),
         of_settings("What migrations took", &summary, &COST, |_| true),
@@ -120,6 +119,7 @@ impl Table {
 mod tests {
     use super::*;
     use crate::sample;
+    use crate::setting::Workload;
 
     #[test]
     fn every_row_has_every_column() {

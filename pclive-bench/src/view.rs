@@ -8,7 +8,7 @@ use hdrhistogram::Histogram;
 use pclive_tests::measure::Moved;
 use serde::{Deserialize, Serialize};
 
-use crate::ycsb::{Answer, Failure, Record};
+use crate::clients::{Answer, Failure, Record};
 
 /// Answers are counted in intervals of this length.
 pub(crate) const BUCKET: Duration = Duration::from_millis(10);

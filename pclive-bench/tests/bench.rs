@@ -79,6 +79,30 @@ fn session_measures_reports_and_goes_on_where_it_was() -> Result<()> {
 }
 
 #[test]
+fn search_and_transactions_are_measured_and_checked() -> Result<()> {
+    if !needs::met(&["sh"]) {
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let out = directory.path().display().to_string();
+    for only in ["graph of scale 18", "PostgreSQL"] {
+        let output = bench(&["run", "--out", &out, "--only", only, "--repetitions", "1"])?;
+        ensure!(output.status.success(), "{}", told(&output));
+    }
+    let measured = runs(directory.path())?;
+    ensure!(measured.len() == 2, "{measured:?}");
+    for run in &measured {
+        let measures = &run["outcome"]["measured"];
+        ensure!(measures["report"]["downtime_ns"].as_u64().is_some_and(|downtime| downtime > 0), "{run}");
+        let has_clients = run["setting"]["workload"]["oltp"].is_object();
+        ensure!(measures["clients"].is_null() != has_clients, "{run}");
+        let answers = measures["clients"]["after"]["answers"].as_u64();
+        ensure!(!has_clients || answers.is_some_and(|answers| answers > 0), "{run}");
+    }
+    Ok(())
+}
+
+#[test]
 fn wrong_words_are_named_and_nothing_is_measured() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let out = directory.path().join("new").display().to_string();
@@ -95,6 +119,12 @@ fn wrong_words_are_named_and_nothing_is_measured() -> Result<()> {
         let output = bench(&[&["run", "--out", &out], words].concat())?;
         ensure!(output.status.code() == Some(2) && told(&output).contains(told_of), "{}", told(&output));
     }
+    let nothing = bench(&["run", "--out", &out, "--only", "MySQL"])?;
+    ensure!(
+        !nothing.status.success() && told(&nothing).contains("no setting has \"MySQL\""),
+        "{}",
+        told(&nothing)
+    );
     let none = bench(&["run", "--out", &out, "--clients", "0", "--rate", "5"])?;
     ensure!(!none.status.success() && told(&none).contains("no clients"), "{}", told(&none));
     let large = bench(&["run", "--out", &out, "--records", "1000000000"])?;

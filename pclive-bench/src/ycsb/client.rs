@@ -8,24 +8,7 @@ use redis::{Connection, RedisResult};
 
 use super::keys::Keys;
 use super::record::{self, FIELDS, Filler, VALUE_BYTES, Value, seed_of};
-
-/// One request's end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Answer {
-    /// When it came, from the clients' start.
-    pub(crate) at: Duration,
-    /// How long it took; on a schedule, from the time at which the request was due.
-    pub(crate) took: Duration,
-}
-
-/// Why a client could not go on.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Failure {
-    /// The connection ended, or said nothing for too long.
-    Lost(String),
-    /// The answer was not what it must be.
-    Wrong(String),
-}
+use crate::clients::{Answer, Failure};
 
 /// A record's number and a field's.
 type Place = (u64, u8);

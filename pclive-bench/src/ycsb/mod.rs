@@ -21,8 +21,8 @@ use pclive_tests::workload::clients::PATIENCE;
 use redis::io::tcp::TcpSettings;
 use redis::{Connection, ConnectionAddr, IntoConnectionInfo};
 
+use crate::clients::{Answer, Record};
 use crate::setting::Ycsb;
-pub(crate) use client::{Answer, Failure};
 use client::{Client, Pace, Seen};
 use keys::Keys;
 use record::{PREFIX, Value};
@@ -39,19 +39,6 @@ pub(crate) struct Server<'a> {
     /// Where its clients are; `None`: on this machine.
     node: Option<&'a Node>,
     address: SocketAddr,
-}
-
-/// What all clients saw.
-#[derive(Debug)]
-pub(crate) struct Record {
-    /// The instant from which [`Answer`]s are counted.
-    pub(crate) start: Instant,
-    /// Of all clients, in the order of their arrival.
-    pub(crate) answers: Vec<Answer>,
-    /// What went wrong, client by client.
-    pub(crate) failures: Vec<Failure>,
-    /// Acknowledged updates that are not there.
-    pub(crate) lost_updates: u64,
 }
 
 /// Clients at work. They end when stopped or dropped.

@@ -63,6 +63,11 @@ impl<'a> Postgres<'a> {
         Ok(this)
     }
 
+    /// Where it is.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
     /// One query on a connection of its own: the server forks for it.
     pub fn ask(&self, query: &str) -> Result<Vec<String>> {
         let (address, query) = (self.address, query.to_owned());
@@ -134,12 +139,13 @@ impl Session for Sequence {
 
 /// A connection of the user `app`.
 #[derive(Debug)]
-struct Connection {
+pub struct Connection {
     stream: BufReader<TcpStream>,
 }
 
 impl Connection {
-    fn open(address: SocketAddr) -> Result<Self> {
+    /// Opens one in the caller's network.
+    pub fn open(address: SocketAddr) -> Result<Self> {
         let mut stream = BufReader::new(connect(address)?);
         let parameters = b"user\0app\0database\0postgres\0\0";
         let length = u32::try_from(8 + parameters.len())?;
@@ -151,7 +157,10 @@ impl Connection {
     }
 
     /// The columns of all rows of the answer, one after the other.
-    fn ask(&mut self, query: &str) -> Result<Vec<String>> {
+    ///
+    /// # Errors
+    /// When the server says so: with its message, in which the SQLSTATE is. The connection can be used again.
+    pub fn ask(&mut self, query: &str) -> Result<Vec<String>> {
         let length = u32::try_from(5 + query.len())?;
         let message = [b"Q", &length.to_be_bytes()[..], query.as_bytes(), b"\0"].concat();
         self.stream.get_mut().write_all(&message)?;

@@ -153,7 +153,9 @@ fn a_way_of_two_hundred_milliseconds_carries_a_migration_to_its_end() -> Result<
     let report = migrate(&container, &lab.a, &lab.b, &[])?;
     let downtime = Duration::from_nanos(report.downtime_ns);
     ensure!(downtime > 2 * one_way, "the way was not long: {downtime:?}");
-    ensure!(report.downtime_ns < 8 * one_way.as_nanos() as u64, "more than four round trips: {report:?}");
+    // The last state and whether the copy is ready, the commit and whether it runs. The rest of a stop is much shorter.
+    let trips = downtime.as_secs_f64() / (2 * one_way).as_secs_f64();
+    ensure!(trips < 2.5, "{trips:.2} round trips in the stop: {report:?}");
     clients.wait_for_answers(20)?;
     clients.stop()?.nothing_lost()
 }
