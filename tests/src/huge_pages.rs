@@ -9,6 +9,14 @@ use nix::fcntl::{Flock, FlockArg};
 /// (Documentation/admin-guide/mm/hugetlbpage.rst).
 const EXTRA: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages";
 const MADE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages";
+/// How many nobody has, and how many of these somebody may take at any time.
+const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
+const RESERVED: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages";
+
+fn number(path: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    text.trim().parse().with_context(|| format!("{path} has no number: {text}"))
+}
 
 /// Permission to use so many; the host's own setting comes back at the end. One test at a time has it.
 #[derive(Debug)]
@@ -18,11 +26,16 @@ pub struct HugePages {
 }
 
 impl HugePages {
+    /// Takes the permission back; no other test has it while this lives. How many pages are there all the same.
+    pub fn withdraw(&self) -> Result<u64> {
+        std::fs::write(EXTRA, self.before.to_string()).with_context(|| format!("cannot write {EXTRA}"))?;
+        Ok(number(FREE)?.saturating_sub(number(RESERVED)?) + self.before.saturating_sub(number(MADE)?))
+    }
+
     /// Waits until no other test needs any.
     pub fn allow(pages: u64) -> Result<Self> {
         let file = File::open(EXTRA).with_context(|| format!("cannot open {EXTRA}"))?;
         let only = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
-        let number = |path: &str| Ok::<u64, anyhow::Error>(std::fs::read_to_string(path)?.trim().parse()?);
         let before = number(EXTRA)?;
         let extra = before.max(number(MADE)? + pages);
         std::fs::write(EXTRA, extra.to_string()).with_context(|| format!("cannot write {EXTRA}"))?;

@@ -16,7 +16,8 @@ use super::files::FilesError;
 use super::segments::{self, Found};
 use super::tree::TreeProcess;
 use super::trees::{self, Refused};
-use super::vmas::{Obstacle, huge_pages};
+use super::vmas::{Obstacle, unfit_pages};
+use crate::memory::huge::Unfit;
 use crate::memory::object::ObjectKey;
 use crate::memory::{MemoryError, Objects};
 use crate::model::layout::ObjectKind;
@@ -54,11 +55,17 @@ impl InMemory {
         let (trees, refused) = trees::read(root, &self.mounts, objects)?;
         let mut blockers: Vec<Blocker> =
             refused.into_iter().map(|refused| of_mount(process, refused)).collect();
-        // What is mapped is told as a mapping, and a file by its mount.
-        let segments = objects.foreign().filter(|(kind, _)| matches!(kind, ObjectKind::Segment(_)));
-        blockers.extend(segments.map(|(_, size)| {
-            let Obstacle { what, hint } = huge_pages(size);
-            blocker(process, Place::Process, format!("a System V segment in {what}"), hint)
+        blockers.extend(objects.unfit().filter_map(|(kind, unfit)| {
+            let name = match kind {
+                ObjectKind::Anonymous => "shared memory",
+                ObjectKind::Memfd { .. } => "a memfd",
+                ObjectKind::Segment(_) => "a System V segment",
+                // Told of its mount.
+                ObjectKind::TreeFile if matches!(unfit, Unfit::PageSize(_)) => return None,
+                ObjectKind::TreeFile | ObjectKind::Unlinked { .. } | ObjectKind::File(_) => "a file",
+            };
+            let Obstacle { what, hint } = unfit_pages(unfit);
+            Some(blocker(process, Place::Process, format!("{name} in {what}"), hint))
         }));
         let (semaphores, queues) = self.ipc.as_ref().map_or((0, 0), |found| found.others);
         let mut refuse = |count: usize, what: &str, hint: &str| {

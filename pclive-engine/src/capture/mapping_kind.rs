@@ -15,8 +15,8 @@ pub(super) enum MappingKind {
     VvarClock,
     /// Private memory without a file.
     PrivateAnonymous,
-    /// The same in huge pages of hugetlbfs.
-    PrivateHuge,
+    /// Anonymous memory in huge pages of hugetlbfs, private or shared; or a deleted file of the same name.
+    AnonymousHuge,
     /// `MAP_SHARED | MAP_ANONYMOUS`.
     SharedAnonymous,
     /// memfd_create(2), with its name.
@@ -43,7 +43,7 @@ pub(super) fn kind_of(entry: &SmapsEntry) -> MappingKind {
         _ => {}
     }
     if is_huge(map) {
-        return if map.shared { MappingKind::SharedAnonymous } else { MappingKind::PrivateHuge };
+        return MappingKind::AnonymousHuge;
     }
     if deleted && let Some(found) = deleted_kind(path, map.shared) {
         return found;
@@ -61,7 +61,7 @@ pub(super) fn kind_of(entry: &SmapsEntry) -> MappingKind {
     }
 }
 
-/// True for anonymous memory in huge pages of hugetlbfs, whose file has this name and no directory.
+/// True for anonymous memory in huge pages of hugetlbfs, whose file has this name and no directory; for nearly nothing else.
 pub(super) fn is_huge(map: &MapsEntry) -> bool {
     map.path() == (b"/anon_hugepage", true)
 }

@@ -17,7 +17,8 @@ use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor};
 
 use super::files::FilesError;
 use super::files::mounts::own_memory;
-use super::vmas::{Obstacle, huge_pages, printable};
+use super::vmas::{Obstacle, printable, unfit_pages};
+use crate::memory::huge::Unfit;
 use crate::memory::object::ObjectKey;
 use crate::memory::{MemoryError, Objects, huge};
 use crate::model::Pid;
@@ -70,7 +71,7 @@ pub(super) fn read(
         let foreign = walk.huge_pages.filter(|size| huge && !huge::is_carried(*size));
         let (what, hint) = match (foreign, mount.kind.as_slice()) {
             (Some(size), _) => {
-                let Obstacle { what, hint } = huge_pages(size);
+                let Obstacle { what, hint } = unfit_pages(Unfit::PageSize(size));
                 (format!("hugetlbfs that holds files in {what}"), hint)
             }
             (None, b"ramfs") => ("ramfs that holds files".into(), "let the bundle mount a tmpfs instead"),

@@ -11,13 +11,14 @@ use std::path::Path;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 
-use super::mapping_kind::{MappingKind, kind_of};
+use super::mapping_kind::{MappingKind, is_huge, kind_of};
+use crate::memory::huge::Unfit;
 use crate::memory::layout_diff::USER_END;
 use crate::memory::object::{KnownFile, ObjectKey, Objects};
 use crate::memory::{MemoryError, errno, huge};
 use crate::model::layout::{MappedFile, ObjectKind, VdsoLayout};
 use crate::model::tree::Ownership;
-use crate::model::{Mapping, Pid, Place, Vma, VmaFlags};
+use crate::model::{HUGE_PAGE_SIZE, Mapping, Pid, Place, Vma, VmaFlags};
 use crate::proc::maps::{MapsEntry, parse_maps};
 use crate::proc::smaps::{SmapsEntry, VmaKind, parse_smaps};
 use crate::sys::openat2;
@@ -153,7 +154,11 @@ fn mend(entries: Vec<SmapsEntry>) -> Vec<SmapsEntry> {
             mended.pop();
         }
         if let Some(last) = mended.last_mut() {
-            last.map.end = last.map.end.min(entry.map.start);
+            let end = last.map.end.min(entry.map.start);
+            last.map.end = if is_huge(&last.map) { end / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE } else { end };
+        }
+        if mended.last().is_some_and(|last| last.map.start >= last.map.end) {
+            mended.pop();
         }
         mended.push(entry);
     }
@@ -216,7 +221,7 @@ impl Reader<'_> {
                 return Ok(());
             }
             MappingKind::PrivateAnonymous => Ok(Mapping::PrivateAnonymous),
-            MappingKind::PrivateHuge => self.private_huge(map)?,
+            MappingKind::AnonymousHuge => self.anonymous_huge(map)?,
             MappingKind::SharedAnonymous => self.object(map, file_key(map), ObjectKind::Anonymous)?,
             MappingKind::Memfd(name) => {
                 let kind = ObjectKind::Memfd { name, owner: Ownership::default(), seals: 0 };
@@ -252,8 +257,8 @@ impl Reader<'_> {
         format!("/proc/{}/map_files/{:x}-{:x}", self.pid, map.start, map.end)
     }
 
-    /// Private memory in huge pages. Their size shows in the file system that they are of.
-    fn private_huge(&mut self, map: &MapsEntry) -> Result<Result<Mapping, Option<Obstacle>>, MemoryError> {
+    /// Anonymous memory in huge pages, whose size shows in the file system that they are of.
+    fn anonymous_huge(&mut self, map: &MapsEntry) -> Result<Result<Mapping, Option<Obstacle>>, MemoryError> {
         let link = self.link(map);
         let size = match self.objects.huge_pages.get(&map.device) {
             Some(size) => *size,
@@ -264,7 +269,13 @@ impl Reader<'_> {
             },
         };
         self.objects.huge_pages.insert(map.device, size);
-        Ok(if huge::is_carried(size) { Ok(Mapping::PrivateHuge) } else { Err(Some(huge_pages(size))) })
+        match size {
+            // A file of the container that has the kernel's name.
+            0 => self.file(map),
+            _ if map.shared => self.object(map, file_key(map), ObjectKind::Anonymous),
+            size if huge::is_carried(size) => Ok(Ok(Mapping::PrivateHuge)),
+            size => Ok(Err(Some(unfit_pages(Unfit::PageSize(size))))),
+        }
     }
 
     /// Memory without a path. `Err(None)`: the mapping is gone by now; the next round will see what came after it.
@@ -278,9 +289,10 @@ impl Reader<'_> {
         let may_write = map.shared && may_write(map, &link);
         let open = || open(pid, &link, |about| about.ino() == map.inode);
         match self.objects.identify(key, kind, open) {
-            Ok(object) if self.objects.foreign_pages(object).is_some() => {
-                Ok(Err(self.objects.foreign_pages(object).map(huge_pages)))
-            }
+            Ok(object) if !map.shared && self.objects.is_huge(object) => Ok(Err(Some(Obstacle {
+                what: "a private mapping of a file in huge pages".into(),
+                hint: "let the program map it shared, or map anonymous memory",
+            }))),
             Ok(object) if map.shared => {
                 let may_write = may_write && !self.objects.is_sealed(object);
                 Ok(Ok(Mapping::SharedObject { object, offset: map.offset, may_write }))
@@ -370,8 +382,9 @@ impl Reader<'_> {
         if let Some(size) = File::open(link).ok().and_then(|file| huge::page_size(&file)) {
             return Ok(Found::Not(Obstacle {
                 what: format!(
-                    "a file of a hugetlbfs of the host ({}, pages of {size} bytes)",
-                    printable(&map.name)
+                    "a file of a hugetlbfs of the host ({}, pages of {} KiB)",
+                    printable(&map.name),
+                    size / 1024
                 ),
                 hint: "let the bundle mount a hugetlbfs of its own",
             }));
@@ -432,11 +445,21 @@ fn may_write(map: &MapsEntry, link: &str) -> bool {
     map.protection.write || std::fs::symlink_metadata(link).is_ok_and(|link| link.mode() & 0o200 != 0)
 }
 
-/// Huge pages of a size in bytes that is not carried.
-pub(super) fn huge_pages(size: u64) -> Obstacle {
-    Obstacle {
-        what: format!("huge pages of {} KiB", size / 1024),
-        hint: "let the program use huge pages of 2 MiB: the kernel can track writes to no others",
+/// Huge pages that are not carried.
+pub(super) fn unfit_pages(unfit: Unfit) -> Obstacle {
+    match unfit {
+        Unfit::PageSize(size) => Obstacle {
+            what: format!("huge pages of {} KiB", size / 1024),
+            hint: "let the program use huge pages of 2 MiB: the kernel can track writes to no others",
+        },
+        Unfit::Torn => Obstacle {
+            what: "huge pages of which the last is cut off".into(),
+            hint: "let the program make it a whole number of huge pages long",
+        },
+        Unfit::Hollow => Obstacle {
+            what: "huge pages, longer than all that this host has".into(),
+            hint: "let the program make it no longer than it needs: its holes cannot be told from pages",
+        },
     }
 }
 

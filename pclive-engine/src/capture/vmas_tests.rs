@@ -41,8 +41,10 @@ fn anonymous_memory_has_several_names() {
     for name in ["", "[heap]", "[stack]", "[anon:arena]"] {
         assert_eq!(kind_of(&entry(name, "rw-p")), MappingKind::PrivateAnonymous);
     }
-    assert_eq!(kind_of(&entry("/anon_hugepage (deleted)", "rw-p")), MappingKind::PrivateHuge);
-    for name in ["/dev/zero (deleted)", "[anon_shmem:pool]", "/anon_hugepage (deleted)"] {
+    for access in ["rw-p", "rw-s"] {
+        assert_eq!(kind_of(&entry("/anon_hugepage (deleted)", access)), MappingKind::AnonymousHuge);
+    }
+    for name in ["/dev/zero (deleted)", "[anon_shmem:pool]"] {
         assert_eq!(kind_of(&entry(name, "rw-s")), MappingKind::SharedAnonymous);
     }
 }

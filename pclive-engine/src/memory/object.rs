@@ -17,7 +17,7 @@ use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 
 use super::error::MemoryError;
-use super::huge;
+use super::huge::Unfit;
 use super::shared::Object;
 use super::space::{BatchSink, SpaceStats, Task};
 use crate::model::Pid;
@@ -114,15 +114,15 @@ impl Objects {
         self.ids.get(&key).copied()
     }
 
-    /// The size of an object's huge pages, bytes, if it is one that cannot be carried.
-    pub(crate) fn foreign_pages(&self, id: u64) -> Option<u64> {
-        self.table.get(&id).and_then(|object| object.huge).filter(|size| !huge::is_carried(*size))
+    /// True for an object in huge pages.
+    pub(crate) fn is_huge(&self, id: u64) -> bool {
+        self.table.get(&id).is_some_and(|object| object.huge.is_some())
     }
 
-    /// Objects of this round that are in huge pages which cannot be carried, with their size in bytes.
-    pub(crate) fn foreign(&self) -> impl Iterator<Item = (&ObjectKind, u64)> {
-        let seen = self.table.iter().filter(|(_, object)| object.seen);
-        seen.filter_map(|(id, object)| Some((&object.kind, self.foreign_pages(*id)?)))
+    /// Objects of this round that are in huge pages and cannot be carried.
+    pub(crate) fn unfit(&self) -> impl Iterator<Item = (&ObjectKind, Unfit)> {
+        let seen = self.table.values().filter(|object| object.seen);
+        seen.filter_map(|object| Some((&object.kind, object.unfit()?)))
     }
 
     /// True if nobody can map the object for writing any more.

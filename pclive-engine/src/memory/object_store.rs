@@ -135,6 +135,22 @@ impl ObjectStore {
         Ok(())
     }
 
+    /// Cuts files in huge pages to their sizes again: to map more than that makes them longer (fs/hugetlbfs/inode.c).
+    pub fn trim(&self) -> Result<(), FillError> {
+        for (id, stored) in self.objects.iter().filter(|(_, stored)| stored.huge) {
+            let failed = |error: std::io::Error| FillError::Object {
+                verb: "cut",
+                id: *id,
+                start: stored.size,
+                source: errno(&error),
+            };
+            if stored.file.metadata().map_err(failed)?.len() > stored.size {
+                stored.file.set_len(stored.size).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Puts a batch for an object in place.
     pub fn fill(&mut self, batch: &Batch) -> Result<(), FillError> {
         let id = match batch.target {
@@ -153,7 +169,8 @@ impl ObjectStore {
                     let len = usize::try_from(extent.len_bytes()).unwrap_or(usize::MAX).min(payload.len());
                     let (bytes, rest) = payload.split_at(len);
                     stored.write(id, extent.start, bytes)?;
-                    stored.filled.insert(extent.start, extent.end());
+                    let (start, end) = stored.taken(extent);
+                    stored.filled.insert(start, end);
                     payload = rest;
                 }
                 ExtentKind::Zero | ExtentKind::Hole => stored.clear(id, extent)?,
@@ -208,6 +225,12 @@ impl Stored {
             Some(view) => (None, view.offset),
             None => (None, u64::MAX),
         }
+    }
+
+    /// What the kernel takes memory for when an extent is written.
+    fn taken(&self, extent: &Extent) -> (u64, u64) {
+        let unit = if self.huge { HUGE_PAGE_SIZE } else { PAGE_SIZE };
+        (extent.start / unit * unit, extent.end().next_multiple_of(unit))
     }
 
     /// Makes a range read as zeros.

@@ -17,7 +17,7 @@ use nix::time::{ClockId, clock_gettime};
 
 use super::digest::Digests;
 use super::error::{MemoryError, errno};
-use super::huge;
+use super::huge::{self, Unfit};
 use super::payload::{MAX_EXTENTS, Payload};
 use super::ranges::RangeSet;
 use super::space::{BatchSink, SpaceStats, Task, count};
@@ -114,6 +114,12 @@ impl Object {
         self.file.metadata().map_or(0, |metadata| metadata.len())
     }
 
+    /// Why it cannot be carried, if it is in huge pages.
+    pub(super) fn unfit(&self) -> Option<Unfit> {
+        let (page_size, about) = (self.huge?, self.file.metadata().ok()?);
+        huge::unfit(page_size, about.len(), about.blocks())
+    }
+
     /// True for a file that only descriptors and mappings lead to.
     pub(super) fn is_nameless(&self) -> bool {
         match &self.kind {
@@ -158,8 +164,11 @@ impl Object {
     }
 
     pub(super) fn data(&mut self, pid: Pid) -> Result<&RangeSet, MemoryError> {
+        // A file in huge pages has no holes for SEEK_DATA, however little is in it.
+        let is_empty = self.huge.is_some() && self.file.metadata().is_ok_and(|about| about.blocks() == 0);
         let data = match self.data.take() {
             Some(data) => data,
+            None if is_empty => RangeSet::new(),
             None => data_ranges(&self.file, self.size()).map_err(|error| self.unreadable(pid, &error))?,
         };
         Ok(self.data.insert(data))

@@ -71,24 +71,42 @@ impl Witnesses {
             .map(|(page, address)| (*page, *address))
             .collect();
         let mut silent = RangeSet::new();
-        let mut rest = asked.as_slice();
-        while !rest.is_empty() {
-            let now = rest.get(..rest.len().min(MAX_RANGES)).unwrap_or_default();
-            let ranges: Vec<_> = now.iter().map(|(_, start)| RemoteRange { start: *start, len: 1 }).collect();
+        let read = |ranges: &[RemoteRange]| {
             let mut seen = BytesMut::with_capacity(ranges.len());
             // Nothing is read where the process itself may not read.
-            let read = process_vm::read_append(pid, &ranges, &mut seen).unwrap_or(0);
-            let mut tell = |page: u64| silent.insert(page, page + HUGE_PAGE_SIZE);
-            now.iter().zip(&seen).filter(|(_, byte)| **byte == 0).for_each(|((page, _), _)| tell(*page));
-            if let Some((page, address)) = now.get(read)
-                && look(pid, *address)?.is_none_or(|byte| byte == 0)
-            {
-                tell(*page);
+            let _ = process_vm::read_append(pid, ranges, &mut seen);
+            seen
+        };
+        each(&asked, read, |page, address, byte| {
+            let byte = byte.map_or_else(|| look(pid, address), |byte| Ok(Some(byte)))?;
+            if byte.is_none_or(|byte| byte == 0) {
+                silent.insert(page, page + HUGE_PAGE_SIZE);
             }
-            rest = rest.get((read + 1).min(rest.len())..).unwrap_or_default();
-        }
+            Ok(())
+        })?;
         Ok(silent)
     }
+}
+
+/// Tells the byte at the address of every page; `None` where `read`, which takes [`MAX_RANGES`] at most, stopped.
+fn each(
+    asked: &[(u64, u64)],
+    read: impl Fn(&[RemoteRange]) -> BytesMut,
+    mut tell: impl FnMut(u64, u64, Option<u8>) -> Result<(), MemoryError>,
+) -> Result<(), MemoryError> {
+    let mut rest = asked;
+    while !rest.is_empty() {
+        let now = rest.get(..MAX_RANGES).unwrap_or(rest);
+        let ranges: Vec<_> = now.iter().map(|(_, start)| RemoteRange { start: *start, len: 1 }).collect();
+        let seen = read(&ranges);
+        // One more than was read, if there is one: where it stopped.
+        let told = now.len().min(seen.len() + 1);
+        for (index, (page, address)) in now.iter().take(told).enumerate() {
+            tell(*page, *address, seen.get(index).copied())?;
+        }
+        rest = rest.get(told..).unwrap_or_default();
+    }
+    Ok(())
 }
 
 /// A byte of a process, whatever its mapping's protection; `None` where nothing is mapped.
@@ -96,4 +114,55 @@ fn look(pid: Pid, address: u64) -> Result<Option<u8>, MemoryError> {
     let mem = open_mem(pid)?;
     let mut byte = [0];
     Ok(mem.read_exact_at(&mut byte, address).ok().map(|()| byte[0]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_page_is_looked_at_once_wherever_reading_stops() {
+        let asked: Vec<(u64, u64)> = (0..3000).map(|page| (page, 10 * page)).collect();
+        // Those at multiples of 7000, and those behind them until the next call, cannot be read.
+        let readable = |range: &&RemoteRange| !range.start.is_multiple_of(7000);
+        let read = |ranges: &[RemoteRange]| -> BytesMut {
+            assert!(ranges.len() <= MAX_RANGES);
+            ranges.iter().take_while(readable).map(|range| range.start as u8).collect()
+        };
+        let mut seen = Vec::new();
+        each(&asked, read, |page, address, byte| {
+            let expected = (!address.is_multiple_of(7000)).then_some(address as u8);
+            assert_eq!((address, byte), (10 * page, expected));
+            seen.push(page);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(seen, Vec::from_iter(0..3000));
+    }
+
+    #[test]
+    fn a_page_has_the_witness_of_what_was_read_last() {
+        let huge = RangeSet::from_iter([(0, 2 * HUGE_PAGE_SIZE)]);
+        let batch = |extents: &[(u64, u64, ExtentKind)], payload: Vec<u8>| Batch {
+            target: crate::model::Target::Process(crate::model::Vpid(1)),
+            extents: extents
+                .iter()
+                .map(|&(start, pages, kind)| crate::model::Extent { start, pages, kind })
+                .collect(),
+            payload: payload.into(),
+        };
+        let mut witnesses = Witnesses::default();
+        let mut contents = vec![0; 2 * PAGE_SIZE as usize];
+        (contents[5], contents[PAGE_SIZE as usize + 9]) = (1, 1);
+        witnesses.note(
+            &batch(&[(0, 1, ExtentKind::Data), (HUGE_PAGE_SIZE, 1, ExtentKind::Data)], contents),
+            &huge,
+        );
+        let found = |witnesses: &Witnesses| Vec::from_iter(witnesses.addresses.clone());
+        assert_eq!(found(&witnesses), [(0, 5), (HUGE_PAGE_SIZE, HUGE_PAGE_SIZE + 9)]);
+        witnesses.note(&batch(&[(HUGE_PAGE_SIZE, 512, ExtentKind::Zero)], Vec::new()), &huge);
+        assert_eq!(found(&witnesses), [(0, 5)]);
+        witnesses.retain(&RangeSet::new());
+        assert_eq!(found(&witnesses), []);
+    }
 }

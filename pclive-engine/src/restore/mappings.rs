@@ -87,6 +87,7 @@ impl Mappings {
             let restorer = found.ok_or(RestoreError::NoProcess { vpid: process.vpid })?;
             self.follow_process(&process.vmas, restorer)?;
         }
+        self.objects.trim()?;
         self.objects.show(restorers.iter().flat_map(views));
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use super::RestoreError;
 use super::spans::HIGHEST;
-use crate::model::layout::{Layout, ObjectKind, ProcessLayout};
+use crate::model::layout::{Layout, ObjectKind, ObjectLayout, ProcessLayout};
 use crate::model::terminal::MOST_TERMINALS;
 use crate::model::tree::{MOST_ATTRIBUTE_BYTES, MOST_ENTRIES, NodeKind, carries_attribute};
 use crate::model::{FinalState, HUGE_PAGE_SIZE, Mapping, PAGE_SIZE, Vma, Vpid};
@@ -137,15 +137,27 @@ fn offset(offset: u64, vma: &Vma) -> Result<(), &'static str> {
     }
 }
 
+/// Whether a segment that was asked for with a size is as long as its memory.
+fn fits(size: u64, object: &ObjectLayout) -> bool {
+    let whole = if object.huge { size.checked_next_multiple_of(HUGE_PAGE_SIZE) } else { Some(size) };
+    whole == Some(object.size)
+}
+
 fn objects(layout: &Layout) -> Result<(), RestoreError> {
     let refuse = |why| RestoreError::Layout { vpid: Vpid(1), why };
     if layout.objects.len() > MOST_OBJECTS {
         return Err(refuse("there are too many shared memory objects"));
     }
+    let mappings = layout.processes.iter().flat_map(|process| &process.vmas);
+    let private = mappings.filter(|vma| matches!(vma.mapping, Mapping::PrivateObject { .. }));
+    let privately: HashSet<u64> = private.filter_map(|vma| vma.mapping.object()).collect();
     let mut ids = HashSet::new();
     for object in &layout.objects {
         if !ids.insert(object.id) {
             return Err(refuse("a shared memory object's id is used twice"));
+        }
+        if object.huge && privately.contains(&object.id) {
+            return Err(refuse("a shared memory object in huge pages is mapped privately"));
         }
         if object.size > i64::MAX as u64 / 2 {
             return Err(refuse("a shared memory object's size is out of range"));
@@ -160,8 +172,8 @@ fn objects(layout: &Layout) -> Result<(), RestoreError> {
             ObjectKind::Memfd { name, .. } if name.len() > MAX_MEMFD_NAME || name.contains(&0) => {
                 return Err(refuse("a memfd's name is too long or holds a zero byte"));
             }
-            ObjectKind::Segment(segment) if segment.size > object.size => {
-                return Err(refuse("a System V segment is larger than its memory"));
+            ObjectKind::Segment(segment) if !fits(segment.size, object) => {
+                return Err(refuse("a System V segment has another size than its memory"));
             }
             ObjectKind::Segment(segment) if segment.id < 0 => {
                 return Err(refuse("a System V segment's id is out of range"));

@@ -18,8 +18,8 @@ pub fn enter_namespace(namespace: &OwnedFd) -> nix::Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWIPC)
 }
 
-/// Makes the calling thread, and only it, act for this user and group; it can never go back to being root. What it may do
-/// stays (`SECBIT_NO_SETUID_FIXUP`): huge pages need CAP_IPC_LOCK. Not the C library's call, which changes every thread.
+/// Makes the calling thread, and only it, act for this user and group. What it may do stays (`SECBIT_NO_SETUID_FIXUP`): huge
+/// pages need CAP_IPC_LOCK. Not the C library's call, which changes every thread.
 pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
     const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
     let keep = u32::MAX;
@@ -34,8 +34,9 @@ pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
 /// Makes a segment that is not there yet, with these permission bits, in huge pages of 2 MiB or in ordinary ones; returns its
 /// id.
 pub fn create(key: i32, size: usize, mode: u32, huge: bool) -> nix::Result<i32> {
-    let huge = if huge { libc::SHM_HUGETLB | libc::MAP_HUGE_2MB } else { 0 };
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | libc::SHM_NORESERVE | huge | (mode & 0o777).cast_signed();
+    // Huge pages are reserved now or never: a program that has attached them counts on them.
+    let kind = if huge { libc::SHM_HUGETLB | libc::MAP_HUGE_2MB } else { libc::SHM_NORESERVE };
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL | kind | (mode & 0o777).cast_signed();
     // SAFETY: shmget takes numbers only.
     Errno::result(unsafe { libc::shmget(key, size, flags) })
 }

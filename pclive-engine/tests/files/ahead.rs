@@ -191,6 +191,19 @@ fn a_listener_that_is_another_one_by_now_is_made_at_the_stop() {
 }
 
 #[test]
+fn a_listener_of_a_process_that_nobody_knows_is_made_at_the_stop() {
+    let program =
+        Program::start("s=socket.socket(); s.bind(('127.0.0.1',0)); s.listen(7); ready(s.fileno())");
+    let (told, end) = (program.ahead(0), program.dump(0));
+    drop(program);
+    let mut skeleton = Skeleton::start(1);
+    skeleton.follow(&told);
+    skeleton.forget_tables();
+    drop(skeleton.restore(&end).unwrap());
+    assert_eq!(normal(&skeleton.dump()), normal(&end));
+}
+
+#[test]
 fn a_listener_does_not_keep_others_from_its_port() {
     let program = Program::start(
         "s,o=socket.socket(),socket.socket(); [x.setsockopt(socket.SOL_SOCKET,socket.SO_REUSEADDR,1) for x in (s,o)]\n\

@@ -76,6 +76,11 @@ impl Skeleton {
         self.ahead = ahead;
     }
 
+    /// From here on nobody knows what the processes have.
+    pub(crate) fn forget_tables(&mut self) {
+        self.tables.clear();
+    }
+
     /// Lets go of what somebody may execute.
     pub(crate) fn release_programs(&mut self) {
         let (mut ahead, tables) = (std::mem::take(&mut self.ahead), std::mem::take(&mut self.tables));

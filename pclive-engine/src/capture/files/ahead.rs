@@ -32,7 +32,8 @@ impl FilesAhead {
 /// for whose moment a program that closes its own cannot use the port anew. What changes is seen at the stop.
 #[derive(Debug, Default)]
 pub struct Listeners {
-    known: HashMap<u64, Box<Socket>>,
+    /// `None`: one that cannot be told, or that no process of the container has.
+    known: HashMap<u64, Option<Box<Socket>>>,
 }
 
 impl Table {
@@ -49,7 +50,7 @@ impl Table {
         listeners.known.retain(|inode, _| listening.contains(inode));
         let is_new = listening.iter().any(|inode| !listeners.known.contains_key(inode));
         let diag = is_new.then(|| self.diag.take()).transpose()?;
-        self.look_at(processes, Mode::Check, objects, |scene, descriptions| {
+        let found = self.look_at(processes, Mode::Check, objects, |scene, descriptions| {
             let mut open = OpenFiles::default();
             for (index, description) in descriptions.iter().enumerate() {
                 let (_, entry) = description.first(scene.holders);
@@ -66,7 +67,11 @@ impl Table {
             open.descriptors = scene.holders.iter().map(descriptors).collect();
             open.descriptors.iter_mut().for_each(|(_, own)| own.retain(|own| told.contains(&own.file)));
             Ok(open)
-        })
+        })?;
+        for inode in listening {
+            listeners.known.entry(inode).or_default();
+        }
+        Ok(found)
     }
 
     /// The inodes of the sockets that listen in the container's network namespace.
@@ -96,10 +101,10 @@ impl Listeners {
             if let Ok(captured) = captured
                 && matches!(captured.socket.kind, SocketKind::TcpListener { .. })
             {
-                self.known.insert(inode, Box::new(captured.socket));
+                self.known.insert(inode, Some(Box::new(captured.socket)));
             }
         }
-        let kind = self.known.get(&inode).map(|socket| FileKind::Socket(socket.clone()));
+        let kind = self.known.get(&inode).cloned().flatten().map(FileKind::Socket);
         let id = FileId(index as u32);
         Ok(kind.map(|kind| OpenFile { id, flags: entry.info.status(), owner: None, kind }))
     }

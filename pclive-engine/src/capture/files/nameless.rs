@@ -11,7 +11,7 @@ use super::description::Description;
 use super::path::file_type;
 use super::refusal::{Refusal, lock, printable};
 use super::scene::{Finding, Sample, Scene};
-use crate::capture::vmas::{Obstacle, huge_pages};
+use crate::capture::vmas::{Obstacle, unfit_pages};
 use crate::memory::huge;
 use crate::memory::object::ObjectKey;
 use crate::model::FileKind;
@@ -28,8 +28,9 @@ pub(super) fn is_memory(scene: &Scene<'_>, sample: &Sample<'_>) -> bool {
 /// Captures it.
 pub(super) fn capture(scene: &Scene<'_>, description: &Description, sample: &Sample<'_>) -> Finding {
     let name = printable(sample.target);
-    if let Some(size) = huge::page_size(sample).filter(|size| !huge::is_carried(*size)) {
-        let Obstacle { what, hint } = huge_pages(size);
+    let (size, blocks) = (sample.stat.st_size.cast_unsigned(), sample.stat.st_blocks.cast_unsigned());
+    if let Some(unfit) = huge::page_size(sample).and_then(|page| huge::unfit(page, size, blocks)) {
+        let Obstacle { what, hint } = unfit_pages(unfit);
         return Finding::Refused(Refusal::new(format!("{what} ({name})"), hint));
     }
     if sample.info.flags & libc::O_PATH != 0 {

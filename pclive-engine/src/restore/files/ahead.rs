@@ -69,6 +69,8 @@ pub struct Ahead {
     pub(super) streams: Option<Streams>,
     files: HashMap<u64, Early>,
     last: u64,
+    /// A listener was made: a process whose table is not known may have it.
+    has_listened: bool,
 }
 
 /// A file that is open.
@@ -96,14 +98,10 @@ enum Kind {
 impl Key {
     /// `None` for what is not opened ahead.
     fn of(file: &OpenFile) -> Option<Self> {
-        let kind = match &file.kind {
-            FileKind::Path { path, file_type, .. } => {
-                Kind::Path { path: path.clone(), file_type: *file_type }
-            }
-            FileKind::Socket(socket) if matches!(socket.kind, SocketKind::TcpListener { .. }) => {
-                Kind::Listener(socket.clone())
-            }
-            _ => return None,
+        let kind = if let FileKind::Path { path, file_type, .. } = &file.kind {
+            Kind::Path { path: path.clone(), file_type: *file_type }
+        } else {
+            Kind::Listener(Box::new(listener(file)?.clone()))
         };
         Some(Self { flags: file.flags & !libc::O_ASYNC, kind })
     }
@@ -174,15 +172,10 @@ impl Ahead {
         processes: &mut dyn Processes,
     ) -> Result<(), FilesError> {
         for (vpid, table) in tables {
-            if !table.values().any(|occupant| files.contains(&occupant.early)) {
-                continue;
+            if table.values().any(|occupant| files.contains(&occupant.early)) {
+                empty(*vpid, processes)?;
+                table.clear();
             }
-            let missing = FilesError::NoProcess { vpid: *vpid };
-            let (Some(pid), Some(task)) = (processes.pid(*vpid), processes.leader(*vpid)) else {
-                return Err(missing);
-            };
-            table::fill(task, (pid, *vpid), &[], &HashMap::new(), (None, &Claims::new()))?;
-            table.clear();
         }
         self.files.retain(|early, _| !files.contains(early));
         Ok(())
@@ -205,20 +198,23 @@ impl Ahead {
         let listeners = self.files.iter().filter(|(_, early)| matches!(early.key.kind, Kind::Listener(_)));
         let left: HashSet<u64> = listeners.map(|(id, _)| *id).filter(|id| !taken.contains(id)).collect();
         self.release(&left, tables, processes)?;
+        let unknown = wanted.iter().map(|(vpid, _)| *vpid).filter(|vpid| !tables.contains_key(vpid));
+        let unknown: Vec<Vpid> = if self.has_listened { unknown.collect() } else { Vec::new() };
+        unknown.into_iter().try_for_each(|vpid| empty(vpid, processes))?;
         let mut opened = HashMap::new();
         for file in files {
             let Some(early) = claims.get(&file.id).and_then(|early| self.files.remove(early)) else {
                 continue;
             };
-            match &file.kind {
-                FileKind::Path { path, offset, file_type } if is_current(&early, root) => {
-                    path::rewind(&early.file, path, file.flags, *file_type)?;
-                    path::set_offset(&early.file, path, file.flags, *offset, *file_type)?;
-                    opened.insert(file.id, early.file);
-                }
-                FileKind::Socket(_) => drop(opened.insert(file.id, early.file)),
-                _ => drop(claims.remove(&file.id)),
+            if !is_current(&early, root) {
+                claims.remove(&file.id);
+                continue;
             }
+            if let FileKind::Path { path, offset, file_type } = &file.kind {
+                path::rewind(&early.file, path, file.flags, *file_type)?;
+                path::set_offset(&early.file, path, file.flags, *offset, *file_type)?;
+            }
+            opened.insert(file.id, early.file);
         }
         Ok((opened, claims))
     }
@@ -254,6 +250,7 @@ impl Ahead {
                 let built = sockets.build(&[(file.id, socket, file.flags)]);
                 let missing = || FilesError::Invalid { what: "a socket that is none".into() };
                 let own = |mut built: BuiltSockets| built.fds.remove(&file.id).ok_or_else(missing);
+                self.has_listened = true;
                 built.map_err(FilesError::from).and_then(own)
             }
         };
@@ -270,6 +267,13 @@ impl Ahead {
             }
         }
     }
+}
+
+/// Closes everything that a process has.
+fn empty(vpid: Vpid, processes: &mut dyn Processes) -> Result<(), FilesError> {
+    let missing = FilesError::NoProcess { vpid };
+    let (Some(pid), Some(task)) = (processes.pid(vpid), processes.leader(vpid)) else { return Err(missing) };
+    table::fill(task, (pid, vpid), &[], &HashMap::new(), (None, &Claims::new()))
 }
 
 fn installed(wanted: &[Descriptor], claims: &Claims) -> Installed {
@@ -291,20 +295,31 @@ fn is_current(early: &Early, root: &ContainerRoot) -> bool {
 /// Ports that sockets are to be bound to which are not there yet. (A connection is bound in repair mode, which no listener
 /// keeps from it.)
 fn crowded_ports(files: &[OpenFile], claims: &Claims) -> HashSet<u16> {
-    let port = |file: &OpenFile| match &file.kind {
-        FileKind::Socket(socket) => match &socket.kind {
-            SocketKind::TcpClosed { bound, .. } => bound.map(|address| address.port()),
-            SocketKind::TcpListener { local, .. } => Some(local.port()),
-            _ => None,
-        },
-        _ => None,
+    let port = |file: &OpenFile| {
+        let FileKind::Socket(socket) = &file.kind else { return None };
+        if let SocketKind::TcpClosed { bound, .. } = &socket.kind {
+            return bound.map(|address| address.port());
+        }
+        port_of(listener(file)?)
     };
     files.iter().filter(|file| !claims.contains_key(&file.id)).filter_map(port).collect()
 }
 
+/// The listening TCP socket that a file is.
+fn listener(file: &OpenFile) -> Option<&Socket> {
+    let FileKind::Socket(socket) = &file.kind else { return None };
+    port_of(socket).map(|_| &**socket)
+}
+
+/// Where a socket listens.
+fn port_of(socket: &Socket) -> Option<u16> {
+    let SocketKind::TcpListener { local, .. } = &socket.kind else { return None };
+    Some(local.port())
+}
+
 fn listens_on(early: &Early, ports: &HashSet<u16>) -> bool {
     let Kind::Listener(socket) = &early.key.kind else { return false };
-    matches!(&socket.kind, SocketKind::TcpListener { local, .. } if ports.contains(&local.port()))
+    port_of(socket).is_some_and(|port| ports.contains(&port))
 }
 
 fn identity(file: impl AsFd) -> Option<(u64, u64)> {

@@ -29,17 +29,13 @@ pub fn all(files: &[OpenFile], wanted: &[(Vpid, Vec<Descriptor>)]) -> Result<(),
 pub fn ahead(told: &OpenFiles) -> Result<(), FilesError> {
     all(&told.files, &told.descriptors)?;
     let mut listeners = Vec::new();
-    for file in &told.files {
-        match &file.kind {
-            FileKind::Path { .. } => {}
-            FileKind::Socket(socket) if matches!(socket.kind, SocketKind::TcpListener { .. }) => {
-                listeners.push((file.id, &**socket, file.flags));
-            }
-            _ => {
-                let what = format!("open file {}, which is nothing for that, ahead of the stop", file.id.0);
-                return Err(FilesError::Invalid { what });
-            }
-        }
+    for file in told.files.iter().filter(|file| !matches!(file.kind, FileKind::Path { .. })) {
+        let refused = || FilesError::Invalid {
+            what: format!("open file {}, which is nothing for that, ahead of the stop", file.id.0),
+        };
+        let FileKind::Socket(socket) = &file.kind else { return Err(refused()) };
+        let SocketKind::TcpListener { .. } = &socket.kind else { return Err(refused()) };
+        listeners.push((file.id, &**socket, file.flags));
     }
     Ok(crate::restore::sockets::check(&listeners)?)
 }

@@ -56,8 +56,8 @@ impl Builder {
         })
     }
 
-    /// Builds all sockets of the container: (open file, model, `O_*` status flags). Call it once, with all of
-    /// them: pairs find each other, and ports are shared. On `Err` everything that was built is gone again.
+    /// Builds sockets of the container: (open file, model, `O_*` status flags). Those that have to do with each other are
+    /// built together: pairs find each other, and ports are shared. On `Err` everything that was built is gone again.
     pub fn build(&mut self, sockets: &[(FileId, &Socket, i32)]) -> Result<BuiltSockets, SocketsError> {
         validate::all(sockets)?;
         if sockets.is_empty() {
