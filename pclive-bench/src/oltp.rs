@@ -9,15 +9,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Instant;
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Result, ensure};
 use pclive_tests::Node;
 use pclive_tests::random::Random;
 use pclive_tests::workload::postgres::{Connection, Postgres};
 
-use crate::clients::{Answer, Failure, Record};
+use crate::clients::{Answer, Crew, Failure, Record};
 use crate::setting::Oltp;
 
 /// Rows that are read by their keys in a transaction.
@@ -60,9 +59,8 @@ impl<'a> Server<'a> {
 
     /// Starts the clients.
     pub(crate) fn start(self, seed: u64) -> Result<Clients<'a>> {
-        let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
-        let client = |number: u16| {
-            let (address, rows, stop) = (self.postgres.address(), self.oltp.rows, Arc::clone(&stop));
+        let client = |number: u16, start, stop: Arc<AtomicBool>| {
+            let (address, rows) = (self.postgres.address(), self.oltp.rows);
             self.node.in_network(move || {
                 let connection = Connection::open(address)?;
                 let random = Random::new(seed.wrapping_mul(0x1_0001).wrapping_add(u64::from(number)));
@@ -71,8 +69,7 @@ impl<'a> Server<'a> {
                 Ok(client.seen)
             })
         };
-        let threads = (0..self.oltp.clients).map(client).collect::<Result<_>>()?;
-        Ok(Clients { server: self, start, stop, threads })
+        Ok(Clients { server: self, crew: Crew::start(self.oltp.clients, client)? })
     }
 
     /// Every row is there, and each client's count is that of what it was told; how many transactions are missing.
@@ -99,30 +96,16 @@ impl<'a> Server<'a> {
 #[derive(Debug)]
 pub(crate) struct Clients<'a> {
     server: Server<'a>,
-    start: Instant,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Result<Seen>>>,
+    crew: Crew<Seen>,
 }
 
 impl Clients<'_> {
     /// Ends the clients after their transactions, and compares what is there with what they were told.
     pub(crate) fn stop(mut self) -> Result<Record> {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended =
-            self.threads.drain(..).map(|thread| thread.join().map_err(|_| anyhow!("a client panicked"))?);
-        let mut seen: Vec<Seen> = ended.collect::<Result<_>>()?;
+        let seen = self.crew.join()?;
         let lost_updates = self.server.audit(&seen)?;
-        let mut answers: Vec<Answer> =
-            seen.iter_mut().flat_map(|seen| std::mem::take(&mut seen.answers)).collect();
-        answers.sort_unstable_by_key(|answer| answer.at);
-        let failures = seen.into_iter().filter_map(|seen| seen.failure).collect();
-        Ok(Record { start: self.start, answers, failures, lost_updates })
-    }
-}
-
-impl Drop for Clients<'_> {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        let seen = seen.into_iter().map(|seen| (seen.answers, seen.failure));
+        Ok(Record::new(self.crew.start, seen, lost_updates))
     }
 }
 

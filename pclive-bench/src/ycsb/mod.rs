@@ -11,9 +11,9 @@ mod record;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use pclive_tests::Node;
@@ -21,7 +21,7 @@ use pclive_tests::workload::clients::PATIENCE;
 use redis::io::tcp::TcpSettings;
 use redis::{Connection, ConnectionAddr, IntoConnectionInfo};
 
-use crate::clients::{Answer, Record};
+use crate::clients::{Crew, Record};
 use crate::setting::Ycsb;
 use client::{Client, Pace, Seen};
 use keys::Keys;
@@ -45,9 +45,7 @@ pub(crate) struct Server<'a> {
 #[derive(Debug)]
 pub(crate) struct Clients<'a> {
     server: Server<'a>,
-    start: Instant,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Result<Seen>>>,
+    crew: Crew<Seen>,
 }
 
 impl<'a> Server<'a> {
@@ -113,9 +111,8 @@ impl<'a> Server<'a> {
 
     /// Starts the clients.
     pub(crate) fn start(self, ycsb: &Ycsb, seed: u64) -> Result<Clients<'a>> {
-        let (start, stop) = (Instant::now(), Arc::new(AtomicBool::new(false)));
-        let client = |number: u16| {
-            let (address, stop, ycsb) = (self.address, Arc::clone(&stop), ycsb.clone());
+        let client = |number: u16, start, stop: Arc<AtomicBool>| {
+            let (address, ycsb) = (self.address, ycsb.clone());
             self.thread(move || {
                 let keys = Keys::new(ycsb.records, seed, number)?;
                 let mut client =
@@ -124,8 +121,7 @@ impl<'a> Server<'a> {
                 Ok(client.seen())
             })
         };
-        let threads = (0..ycsb.clients).map(client).collect::<Result<_>>()?;
-        Ok(Clients { server: self, start, stop, threads })
+        Ok(Clients { server: self, crew: Crew::start(ycsb.clients, client)? })
     }
 
     /// Compares records that are spread over all of them with what was written at first; what clients have updated since
@@ -180,22 +176,10 @@ impl<'a> Server<'a> {
 impl Clients<'_> {
     /// Ends the clients, and reads every update back.
     pub(crate) fn stop(mut self) -> Result<Record> {
-        self.stop.store(true, Ordering::Relaxed);
-        let ended =
-            self.threads.drain(..).map(|thread| thread.join().map_err(|_| anyhow!("a client panicked"))?);
-        let mut seen: Vec<Seen> = ended.collect::<Result<_>>()?;
+        let seen = self.crew.join()?;
         let lost_updates = self.server.lost(&seen)?;
-        let mut answers: Vec<Answer> =
-            seen.iter_mut().flat_map(|seen| std::mem::take(&mut seen.answers)).collect();
-        answers.sort_unstable_by_key(|answer| answer.at);
-        let failures = seen.into_iter().filter_map(|seen| seen.failure).collect();
-        Ok(Record { start: self.start, answers, failures, lost_updates })
-    }
-}
-
-impl Drop for Clients<'_> {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        let seen = seen.into_iter().map(|seen| (seen.answers, seen.failure));
+        Ok(Record::new(self.crew.start, seen, lost_updates))
     }
 }
 
