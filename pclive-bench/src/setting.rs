@@ -82,8 +82,8 @@ impl Workload {
     pub(crate) fn memory_bytes(&self) -> u64 {
         /// What a record of 10 fields takes in Redis 7 and 8, with its key and its table.
         const RECORD_BYTES: u64 = 2000;
-        /// 16 edges, told at both ends, and what a search knows of a vertex.
-        const VERTEX_BYTES: u64 = 2 * 16 * 4 + 16;
+        /// 16 edges, told at both ends, what a search knows of a vertex, and the list that the graph is made of.
+        const VERTEX_BYTES: u64 = 2 * 16 * 4 + 16 + 16 * 8;
         match self {
             Self::Ycsb(ycsb) => ycsb.records.saturating_mul(RECORD_BYTES),
             Self::Stress { mib, .. } => mib << 20,

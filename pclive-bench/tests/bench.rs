@@ -6,6 +6,7 @@ use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
 use pclive_tests::command::finish;
+use pclive_tests::workload::postgres::installation;
 use pclive_tests::workload::redis::{self, Redis};
 use pclive_tests::workload::resp::Reply;
 use pclive_tests::{Host, Lab, needs};
@@ -80,7 +81,8 @@ fn session_measures_reports_and_goes_on_where_it_was() -> Result<()> {
 
 #[test]
 fn search_and_transactions_are_measured_and_checked() -> Result<()> {
-    if !needs::met(&["sh"]) {
+    let server = installation().context("PostgreSQL is not installed (`make deps`)");
+    if !needs::met(&["sh", "redis-server"]) || !needs::allows(server.map(drop)) {
         return Ok(());
     }
     let directory = tempfile::tempdir()?;

@@ -67,6 +67,24 @@ fn page_that_was_discarded_and_only_read_again_is_zeros() {
     assert_eq!(pair.complete_round(), [], "what was found out is known");
 }
 
+/// The same, of a page of which a round could hand over the first part only.
+#[test]
+fn page_of_which_a_part_was_sent_is_zeros_once_it_was_discarded() {
+    let _allowed = HugePages::allow(ALLOWED).unwrap();
+    let mut pair = Pair::start();
+    pair.source.map(ARENA, HUGE, READ_WRITE, PRIVATE);
+    pair.complete_round();
+    for page in [3, 300] {
+        pair.source.scribble(ARENA + page * PAGE, PAGE);
+    }
+    let (batches, failed) = pair.round(1);
+    assert!(failed.is_err() && batches.iter().any(|batch| !batch.payload.is_empty()));
+    pair.source.must(libc::SYS_madvise, &[ARENA, HUGE, libc::MADV_DONTNEED as u64]);
+    pair.source.must(libc::SYS_madvise, &[ARENA, HUGE, libc::MADV_POPULATE_READ as u64]);
+    pair.complete_round();
+    pair.assert_same(PAGES);
+}
+
 /// A part of a mapping is moved in no test: Linux 6.18 keeps pages reserved for it that nobody can use any more.
 #[test]
 fn memory_that_moved_is_sent_again() {

@@ -118,6 +118,9 @@ impl Source {
         }
         self.hold_descriptors(tree.iter())?;
         round::hold(self, &in_memory, &tree, &mut shape)?;
+        if self.objects.unfit().next().is_some() {
+            return Err(CaptureError::Blocked(shape.blockers));
+        }
         shape.finish(&mut self.objects);
         let wanted = self.options.ahead;
         if wanted.files || wanted.listeners {

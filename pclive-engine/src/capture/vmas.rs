@@ -154,8 +154,10 @@ fn mend(entries: Vec<SmapsEntry>) -> Vec<SmapsEntry> {
             mended.pop();
         }
         if let Some(last) = mended.last_mut() {
-            let end = last.map.end.min(entry.map.start);
-            last.map.end = if is_huge(&last.map) { end / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE } else { end };
+            let end = entry.map.start;
+            if end < last.map.end {
+                last.map.end = if is_huge(&last.map) { end / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE } else { end };
+            }
         }
         if mended.last().is_some_and(|last| last.map.start >= last.map.end) {
             mended.pop();

@@ -33,16 +33,19 @@ pub(crate) enum Unfit {
 
 /// Looks at a file in huge pages of `page_size` bytes: `size` bytes long, `blocks` of 512 bytes in memory.
 pub(crate) fn unfit(page_size: u64, size: u64, blocks: u64) -> Option<Unfit> {
-    let taken = blocks.saturating_mul(512);
     match page_size {
         page_size if !is_carried(page_size) => Some(Unfit::PageSize(page_size)),
         _ if !size.is_multiple_of(HUGE_PAGE_SIZE) => Some(Unfit::Torn),
-        // Without any page all of it is one hole. What is half full needs no look at the host.
-        _ if taken > 0 && size / 2 > taken && size > all().saturating_mul(HUGE_PAGE_SIZE) => {
-            Some(Unfit::Hollow)
-        }
+        // Without any page all of it is one hole.
+        _ if blocks > 0 && is_hollow(size, blocks) => Some(Unfit::Hollow),
         _ => None,
     }
+}
+
+/// True for `size` bytes, `blocks` of 512 bytes of them in memory, that this host could never have in memory as a whole.
+pub(crate) fn is_hollow(size: u64, blocks: u64) -> bool {
+    // What is half full needs no look at the host.
+    size / 2 > blocks.saturating_mul(512) && size > all().saturating_mul(HUGE_PAGE_SIZE)
 }
 
 /// Whether memory in huge pages of so many bytes can be carried.

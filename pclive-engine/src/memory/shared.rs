@@ -164,11 +164,8 @@ impl Object {
     }
 
     pub(super) fn data(&mut self, pid: Pid) -> Result<&RangeSet, MemoryError> {
-        // A file in huge pages has no holes for SEEK_DATA, however little is in it.
-        let is_empty = self.huge.is_some() && self.file.metadata().is_ok_and(|about| about.blocks() == 0);
         let data = match self.data.take() {
             Some(data) => data,
-            None if is_empty => RangeSet::new(),
             None => data_ranges(&self.file, self.size()).map_err(|error| self.unreadable(pid, &error))?,
         };
         Ok(self.data.insert(data))
@@ -379,6 +376,17 @@ pub(super) fn data_ranges(file: &File, size: u64) -> std::io::Result<RangeSet> {
         Err(error) => Err(std::io::Error::from(error)),
     };
     let mut ranges = RangeSet::new();
+    if huge::page_size(file).is_some() {
+        // No holes for SEEK_DATA, however little is in it: what is longer than it can be full is not gone through.
+        return match file.metadata()?.blocks() {
+            0 => Ok(ranges),
+            blocks if huge::is_hollow(size, blocks) => Err(Errno::EFBIG.into()),
+            _ => {
+                ranges.insert(0, size.next_multiple_of(PAGE_SIZE));
+                Ok(ranges)
+            }
+        };
+    }
     let mut at = 0;
     while at < size {
         let Some(start) = seek(at, Whence::SeekData)? else { break };

@@ -61,13 +61,12 @@ impl Witnesses {
         self.addresses.retain(|_, address| sent.within(*address, *address + 1).next().is_some());
     }
 
-    /// The huge pages that are zeros by now, as far as none of `written` is in them. One that cannot be looked at is told
-    /// as well.
+    /// The huge pages that are zeros by now and not in `written` as a whole. One that cannot be looked at is told as well.
     pub(super) fn silent(&self, pid: Pid, written: &RangeSet) -> Result<RangeSet, MemoryError> {
         let asked: Vec<(u64, u64)> = self
             .addresses
             .iter()
-            .filter(|(page, _)| written.within(**page, **page + HUGE_PAGE_SIZE).next().is_none())
+            .filter(|(page, _)| !is_whole(written, **page))
             .map(|(page, address)| (*page, *address))
             .collect();
         let mut silent = RangeSet::new();
@@ -86,6 +85,12 @@ impl Witnesses {
         })?;
         Ok(silent)
     }
+}
+
+/// Whether all of a huge page is in a set.
+fn is_whole(set: &RangeSet, page: u64) -> bool {
+    let past = page + HUGE_PAGE_SIZE;
+    set.within(page, past).next() == Some((page, past))
 }
 
 /// Tells the byte at the address of every page; `None` where `read`, which takes [`MAX_RANGES`] at most, stopped.

@@ -52,6 +52,7 @@ fn wanted(layout: &Layout, restorers: &[Restorer], objects: &ObjectStore) -> u64
         for step in steps {
             if let LayoutOp::Map(vma) = step
                 && vma.mapping == Mapping::PrivateHuge
+                && !vma.flags.no_reserve
             {
                 bytes = bytes.saturating_add(vma.len());
             }

@@ -79,7 +79,7 @@ pub(super) fn create(init: Pid, segment: Segment, huge: bool) -> Result<File, Se
             source,
         })?;
         // Its creator's ids are those of whoever makes it, for good.
-        shm::become_user(uid, gid).map_err(call("act for the creator of"))?;
+        shm::become_user(uid, gid, huge).map_err(call("act for the creator of"))?;
         let size = usize::try_from(segment.size).unwrap_or(usize::MAX);
         let id = shm::create(key, size, OPEN, huge).map_err(call("make"))?;
         if id != segment.id {

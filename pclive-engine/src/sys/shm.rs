@@ -18,13 +18,15 @@ pub fn enter_namespace(namespace: &OwnedFd) -> nix::Result<()> {
     setns(namespace, CloneFlags::CLONE_NEWIPC)
 }
 
-/// Makes the calling thread, and only it, act for this user and group. What it may do stays (`SECBIT_NO_SETUID_FIXUP`): huge
-/// pages need CAP_IPC_LOCK. Not the C library's call, which changes every thread.
-pub fn become_user(uid: u32, gid: u32) -> nix::Result<()> {
+/// Makes the calling thread, and only it, act for this user and group. With `keep_rights` it may do what it could before
+/// (`SECBIT_NO_SETUID_FIXUP`): huge pages need CAP_IPC_LOCK. Not the C library's call, which changes every thread.
+pub fn become_user(uid: u32, gid: u32, keep_rights: bool) -> nix::Result<()> {
     const NO_SETUID_FIXUP: libc::c_ulong = 1 << 2;
     let keep = u32::MAX;
-    // SAFETY: the call takes numbers only and changes the calling thread only.
-    Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP) })?;
+    if keep_rights {
+        // SAFETY: the call takes numbers only and changes the calling thread only.
+        Errno::result(unsafe { libc::prctl(libc::PR_SET_SECUREBITS, NO_SETUID_FIXUP) })?;
+    }
     // SAFETY: the call takes numbers only and changes credentials of the calling thread only.
     Errno::result(unsafe { libc::syscall(libc::SYS_setresgid, keep, gid, keep) })?;
     // SAFETY: as above.

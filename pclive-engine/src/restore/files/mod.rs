@@ -1,8 +1,8 @@
 //! Descriptors of the copy: the agent opens or makes every open file description itself, with its own
 //! privileges, and hands each to the processes that had it.
 //!
-//! In every round [`Ahead::follow`] opens what processes have open by its path, and what they listen on; [`restore`], after the final dump, while
-//! every task of the skeleton is stopped, does the rest. Whatever else the
+//! In every round [`Ahead::follow`] opens what processes have open by its path, and what they listen on; [`restore`],
+//! after the final dump, while every task of the skeleton is stopped, does the rest. Whatever else the
 //! processes had open before is closed, also what the runtime left. Everything that comes from the source is
 //! checked first. Opening by path relies on both hosts showing the same bind mounts and root file system.
 //!
