@@ -46,13 +46,15 @@ pub fn read_append(pid: Pid, ranges: &[RemoteRange], buffer: &mut BytesMut) -> R
     Ok(read)
 }
 
-/// Writes `bytes` into `ranges`, one after the other. Returns the number of bytes written.
+/// Writes `bytes` into `ranges`, one after the other. Returns the number of bytes written. Of this process itself
+/// ([`super::window`])
+/// only what no reference leads to may be written.
 ///
 /// Errors (only when nothing was written): EFAULT (the first page is not writable), ESRCH, EPERM, EINVAL.
 pub fn write(pid: Pid, bytes: &[u8], ranges: &[RemoteRange]) -> Result<usize, Error> {
     let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     // SAFETY: the kernel only reads `local`, which covers exactly `bytes`; the addresses in `ranges` are used in the
-    // other process only.
+    // other process, or are, as the callers say, memory of this one that no reference leads to.
     let written = Errno::result(unsafe {
         libc::process_vm_writev(pid.0, &raw const local, 1, ranges.as_ptr().cast(), ranges.len() as u64, 0)
     })?;
