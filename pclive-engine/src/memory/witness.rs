@@ -53,7 +53,8 @@ impl Witnesses {
     }
 
     fn forget(&mut self, start: u64, end: u64) {
-        self.addresses.retain(|_, address| !(start..end).contains(address));
+        let pages = start / HUGE_PAGE_SIZE * HUGE_PAGE_SIZE..end;
+        self.addresses.extract_if(pages, |_, address| (start..end).contains(address)).for_each(drop);
     }
 
     /// Keeps those of pages that the destination has.

@@ -47,8 +47,7 @@ pub fn read_append(pid: Pid, ranges: &[RemoteRange], buffer: &mut BytesMut) -> R
 }
 
 /// Writes `bytes` into `ranges`, one after the other. Returns the number of bytes written. Of this process itself
-/// ([`super::window`])
-/// only what no reference leads to may be written.
+/// ([`super::window`]) only what no reference leads to may be written.
 ///
 /// Errors (only when nothing was written): EFAULT (the first page is not writable), ESRCH, EPERM, EINVAL.
 pub fn write(pid: Pid, bytes: &[u8], ranges: &[RemoteRange]) -> Result<usize, Error> {
