@@ -1,17 +1,18 @@
 # make demo   a Redis with 1 GiB and eight clients, moved between two hosts, by both strategies
 # make test   every test, among them migrations of real containers (root)
 # make bench  workloads moved by every strategy: the report is target/bench/report.html (root, less than 15 minutes)
-# make bench-full   the same at the sizes of the paper (root, hours, 10 GiB; goes on where it was interrupted)
+# make bench-full   the same at the sizes of the paper, and by CRIU (root, hours, 12 GiB; goes on where it was interrupted)
 # make soak   containers move to and fro while agents are killed and links cut (root); SOAK_SECONDS=N, SOAK_SEED=S
 # make lint   formatting, clippy and documentation, without a warning
 # make install [DESTDIR=... PREFIX=/usr/local]
 # make deps   the Debian packages that demo, test and bench use
+# make criu   CRIU 4 in target/criu, to compare with: target/release/pclive-bench run --criu target/criu/criu
 
 CARGO   ?= cargo
 PREFIX  ?= /usr/local
 DESTDIR ?=
 
-.PHONY: faulty-agent build tests demo test bench bench-full soak lint install deps
+.PHONY: faulty-agent build tests demo test bench bench-full soak lint install deps criu
 
 build:
 	$(CARGO) build --release --workspace --bins
@@ -31,14 +32,14 @@ demo: deps build
 bench: deps build
 	target/release/pclive-bench run --selection quick
 
-bench-full: deps build
-	target/release/pclive-bench run --selection full --repetitions 3 --out target/bench-full
+bench-full: deps criu build
+	target/release/pclive-bench run --selection full --repetitions 3 --criu target/criu/criu --out target/bench-full
 
 soak: deps build
 	target/release/soak
 
 # The tests of whole migrations run one after the other: each has two hosts, agents and a gigabyte or more.
-test: deps tests faulty-agent
+test: deps criu tests faulty-agent
 	tests/run-tests
 
 lint:
@@ -55,3 +56,6 @@ install: build
 
 deps:
 	@tests/install-deps
+
+criu:
+	@tests/install-criu target/criu

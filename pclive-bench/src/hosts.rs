@@ -118,7 +118,8 @@ impl Hosts {
         self.find()?;
         let server = self.server();
         server.empty()?;
-        let words = setting.strategy.words();
+        server.load(ycsb.records, seed)?;
+        let words = setting.strategy.words().with_context(|| format!("{setting}: only on hosts of a lab"))?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let source = &self.ends[0];
         with_clients(server, ycsb, seed, || {

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod clients;
+mod criu;
 mod figures;
 mod hosts;
 mod machine;
@@ -36,6 +37,7 @@ use clap::{Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use pclive_tests::needs;
 
+use criu::Criu;
 use hosts::{Hosts, HostsOptions};
 use measure::{Session, Site, seed_of};
 use outcome::{Outcome, Run};
@@ -93,6 +95,9 @@ struct RunOptions {
     /// Runs of each setting.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     repetitions: u32,
+    /// Measure this CRIU too (version 4 or later), with runc: every workload over every link.
+    #[arg(long, value_name = "PATH", conflicts_with = "source")]
+    criu: Option<PathBuf>,
     /// Agents talk in plain text, to see what TLS costs.
     #[arg(long)]
     plain: bool,
@@ -118,7 +123,7 @@ impl RunOptions {
         let Self { strategies, records, reads, links, clients, rate, .. } = self;
         let chosen = !strategies.is_empty() || !records.is_empty() || !reads.is_empty() || !links.is_empty();
         if !chosen && clients.is_none() && rate.is_none() && self.hosts.is_none() {
-            let mut settings = self.selection.settings(self.channel());
+            let mut settings = self.with_criu(self.selection.settings(self.channel()))?;
             settings.retain(|setting| setting.to_string().contains(&self.only));
             ensure!(!settings.is_empty(), "no setting has {:?} in its name; --dry-run shows all", self.only);
             return Ok(settings);
@@ -148,7 +153,17 @@ impl RunOptions {
                 None => links.clone(),
             },
         };
-        Ok(axes.settings(self.channel()))
+        self.with_criu(axes.settings(self.channel()))
+    }
+
+    /// With CRIU beside every other strategy, if there is one.
+    fn with_criu(&self, mut settings: BTreeSet<Setting>) -> Result<BTreeSet<Setting>> {
+        ensure!(!self.strategies.contains(&Strategy::Criu), "CRIU is measured by `--criu PATH`");
+        if self.criu.is_some() {
+            let beside = |setting: &Setting| Setting { strategy: Strategy::Criu, ..setting.clone() };
+            settings.extend(settings.iter().map(beside).collect::<Vec<_>>());
+        }
+        Ok(settings)
     }
 }
 
@@ -186,16 +201,18 @@ fn run(options: &RunOptions) -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
+    let mut machine = machine::Machine::this();
     let site = match &options.hosts {
         Some(hosts) => Site::Hosts(Hosts::new(hosts)),
         None => {
             fits(&wanted)?;
             needs::check(&["redis-server"])?;
-            Site::Lab
+            let criu = options.criu.as_deref().map(Criu::at).transpose()?;
+            machine.versions.extend(criu.as_ref().map(|criu| criu.version.clone()));
+            Site::Lab(criu)
         }
     };
     let mut store = Store::open(&runs_of(&options.out))?;
-    let machine = machine::Machine::this();
     let mut session = Session { site, seed: options.seed, machine };
     let unmeasured = |store: &Store| -> Vec<(Setting, u32)> {
         let left = wanted
@@ -213,7 +230,7 @@ fn run(options: &RunOptions) -> Result<ExitCode> {
         bar.set_message(format!("{setting}, run {repetition}"));
         let run = session.run(&setting, repetition);
         bar.suspend(|| println!("{}", in_a_line(&run)));
-        let goes_on = run.measures().is_some() || matches!(session.site, Site::Lab);
+        let goes_on = run.measures().is_some() || matches!(session.site, Site::Lab(_));
         store.add(run)?;
         bar.inc(1);
         if !goes_on {

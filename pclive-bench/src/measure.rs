@@ -5,18 +5,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use pclive_tests::footprint::{Footprint, cpu_time};
 use pclive_tests::host::Links;
-use pclive_tests::measure::{Moved, migrate, warm_memory};
+use pclive_tests::measure::{Moved, WarmMemory, migrate};
 use pclive_tests::wait::until;
 use pclive_tests::workload::verifier::Verifier;
 use pclive_tests::workload::{graph, postgres, redis, writer};
 use pclive_tests::{Bundle, Container, Lab};
 
 use crate::clients::Record;
+use crate::criu::Criu;
 use crate::hosts::Hosts;
 use crate::machine::Machine;
 use crate::oltp;
 use crate::outcome::{ContainerCost, Measures, Outcome, Run};
-use crate::setting::{BUFFERS_MIB, Channel, Setting, Workload, Ycsb};
+use crate::setting::{BUFFERS_MIB, Channel, Setting, Strategy, Workload, Ycsb};
 use crate::view::ClientView;
 use crate::ycsb::Server;
 
@@ -30,8 +31,8 @@ const NAME: &str = "bench";
 /// Between which hosts.
 #[derive(Debug)]
 pub(crate) enum Site {
-    /// Two on this machine, made for each run.
-    Lab,
+    /// Two on this machine, made for each run; what is measured beside PCLive, if something is.
+    Lab(Option<Criu>),
     /// Two of the user's.
     Hosts(Hosts),
 }
@@ -56,7 +57,7 @@ impl Session {
     /// Leaves nothing behind in what is the user's.
     pub(crate) fn leave(&self) -> Result<()> {
         match &self.site {
-            Site::Lab => Ok(()),
+            Site::Lab(_) => Ok(()),
             Site::Hosts(hosts) => hosts.leave(),
         }
     }
@@ -66,7 +67,7 @@ impl Session {
         let seed = seed_of(self.seed, repetition);
         let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let measured = match &mut self.site {
-            Site::Lab => in_lab(setting, seed),
+            Site::Lab(criu) => in_lab(setting, seed, criu.as_ref()),
             Site::Hosts(hosts) => hosts.measure(setting, seed),
         };
         let outcome = match measured {
@@ -84,9 +85,44 @@ impl Session {
     }
 }
 
-fn in_lab(setting: &Setting, seed: u64) -> Result<Measures> {
-    // Both copies, and what is on the way between them.
-    warm_memory(setting.workload.memory_bytes() * 5 / 2);
+/// What moves a container between the hosts of a lab.
+enum Mover<'a> {
+    /// The agents, with these words to `pclivectl`.
+    Agents(Vec<String>),
+    /// runc with it.
+    Criu(&'a Criu),
+}
+
+impl<'a> Mover<'a> {
+    fn new(strategy: Strategy, criu: Option<&'a Criu>) -> Result<Self> {
+        Ok(match strategy.words() {
+            Some(words) => Self::Agents(words),
+            None => Self::Criu(criu.context("there is no CRIU")?),
+        })
+    }
+
+    /// Starts a container on host a that can be moved.
+    fn start(&self, lab: &Lab, bundle: &Bundle) -> Result<Container> {
+        match self {
+            Self::Agents(_) => lab.start(bundle),
+            Self::Criu(criu) => criu.start(lab, bundle),
+        }
+    }
+
+    /// Moves it to host b.
+    fn migrate(&self, lab: &Lab, container: &Container) -> Result<Moved> {
+        match self {
+            Self::Agents(words) => {
+                let words: Vec<&str> = words.iter().map(String::as_str).collect();
+                migrate(lab, &container.name, &words)
+            }
+            Self::Criu(criu) => criu.migrate(lab, container),
+        }
+    }
+}
+
+fn in_lab(setting: &Setting, seed: u64, criu: Option<&Criu>) -> Result<Measures> {
+    let mover = Mover::new(setting.strategy, criu)?;
     let links = match setting.channel {
         Channel::Tls => Links::Tls,
         Channel::Plain => Links::Plain,
@@ -94,31 +130,45 @@ fn in_lab(setting: &Setting, seed: u64) -> Result<Measures> {
     let lab = Lab::with_speed(setting.link.speed(), links)?;
     match &setting.workload {
         Workload::Ycsb(ycsb) => {
-            let container = lab.start(&redis::bundle(NAME))?;
+            let container = mover.start(&lab, &redis::bundle(NAME))?;
             let server = Server::new(Some(&lab.client), (container.ip(), redis::PORT).into());
-            with_clients(server, ycsb, seed, || watch(&lab, setting, &container))
+            server.load(ycsb.records, seed)?;
+            let warm = warm(setting);
+            with_clients(server, ycsb, seed, || watch(&lab, &mover, &container, warm))
         }
         Workload::Stress { mib, pages_per_second } => {
-            verified(&lab, setting, &writer::bundle(NAME, *mib, *pages_per_second), "WRITTEN")
+            verified(&lab, &mover, setting, &writer::bundle(NAME, *mib, *pages_per_second), "WRITTEN")
         }
         Workload::Oltp(oltp) => {
-            let container = lab.start(&postgres::bundle(NAME, &format!("{BUFFERS_MIB}MB"))?)?;
+            let container = mover.start(&lab, &postgres::bundle(NAME, &format!("{BUFFERS_MIB}MB"))?)?;
             let server = oltp::Server::load(&lab.client, (container.ip(), 0).into(), *oltp)?;
+            let warm = warm(setting);
             let clients = server.start(seed)?;
-            seen(|| watch(&lab, setting, &container), || clients.stop())
+            seen(|| watch(&lab, &mover, &container, warm), || clients.stop())
         }
         Workload::Graph { scale, threads } => {
-            verified(&lab, setting, &graph::bundle(NAME, *scale, *threads), "SEARCHES")
+            verified(&lab, &mover, setting, &graph::bundle(NAME, *scale, *threads), "SEARCHES")
         }
     }
 }
 
+/// For the copy, and what may wait for it.
+fn warm(setting: &Setting) -> WarmMemory {
+    WarmMemory::new(setting.workload.memory_bytes() * 2)
+}
+
 /// Moves a program that verifies itself, and goes on afterwards: `count` asks it for a number that grows.
-fn verified(lab: &Lab, setting: &Setting, bundle: &Bundle, count: &str) -> Result<Measures> {
-    let container = lab.start(bundle)?;
+fn verified(
+    lab: &Lab,
+    mover: &Mover<'_>,
+    setting: &Setting,
+    bundle: &Bundle,
+    count: &str,
+) -> Result<Measures> {
+    let container = mover.start(lab, bundle)?;
     let verifier = Verifier::new(&lab.client, container.v4);
     verifier.check().context("before the migration")?;
-    let (moved, container) = watch(lab, setting, &container)?;
+    let (moved, container) = watch(lab, mover, &container, warm(setting))?;
     verifier.check().context("after the migration")?;
     let counted = || Ok::<u64, anyhow::Error>(verifier.ask(count)?.parse()?);
     let before = counted()?;
@@ -126,14 +176,13 @@ fn verified(lab: &Lab, setting: &Setting, bundle: &Bundle, count: &str) -> Resul
     Ok(Measures { report: moved.report, clients: None, container })
 }
 
-/// Fills Redis, and lets clients at it while it moves.
+/// Lets clients at a Redis that is filled while it moves.
 pub(crate) fn with_clients(
     server: Server<'_>,
     ycsb: &Ycsb,
     seed: u64,
     moving: impl FnOnce() -> Result<(Moved, Option<ContainerCost>)>,
 ) -> Result<Measures> {
-    server.load(ycsb.records, seed)?;
     if ycsb.clients == 0 {
         let (moved, container) = moving()?;
         server.check(ycsb.records, seed).context("after the migration")?;
@@ -165,14 +214,18 @@ fn seen(
 }
 
 /// Watches the container for a while, moves it, and looks at what it took. Whatever uses it is running.
-fn watch(lab: &Lab, setting: &Setting, container: &Container) -> Result<(Moved, Option<ContainerCost>)> {
-    let words = setting.strategy.words();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+fn watch(
+    lab: &Lab,
+    mover: &Mover<'_>,
+    container: &Container,
+    warm: WarmMemory,
+) -> Result<(Moved, Option<ContainerCost>)> {
     let (cpu, began) = (cpu_time(container, &lab.a)?, Instant::now());
     std::thread::sleep(WATCH);
     let at_rest = Footprint::of(container, &lab.a)?;
     let (cpu, watched) = (cpu_time(container, &lab.a)? - cpu, began.elapsed());
-    let moved = migrate(lab, &container.name, &words)?;
+    drop(warm);
+    let moved = mover.migrate(lab, container)?;
     let afterwards = Footprint::of(container, &lab.b)?;
     let cpu_at_rest = cpu.as_secs_f64() / watched.as_secs_f64();
     Ok((moved, Some(ContainerCost { at_rest, afterwards, cpu_at_rest })))

@@ -6,10 +6,18 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::figures::Figure;
 use crate::outcome::{Outcome, Run};
-use crate::setting::{Channel, Link};
+use crate::setting::{Channel, Link, Strategy};
 use crate::table::Table;
 
 const STYLE: &str = include_str!("style.css");
+
+/// How CRIU was measured.
+const CRIU: &str = "CRIU: `runc checkpoint` and `runc restore`, with rounds before the dump where the kernel tracks writes for it \
+    (soft-dirty). Pages go over the same link to its page server and the other images by tar, in plain text; images are in \
+    memory at both ends, and are what is told as memory beside the container. Its CPU time is that of all these commands. \
+    Its downtime is what CRIU says of the dump, and from the dump's end until `runc restore` has returned.";
+/// Why it was not.
+const NO_CRIU: &str = "CRIU was not measured (`--criu PATH`): one-shot stands for the same rounds with everything restored after the stop.";
 
 /// The page.
 pub(crate) fn page(runs: &[Run], tables: &[Table], figures: &[Figure]) -> String {
@@ -56,6 +64,8 @@ pub(crate) fn conditions(runs: &[Run]) -> Vec<String> {
          noise, and two or three runs do not show all of it."
             .into(),
     );
+    let is_criu_there = settings.iter().any(|setting| setting.strategy == Strategy::Criu);
+    lines.push(if is_criu_there { CRIU } else { NO_CRIU }.into());
     if is_lab {
         lines.push(
             "Both hosts, the container and its clients share the CPUs of one machine: clients lose throughput to the \

@@ -161,25 +161,28 @@ pub(crate) enum Strategy {
     Global,
     /// The same, and the last pages follow while it runs at the destination.
     PostCopy,
+    /// Not by PCLive, but by CRIU.
+    Criu,
 }
 
 /// Before the number of a round.
 const RESTORE_AFTER: &str = "pipelined+restore-after-";
 
 impl Strategy {
-    /// The words for `pclivectl migrate`.
-    pub(crate) fn words(self) -> Vec<String> {
+    /// The words for `pclivectl migrate`; none of what it cannot do.
+    pub(crate) fn words(self) -> Option<Vec<String>> {
         let words: &[&str] = match self {
             Self::OneShot => &["--strategy", "one-shot"],
             Self::Pipelined | Self::PipelinedAfter(_) => &["--strategy", "pipelined"],
             Self::Global => &["--strategy", "global"],
             Self::PostCopy => &["--strategy", "global", "--policy", "post-copy"],
+            Self::Criu => return None,
         };
         let mut words: Vec<String> = words.iter().map(|&word| word.into()).collect();
         if let Self::PipelinedAfter(round) = self {
             words.extend(["--restore-after".into(), round.to_string()]);
         }
-        words
+        Some(words)
     }
 }
 
@@ -191,6 +194,7 @@ impl fmt::Display for Strategy {
             Self::PipelinedAfter(round) => write!(f, "{RESTORE_AFTER}{round}"),
             Self::Global => f.write_str("global"),
             Self::PostCopy => f.write_str("global+post-copy"),
+            Self::Criu => f.write_str("CRIU"),
         }
     }
 }
@@ -204,6 +208,7 @@ impl FromStr for Strategy {
             "pipelined" => Self::Pipelined,
             "global" => Self::Global,
             "global+post-copy" => Self::PostCopy,
+            "CRIU" => Self::Criu,
             _ => match name.strip_prefix(RESTORE_AFTER) {
                 Some(round) => {
                     Self::PipelinedAfter(round.parse().with_context(|| format!("{round} is no round"))?)
@@ -277,12 +282,13 @@ impl fmt::Display for Link {
 mod tests {
     use super::*;
 
-    const STRATEGIES: [Strategy; 5] = [
+    const STRATEGIES: [Strategy; 6] = [
         Strategy::OneShot,
         Strategy::Pipelined,
         Strategy::PipelinedAfter(2),
         Strategy::Global,
         Strategy::PostCopy,
+        Strategy::Criu,
     ];
 
     #[test]
@@ -318,7 +324,9 @@ mod tests {
 
     #[test]
     fn restore_after_and_post_copy_become_options_of_the_command() {
-        assert_eq!(Strategy::PipelinedAfter(3).words(), ["--strategy", "pipelined", "--restore-after", "3"]);
-        assert_eq!(Strategy::PostCopy.words(), ["--strategy", "global", "--policy", "post-copy"]);
+        let words = |strategy: Strategy| strategy.words().unwrap();
+        assert_eq!(words(Strategy::PipelinedAfter(3)), ["--strategy", "pipelined", "--restore-after", "3"]);
+        assert_eq!(words(Strategy::PostCopy), ["--strategy", "global", "--policy", "post-copy"]);
+        assert_eq!(Strategy::Criu.words(), None);
     }
 }

@@ -69,13 +69,25 @@ impl<'a> Summary<'a> {
     /// By how much a figure of one-shot is larger than that of `global`, for every setting that has both; those with
     /// most records last.
     fn against_one_shot(&self, of: impl Fn(&Measures) -> Option<f64>) -> Vec<(&'a Setting, f64)> {
-        let ratio = |setting: &'a Setting| {
-            let other = Setting { strategy: Strategy::OneShot, ..setting.clone() };
-            let (this, other) = (self.figure(setting, &of)?.median, self.figure(&other, &of)?.median);
-            (this > 0.0).then_some((setting, other / this))
-        };
-        let globals = self.0.keys().filter(|setting| setting.strategy == Strategy::Global);
-        globals.filter_map(|&setting| ratio(setting)).collect()
+        let ratio = |setting| Some((setting, self.ratio(setting, Strategy::OneShot, &of)?));
+        self.globals().filter_map(ratio).collect()
+    }
+
+    /// Every setting of `global`, in order.
+    pub(crate) fn globals(&self) -> impl Iterator<Item = &'a Setting> {
+        self.0.keys().copied().filter(|setting| setting.strategy == Strategy::Global)
+    }
+
+    /// By how much a figure of the same setting by another strategy is larger.
+    pub(crate) fn ratio(
+        &self,
+        setting: &Setting,
+        other: Strategy,
+        of: impl Fn(&Measures) -> Option<f64>,
+    ) -> Option<f64> {
+        let other = Setting { strategy: other, ..setting.clone() };
+        let (this, other) = (self.figure(setting, &of)?.median, self.figure(&other, &of)?.median);
+        (this > 0.0).then_some(other / this)
     }
 }
 

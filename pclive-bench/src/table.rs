@@ -1,7 +1,7 @@
 //! The measurements as tables: Markdown for documents, cells for the page.
 
 use crate::outcome::{Measures, Run};
-use crate::setting::Setting;
+use crate::setting::{Setting, Strategy};
 use crate::summary::{Headline, Summary, headlines, mib};
 
 /// A table.
@@ -21,11 +21,23 @@ type Column = (&'static str, usize, fn(&Measures) -> Option<f64>);
 const COST: [Column; 7] = [
     ("downtime, ms", 1, |measures| Some(ms(measures.report.downtime_ns))),
     ("restore, ms", 1, |measures| Some(ms(measures.report.restore_ns))),
-    ("of it memory, ms", 1, |measures| Some(ms(measures.report.ledger.as_ref()?.fill_ns))),
+    ("of it memory, ms", 1, |measures| {
+        // CRIU does not tell.
+        Some(measures.report.ledger.as_ref()?.fill_ns).filter(|&fill| fill > 0).map(ms)
+    }),
     ("total, s", 1, |measures| Some(measures.report.total_ns as f64 / 1e9)),
     ("rounds", 0, |measures| Some(measures.report.rounds.len() as f64)),
     ("sent, MiB", 0, |measures| Some(mib(measures.report.bytes))),
     ("agents' memory, MiB", 0, |measures| Some(mib(measures.agents_memory()?))),
+];
+
+/// What CRIU and `global` are compared by.
+const COMPARED: [Column; 5] = [
+    ("downtime", 1, |measures| Some(ms(measures.report.downtime_ns))),
+    ("restore", 1, |measures| Some(ms(measures.report.restore_ns))),
+    ("clients' longest wait", 1, |measures| Some(ms(measures.clients.as_ref()?.longest_wait_ns))),
+    ("total", 1, |measures| Some(ms(measures.report.total_ns))),
+    ("memory beside the container", 1, |measures| Some(mib(measures.agents_memory()?))),
 ];
 
 /// What clients saw of it.
@@ -59,6 +71,7 @@ pub(crate) fn tables(runs: &[Run]) -> Vec<Table> {
     let has_clients = |setting: &Setting| setting.workload.has_clients();
     let tables = [
         against_aims(&headlines(runs)),
+        against_criu(&summary),
         of_settings("What migrations took", &summary, &COST, |_| true),
         of_settings("What clients saw", &summary, &CLIENTS, has_clients),
         of_settings("What agents and containers used", &summary, &USED, |_| true),
@@ -75,6 +88,27 @@ fn against_aims(headlines: &[Headline]) -> Table {
         heads: vec!["figure", "measured", "aim", "met"],
         rows: headlines.iter().map(row).collect(),
         text_columns: 1,
+    }
+}
+
+fn against_criu(summary: &Summary<'_>) -> Table {
+    let row = |setting: &Setting| {
+        let ratio = |&(_, digits, of): &Column| {
+            summary.ratio(setting, Strategy::Criu, of).map(|ratio| (ratio, digits))
+        };
+        let ratios: Vec<_> = COMPARED.iter().map(ratio).collect();
+        let cell = |ratio: Option<(f64, usize)>| {
+            ratio.map_or("-".into(), |(ratio, digits)| format!("{ratio:.digits$}"))
+        };
+        let is_measured = ratios.iter().any(Option::is_some);
+        let named = [setting.workload.to_string(), setting.way()];
+        is_measured.then(|| named.into_iter().chain(ratios.into_iter().map(cell)).collect())
+    };
+    Table {
+        title: "What CRIU takes, in multiples of what global takes",
+        heads: ["workload", "link"].into_iter().chain(COMPARED.iter().map(|column| column.0)).collect(),
+        rows: summary.globals().filter_map(row).collect(),
+        text_columns: 2,
     }
 }
 
@@ -136,6 +170,18 @@ mod tests {
         }
         let rows = |title: &str| tables.iter().find(|table| table.title == title).unwrap().rows.len();
         assert_eq!((rows("What migrations took"), rows("What clients saw")), (3, 2));
+    }
+
+    #[test]
+    fn criu_is_told_in_multiples_of_global() {
+        let runs = [sample::measured("CRIU", 100, 90), sample::measured("global", 20, 2)];
+        let text: String = tables(&runs).iter().map(Table::markdown).collect();
+        assert!(
+            text.contains("| Redis of 1000 records, 90 % reads | 1 Gbit/s | 5.0 | 45.0 | 4.8 |"),
+            "{text}"
+        );
+        let text: String = tables(&runs[1..]).iter().map(Table::markdown).collect();
+        assert!(!text.contains("CRIU"), "{text}");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The benchmark as a user runs it: small, but with real containers and real migrations.
 #![forbid(unsafe_code)]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -101,6 +102,62 @@ fn search_and_transactions_are_measured_and_checked() -> Result<()> {
         let answers = measures["clients"]["after"]["answers"].as_u64();
         ensure!(!has_clients || answers.is_some_and(|answers| answers > 0), "{run}");
     }
+    Ok(())
+}
+
+#[test]
+fn criu_is_measured_beside_it() -> Result<()> {
+    let criu = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("criu").join("criu");
+    let is_there = criu.exists().then_some(()).context("no CRIU in target/criu (`make criu`)");
+    if !needs::met(&["redis-server"]) || !needs::allows(is_there) {
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let out = directory.path().display().to_string();
+    let words =
+        ["--strategies", "global", "--records", "20000", "--reads", "50", "--repetitions", "1", "--criu"];
+    let output = bench(&[&["run", "--out", &out], &words[..], &[&criu.display().to_string()]].concat())?;
+    ensure!(output.status.success(), "{}", told(&output));
+    let measured = runs(directory.path())?;
+    let run = measured.iter().find(|run| run["setting"]["strategy"] == "CRIU").context("not by CRIU")?;
+    let (report, clients) = (&run["outcome"]["measured"]["report"], &run["outcome"]["measured"]["clients"]);
+    let is_positive = |value: &Value| value.as_u64().is_some_and(|value| value > 0);
+    for name in ["downtime_ns", "restore_ns", "bytes"] {
+        ensure!(is_positive(&report[name]), "{name}: {run}");
+    }
+    let pages = &report["rounds"][0]["data_pages"];
+    ensure!(pages.as_u64().is_some_and(|pages| pages * 4096 > 20_000 * 1000), "not all pages: {run}");
+    ensure!(
+        is_positive(&report["source"]["cpu_ns"]) && is_positive(&report["destination"]["cpu_ns"]),
+        "{run}"
+    );
+    ensure!(is_positive(&clients["after"]["answers"]) && clients["lost_updates"] == 0, "{run}");
+    let tables = std::fs::read_to_string(directory.path().join("report.md"))?;
+    ensure!(tables.contains("What CRIU takes") && tables.contains("; CRIU "), "{tables}");
+    Ok(())
+}
+
+#[test]
+fn criu_that_is_missing_or_old_is_refused() -> Result<()> {
+    if !needs::met(&["redis-server"]) {
+        return Ok(());
+    }
+    let directory = tempfile::tempdir()?;
+    let old = directory.path().join("criu");
+    std::fs::write(&old, "#!/bin/sh\necho Version: 3.17.1\n")?;
+    std::fs::set_permissions(&old, std::fs::Permissions::from_mode(0o755))?;
+    let out = directory.path().join("new").display().to_string();
+    for (path, why) in [
+        (directory.path().join("missing"), "no CRIU at"),
+        (old, "is CRIU 3.17.1, but 4 or later"),
+        ("/bin/true".into(), "is no CRIU"),
+    ] {
+        let output = bench(&["run", "--out", &out, "--criu", &path.display().to_string()])?;
+        ensure!(output.status.code() == Some(1) && told(&output).contains(why), "{}", told(&output));
+    }
+    let unnamed = bench(&["run", "--out", &out, "--strategies", "CRIU"])?;
+    ensure!(!unnamed.status.success() && told(&unnamed).contains("--criu PATH"), "{}", told(&unnamed));
+    ensure!(!directory.path().join("new").exists(), "something was written");
     Ok(())
 }
 

@@ -27,6 +27,7 @@ pub struct Bundle {
     separate_rootfs: bool,
     network: Option<String>,
     huge_pages: bool,
+    annotations: Vec<(String, String)>,
 }
 
 impl Bundle {
@@ -45,6 +46,7 @@ impl Bundle {
             separate_rootfs: false,
             network: None,
             huge_pages: false,
+            annotations: Vec::new(),
         }
     }
 
@@ -106,6 +108,12 @@ impl Bundle {
     /// Lets it use huge pages of every kind: a hugetlbfs at `/dev/hugepages`, and what segments of them need.
     pub fn huge_pages(mut self) -> Self {
         self.huge_pages = true;
+        self
+    }
+
+    /// Adds an annotation, for the runtime.
+    pub fn annotation(mut self, key: &str, value: &str) -> Self {
+        self.annotations.push((key.into(), value.into()));
         self
     }
 
@@ -182,6 +190,9 @@ impl Bundle {
                 let set = config["process"]["capabilities"][set].as_array_mut();
                 set.into_iter().for_each(|set| set.push(json!("CAP_IPC_LOCK")));
             }
+        }
+        for (key, value) in &self.annotations {
+            config["annotations"][key] = json!(value);
         }
         config["linux"]["cgroupsPath"] = json!(format!("{cgroup}/{}", self.name));
     }

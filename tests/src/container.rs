@@ -60,11 +60,21 @@ impl Container {
         self.run(host)
     }
 
+    /// The same, and what it writes to its standard output and error is lost.
+    pub fn start_without_output(&self, host: &Host) -> Result<()> {
+        self.create_with(host, [Stdio::null(), Stdio::null()])?;
+        self.run(host)
+    }
+
     fn create(&self, host: &Host) -> Result<()> {
         let log = File::create(host.container_log(&self.name)).context("cannot make the container's log")?;
+        self.create_with(host, [log.try_clone()?.into(), log.into()])
+    }
+
+    fn create_with(&self, host: &Host, [output, error]: [Stdio; 2]) -> Result<()> {
         let mut create = host.runc();
         create.args(["create", "--bundle"]).arg(host.bundle(&self.name)).arg(&self.name);
-        let status = create.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).status()?;
+        let status = create.stdin(Stdio::null()).stdout(output).stderr(error).status()?;
         if !status.success() {
             bail!("cannot create {}: {}", self.name, self.log(host));
         }

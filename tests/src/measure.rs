@@ -49,8 +49,11 @@ pub fn migrate_redis(setting: Setting<'_>) -> Result<Measurement> {
     let redis = Redis::new(&lab.client, container.v4);
     let keys = redis.populate(setting.data_bytes)?;
     let digest = redis.digest(keys)?;
+    // The copy, and what may wait for it.
+    let warm = WarmMemory::new(setting.data_bytes * 2);
     let clients = redis.clients(setting.clients, setting.pause)?;
     std::thread::sleep(BEFORE);
+    drop(warm);
     let moved = migrate(&lab, &container.name, &["--strategy", setting.strategy])?;
     if setting.clients > 0 {
         clients.wait_for_answers(AFTER)?;
@@ -110,9 +113,18 @@ pub fn migrate(lab: &Lab, container: &str, options: &[&str]) -> Result<Moved> {
     moved.map_err(|error| anyhow!("{error:#}\n{}{}", lab.a.last_words(), lab.b.last_words()))
 }
 
-/// Touches and frees memory, so that a first touch does not cost what a virtual machine's host takes to find it.
-pub fn warm_memory(bytes: u64) {
-    let mut memory = vec![0_u8; usize::try_from(bytes).unwrap_or(0)];
-    memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
-    std::hint::black_box(&memory);
+/// Memory that was touched. Dropped just before a migration, it is what the copy gets: a virtual machine gives memory that
+/// has been free for seconds back to its host, and to find it again costs more than everything else.
+#[derive(Debug)]
+pub struct WarmMemory {
+    _touched: Vec<u8>,
+}
+
+impl WarmMemory {
+    /// Touches so many bytes.
+    pub fn new(bytes: u64) -> Self {
+        let mut memory = vec![0_u8; usize::try_from(bytes).unwrap_or(0)];
+        memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
+        Self { _touched: std::hint::black_box(memory) }
+    }
 }

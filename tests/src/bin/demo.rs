@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use pclive_tests::ctl::{Ledger, Usage};
 use pclive_tests::host::Links;
-use pclive_tests::measure::{Measurement, Setting, migrate_redis, warm_memory};
+use pclive_tests::measure::{Measurement, Setting, migrate_redis};
 use pclive_tests::needs;
 use serde_json::json;
 
@@ -56,7 +56,6 @@ fn main() -> Result<ExitCode> {
             options.size_mib, options.clients
         );
         let data_bytes = options.size_mib << 20;
-        warm_memory(data_bytes * 3);
         let links = if options.plain { Links::Plain } else { Links::Tls };
         let pause = Duration::from_micros(options.pause_us);
         let setting = Setting { strategy, data_bytes, clients: options.clients, pause, links };
