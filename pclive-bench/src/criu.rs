@@ -323,7 +323,8 @@ impl Images {
     fn log(&self, host: &Host, number: u32, name: &str) -> String {
         let log = fs::read(self.seen(host, number).join(name)).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
-        let errors: Vec<&str> = log.lines().filter(|line| line.contains("Error (")).take(MOST_ERRORS).collect();
+        let errors: Vec<&str> =
+            log.lines().filter(|line| line.contains("Error (")).take(MOST_ERRORS).collect();
         errors.join("\n")
     }
 
