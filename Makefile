@@ -1,7 +1,7 @@
 # make demo   a Redis with 1 GiB and eight clients, moved between two hosts, by both strategies
 # make test   every test, among them migrations of real containers (root)
 # make bench  workloads moved by every strategy: the report is target/bench/report.html (root, less than 15 minutes)
-# make bench-full   the same at the sizes of the paper, and by CRIU (root, hours, 12 GiB; goes on where it was interrupted)
+# make bench-full   the same at the sizes of the paper, and by CRIU (root, hours, 13 GiB; goes on where it was interrupted)
 # make soak   containers move to and fro while agents are killed and links cut (root); SOAK_SECONDS=N, SOAK_SEED=S
 # make lint   formatting, clippy and documentation, without a warning
 # make install [DESTDIR=... PREFIX=/usr/local]
@@ -39,7 +39,8 @@ soak: deps build
 	target/release/soak
 
 # The tests of whole migrations run one after the other: each has two hosts, agents and a gigabyte or more.
-test: deps criu tests faulty-agent
+test: deps tests faulty-agent
+	-@tests/install-criu target/criu
 	tests/run-tests
 
 lint:

@@ -192,7 +192,11 @@ fn overhead(summary: &Summary<'_>) -> Result<Option<Figure>> {
     if bars.is_empty() {
         return Ok(None);
     }
-    let names = Names { title: "CPU time of the agents", x: "CPU seconds for each GiB", y: "" };
+    let names = Names {
+        title: "CPU time of moving, beside the container's own",
+        x: "CPU seconds for each GiB",
+        y: "",
+    };
     Ok(Some(Figure { name: "cpu".into(), svg: plot::stacked(names, &["source", "destination"], &bars)? }))
 }
 

@@ -119,11 +119,11 @@ impl RunOptions {
         if self.plain { Channel::Plain } else { Channel::Tls }
     }
 
-    fn settings(&self) -> Result<BTreeSet<Setting>> {
+    fn settings(&self, criu: Option<&Criu>) -> Result<BTreeSet<Setting>> {
         let Self { strategies, records, reads, links, clients, rate, .. } = self;
         let chosen = !strategies.is_empty() || !records.is_empty() || !reads.is_empty() || !links.is_empty();
         if !chosen && clients.is_none() && rate.is_none() && self.hosts.is_none() {
-            let mut settings = self.with_criu(self.selection.settings(self.channel()))?;
+            let mut settings = self.with_criu(criu, self.selection.settings(self.channel()))?;
             settings.retain(|setting| setting.to_string().contains(&self.only));
             ensure!(!settings.is_empty(), "no setting has {:?} in its name; --dry-run shows all", self.only);
             return Ok(settings);
@@ -153,15 +153,16 @@ impl RunOptions {
                 None => links.clone(),
             },
         };
-        self.with_criu(axes.settings(self.channel()))
+        self.with_criu(criu, axes.settings(self.channel()))
     }
 
-    /// With CRIU beside every other strategy, if there is one.
-    fn with_criu(&self, mut settings: BTreeSet<Setting>) -> Result<BTreeSet<Setting>> {
+    /// With CRIU beside every other strategy, if there is one, of what it can move here.
+    fn with_criu(&self, criu: Option<&Criu>, mut settings: BTreeSet<Setting>) -> Result<BTreeSet<Setting>> {
         ensure!(!self.strategies.contains(&Strategy::Criu), "CRIU is measured by `--criu PATH`");
-        if self.criu.is_some() {
+        if let Some(criu) = criu {
+            let others = settings.iter().filter(|setting| criu.obstacle(&setting.workload).is_none());
             let beside = |setting: &Setting| Setting { strategy: Strategy::Criu, ..setting.clone() };
-            settings.extend(settings.iter().map(beside).collect::<Vec<_>>());
+            settings.extend(others.map(beside).collect::<Vec<_>>());
         }
         Ok(settings)
     }
@@ -192,7 +193,14 @@ fn main() -> Result<ExitCode> {
 }
 
 fn run(options: &RunOptions) -> Result<ExitCode> {
-    let wanted = order(&options.settings()?, options.repetitions, options.seed);
+    let criu = options.criu.as_deref().map(Criu::at).transpose()?;
+    let settings = options.settings(criu.as_ref())?;
+    let wanted = order(&settings, options.repetitions, options.seed);
+    if let Some(criu) = &criu {
+        let workloads: BTreeSet<&Workload> = settings.iter().map(|setting| &setting.workload).collect();
+        let skipped = workloads.iter().filter_map(|workload| Some((workload, criu.obstacle(workload)?)));
+        skipped.for_each(|(workload, why)| println!("not measured by CRIU: {workload}: {why}"));
+    }
     if options.dry_run {
         let known = store::read(&runs_of(&options.out))?;
         for (setting, repetition) in &wanted {
@@ -207,8 +215,7 @@ fn run(options: &RunOptions) -> Result<ExitCode> {
         None => {
             fits(&wanted)?;
             needs::check(&["redis-server"])?;
-            let criu = options.criu.as_deref().map(Criu::at).transpose()?;
-            machine.versions.extend(criu.as_ref().map(|criu| criu.version.clone()));
+            machine.versions.extend(criu.as_ref().map(Criu::described));
             Site::Lab(criu)
         }
     };
@@ -253,12 +260,12 @@ fn is_measured(runs: &[Run], options: &RunOptions, setting: &Setting, repetition
     runs.iter().any(|run| is_it(run) && run.measures().is_some())
 }
 
-/// Both copies must fit this machine, with what is on the way between them.
+/// Both copies must fit this machine, with what waits for one of them.
 fn fits(wanted: &[(Setting, u32)]) -> Result<()> {
     let memory = machine::Machine::available_bytes();
     let largest = wanted.iter().max_by_key(|(setting, _)| setting.workload.memory_bytes());
     let (setting, _) = largest.context("nothing to measure")?;
-    let needed = setting.workload.memory_bytes().saturating_mul(5) / 2;
+    let needed = setting.workload.memory_bytes().saturating_mul(3);
     ensure!(
         needed <= memory,
         "{} needs about {} MiB, free are {}",

@@ -12,10 +12,11 @@ use crate::table::Table;
 const STYLE: &str = include_str!("style.css");
 
 /// How CRIU was measured.
-const CRIU: &str = "CRIU: `runc checkpoint` and `runc restore`, with rounds before the dump where the kernel tracks writes for it \
-    (soft-dirty). Pages go over the same link to its page server and the other images by tar, in plain text; images are in \
-    memory at both ends, and are what is told as memory beside the container. Its CPU time is that of all these commands. \
-    Its downtime is what CRIU says of the dump, and from the dump's end until `runc restore` has returned.";
+const CRIU: &str = "CRIU: `runc checkpoint` and `runc restore`, with rounds before the dump only where the kernel tracks \
+    writes for it (soft-dirty; beside its version is whether it does). Pages go over the same link to its page server and \
+    the other images by tar, in plain text. Images are in memory at both ends, and are what is told as extra memory. Its CPU \
+    time is that of these commands and of the tasks while they put their memory back. Its downtime begins when CRIU began \
+    to freeze, and ends when the copy runs and may be reached.";
 /// Why it was not.
 const NO_CRIU: &str = "CRIU was not measured (`--criu PATH`): one-shot stands for the same rounds with everything restored after the stop.";
 

@@ -14,7 +14,7 @@ use crate::setting::{CLIENTS, Channel, Link, Oltp, Setting, Strategy, Workload, 
 pub(crate) enum Selection {
     /// Less than 15 minutes on two CPUs.
     Quick,
-    /// The paper's tables: hours, and 10 GiB of memory.
+    /// The paper's tables: hours, and 13 GiB of memory.
     Full,
 }
 

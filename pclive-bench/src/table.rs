@@ -18,17 +18,18 @@ pub(crate) struct Table {
 type Column = (&'static str, usize, fn(&Measures) -> Option<f64>);
 
 /// What is told of every setting.
-const COST: [Column; 7] = [
+const COST: [Column; 8] = [
     ("downtime, ms", 1, |measures| Some(ms(measures.report.downtime_ns))),
     ("restore, ms", 1, |measures| Some(ms(measures.report.restore_ns))),
     ("of it memory, ms", 1, |measures| {
-        // CRIU does not tell.
+        // CRIU does not tell; what agents tell is never nothing.
         Some(measures.report.ledger.as_ref()?.fill_ns).filter(|&fill| fill > 0).map(ms)
     }),
     ("total, s", 1, |measures| Some(measures.report.total_ns as f64 / 1e9)),
     ("rounds", 0, |measures| Some(measures.report.rounds.len() as f64)),
     ("sent, MiB", 0, |measures| Some(mib(measures.report.bytes))),
-    ("agents' memory, MiB", 0, |measures| Some(mib(measures.agents_memory()?))),
+    ("waits at the destination, MiB", 0, |measures| Some(mib(measures.report.staging_peak_bytes))),
+    ("extra memory, MiB", 0, |measures| Some(mib(measures.agents_memory()?))),
 ];
 
 /// What CRIU and `global` are compared by.
@@ -53,7 +54,11 @@ const CLIENTS: [Column; 8] = [
 ];
 
 /// What the agents and the container used.
-const USED: [Column; 5] = [
+const USED: [Column; 6] = [
+    ("CPU-s, both ends", 2, |measures| {
+        let (source, destination) = (measures.report.source.as_ref()?, measures.report.destination.as_ref()?);
+        Some((source.cpu_ns + destination.cpu_ns) as f64 / 1e9)
+    }),
     ("CPU-s/GiB, source", 2, |measures| Some(measures.cpu_per_gib()?[0])),
     ("CPU-s/GiB, destination", 2, |measures| Some(measures.cpu_per_gib()?[1])),
     ("container's CPUs before", 2, |measures| Some(measures.container?.cpu_at_rest)),

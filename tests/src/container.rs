@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -62,17 +62,19 @@ impl Container {
 
     /// The same, and what it writes to its standard output and error is lost.
     pub fn start_without_output(&self, host: &Host) -> Result<()> {
-        self.create_with(host, [Stdio::null(), Stdio::null()])?;
+        let mut runc = host.runc();
+        runc.arg("--log").arg(host.container_log(&self.name));
+        self.create_with(host, runc, [Stdio::null(), Stdio::null()])?;
         self.run(host)
     }
 
     fn create(&self, host: &Host) -> Result<()> {
         let log = File::create(host.container_log(&self.name)).context("cannot make the container's log")?;
-        self.create_with(host, [log.try_clone()?.into(), log.into()])
+        self.create_with(host, host.runc(), [log.try_clone()?.into(), log.into()])
     }
 
-    fn create_with(&self, host: &Host, [output, error]: [Stdio; 2]) -> Result<()> {
-        let mut create = host.runc();
+    fn create_with(&self, host: &Host, runc: Command, [output, error]: [Stdio; 2]) -> Result<()> {
+        let mut create = runc;
         create.args(["create", "--bundle"]).arg(host.bundle(&self.name)).arg(&self.name);
         let status = create.stdin(Stdio::null()).stdout(output).stderr(error).status()?;
         if !status.success() {

@@ -71,6 +71,25 @@ pub fn cpu_time(container: &Container, host: &Host) -> Result<Duration> {
     Ok(Duration::from_micros(number(&stat, "usage_usec")?))
 }
 
+/// CPU time of the tasks that a container has now, since each began.
+pub fn tasks_cpu_time(container: &Container, host: &Host) -> Result<Duration> {
+    let cgroup = cgroup(container, host, "memory", "memory.stat")?;
+    let tasks = read(&cgroup.join("cgroup.procs"))?;
+    let stats =
+        tasks.split_whitespace().filter_map(|pid| std::fs::read_to_string(format!("/proc/{pid}/stat")).ok());
+    Ok(stats.map(|stat| used(&stat)).sum())
+}
+
+/// Of `/proc/PID/stat`: in user mode and in the kernel.
+fn used(stat: &str) -> Duration {
+    /// What the kernel counts in, on this architecture.
+    const TICK: Duration = Duration::from_millis(10);
+    // The name may have blanks; behind it the first word is the third field.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields).split_whitespace();
+    let ticks: u32 = fields.skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
+    TICK * ticks
+}
+
 /// The container's cgroup that has this file, of a version 1 controller or of version 2.
 fn cgroup(container: &Container, host: &Host, controller: &str, file: &str) -> Result<PathBuf> {
     let relative = format!("{}/{}", host.cgroup().trim_start_matches('/'), container.name);
@@ -88,4 +107,16 @@ fn number(text: &str, name: &str) -> Result<u64> {
     let words = text.lines().map(|line| line.split_whitespace());
     let mut found = words.filter_map(|mut words| (words.next()? == name).then(|| words.next()?.parse().ok()));
     found.next().flatten().with_context(|| format!("no line {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn used_time_is_that_of_user_mode_and_kernel() {
+        let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 100 0 3 0 250 50 9 9 20 0 1 0 100 0 0";
+        assert_eq!(used(stat), Duration::from_secs(3));
+        assert_eq!(used(""), Duration::ZERO);
+    }
 }
