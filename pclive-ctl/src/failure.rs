@@ -101,6 +101,7 @@ impl Failure {
     pub(crate) fn exit(&self) -> Exit {
         match self {
             Self::StartUnknown { .. } | Self::OutcomeUnknown { .. } => Exit::Unknown,
+            Self::Call { source, .. } if is_in_doubt(source) => Exit::Unknown,
             Self::Output(_) => Exit::Left,
             Self::Runtime { .. }
             | Self::Page { .. }
@@ -149,6 +150,11 @@ pub(crate) fn is_answer(status: &Status) -> bool {
     }
     let in_transit = [Code::Unavailable, Code::DeadlineExceeded, Code::Cancelled, Code::Unknown];
     status.source().is_none() && !in_transit.contains(&status.code())
+}
+
+/// Whether the agent itself does not know where the container runs.
+fn is_in_doubt(status: &Status) -> bool {
+    Error::from_status(status).is_some_and(|error| error.code == "commit-unknown")
 }
 
 fn outcome_hint(id: &str) -> String {
@@ -265,6 +271,12 @@ mod tests {
         assert!(failure.is_answer());
         assert_eq!(failure.to_error().code, "not-found");
         assert_eq!(failure.to_error().message, "cannot get migration x: there is none");
+    }
+
+    #[test]
+    fn an_agent_in_doubt_needs_an_operator() {
+        let error = Error { code: "commit-unknown".into(), ..Error::default() };
+        assert_eq!(Failure::call("undo", error.into_status(Code::Unavailable)).exit(), Exit::Unknown);
     }
 
     #[test]

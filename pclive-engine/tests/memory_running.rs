@@ -150,6 +150,7 @@ impl Copy {
         let mem = File::open(format!("/proc/{pid}/mem")).unwrap();
         let zeros = vec![0; PAGE as usize];
         let anonymous = self.vmas.iter().filter(|vma| vma.mapping == Mapping::PrivateAnonymous);
+        let mut compared = 0;
         for vma in anonymous {
             let mut bytes = vec![0; vma.len() as usize];
             // Guard pages cannot be read; there is nothing to compare in such a mapping.
@@ -160,7 +161,9 @@ impl Copy {
                 let theirs = self.pages.get(&at).unwrap_or(&zeros);
                 assert!(ours == &theirs[..], "page {at:x} of {vma:x?}");
             }
+            compared += bytes.len();
         }
+        assert!(compared >= WORDS * 8, "only {compared} bytes were compared");
     }
 }
 

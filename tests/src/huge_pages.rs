@@ -13,6 +13,9 @@ const MADE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/surplus_hugepages"
 const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 const RESERVED: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/resv_hugepages";
 
+/// Where the host's own setting waits meanwhile.
+const BEFORE: &str = "/run/pclive-tests-nr_overcommit_hugepages";
+
 fn number(path: &str) -> Result<u64> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
     text.trim().parse().with_context(|| format!("{path} has no number: {text}"))
@@ -36,7 +39,9 @@ impl HugePages {
     pub fn allow(pages: u64) -> Result<Self> {
         let file = File::open(EXTRA).with_context(|| format!("cannot open {EXTRA}"))?;
         let only = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
-        let before = number(EXTRA)?;
+        // A test that was killed has not put it back.
+        let before = number(BEFORE).or_else(|_| number(EXTRA))?;
+        std::fs::write(BEFORE, before.to_string()).with_context(|| format!("cannot write {BEFORE}"))?;
         let extra = before.max(number(MADE)? + pages);
         std::fs::write(EXTRA, extra.to_string()).with_context(|| format!("cannot write {EXTRA}"))?;
         Ok(Self { before, _only: only })
@@ -45,6 +50,6 @@ impl HugePages {
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        let _ = std::fs::write(EXTRA, self.before.to_string());
+        let _ = std::fs::write(EXTRA, self.before.to_string()).and_then(|()| std::fs::remove_file(BEFORE));
     }
 }

@@ -52,8 +52,11 @@ pub fn remove(lab: &Path) {
         };
         let traces = children(Path::new(INSTANCES));
         traces.iter().filter(|path| own(path)).for_each(|instance| drop(std::fs::remove_dir(instance)));
-        let hierarchies = children(Path::new(CGROUPS)).into_iter().chain([PathBuf::from(CGROUPS)]);
-        hierarchies.map(|hierarchy| hierarchy.join(name)).for_each(|cgroup| remove_cgroup(&cgroup));
+        for hierarchy in children(Path::new(CGROUPS)).into_iter().chain([PathBuf::from(CGROUPS)]) {
+            remove_cgroup(&hierarchy.join(name));
+            // Those of its agents.
+            children(&hierarchy).iter().filter(|path| own(path)).for_each(|cgroup| remove_cgroup(cgroup));
+        }
     }
     let _ = std::fs::remove_dir_all(lab);
 }

@@ -23,7 +23,7 @@ impl Host {
     /// The migrations that it lists, newest first.
     pub fn migrations(&self) -> Result<Vec<Value>> {
         let listed = self.ask(&["list"])?;
-        Ok(listed["migrations"].as_array().cloned().unwrap_or_default())
+        listed["migrations"].as_array().cloned().with_context(|| format!("no list of migrations: {listed}"))
     }
 
     /// The audit record has one line of every migration that the agent lists, which all have ended, and says the same of

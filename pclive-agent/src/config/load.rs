@@ -137,7 +137,7 @@ fn leaves(prefix: &str, table: &toml::Table, keys: &mut Vec<String>) {
 fn is_known(known: &[String], key: &str) -> bool {
     let parts: Vec<&str> = key.split('.').collect();
     match parts.as_slice() {
-        ["peers", _] => true,
+        ["peers", _, ..] => true,
         ["runtimes", _, field] => {
             toml::Table::try_from(Runtime::default()).is_ok_and(|t| t.contains_key(*field))
         }
@@ -202,6 +202,12 @@ mod tests {
         assert_eq!(config.log.format, LogFormat::Json);
         assert_eq!(config.peers["host-b"], "10.0.0.2:7413");
         assert_eq!(config.migration.max_downtime_ms, 300);
+    }
+
+    #[test]
+    fn a_peer_may_have_the_name_of_a_host_with_its_domain() {
+        let config = load_with("[peers]\n\"host-b.example.org\" = \"10.0.0.2:7413\"\n", &[]).unwrap();
+        assert_eq!(config.peers["host-b.example.org"], "10.0.0.2:7413");
     }
 
     #[test]

@@ -362,6 +362,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_code_is_documented_and_those_to_try_again_are_marked() {
+        let text = include_str!("../../../docs/CLI.md");
+        for code in ALL {
+            let name = format!("`{}`", code.as_str());
+            let mut cells = text.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+            let cell = cells.find(|cell| cell.contains(&name));
+            let cell = cell.unwrap_or_else(|| panic!("{name} is not in docs/CLI.md"));
+            assert_eq!(cell.contains(&format!("{name} +")), code.is_retryable(), "{name}");
+        }
+    }
+
+    #[test]
     fn names_are_distinct_and_lead_back_to_their_codes() {
         let names: BTreeSet<_> = ALL.iter().map(|code| code.as_str()).collect();
         assert_eq!(names.len(), ALL.len());

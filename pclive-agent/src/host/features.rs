@@ -15,7 +15,7 @@ pub fn features(release: &str) -> Vec<Feature> {
         present("userfaultfd", "/proc/sys/vm/unprivileged_userfaultfd", "tracking written pages"),
         present("cgroup freezer", freezer(), "holding the source at the commit"),
         present("PID namespaces' last id", "/proc/sys/kernel/ns_last_pid", "giving tasks their ids"),
-        present("time namespaces", "/proc/self/ns/time", "hiding the jump of clocks between hosts"),
+        present("/dev/userfaultfd", "/dev/userfaultfd", "arriving by policy post-copy"),
     ]
 }
 

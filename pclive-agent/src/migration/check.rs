@@ -65,9 +65,11 @@ fn local(located: &Located, options: SourceOptions) -> Result<Checked, Migration
     let capture = |error| MigrationError::caused(ErrorCode::CaptureFailed, &error);
     let mut source = Source::open(Pid(pid), options).map_err(capture)?;
     blockers.extend(source.check().map_err(capture)?);
-    blockers.extend(network_blocker(pid));
+    let looked = unmoved(pid);
+    let warnings = looked.as_ref().cloned().unwrap_or_default();
+    blockers.extend(looked.err().map(|error| network_blocker(pid, &error)));
     let memory_bytes = source.memory_bytes().map_err(capture)?;
-    Ok(Checked { blockers, warnings: Vec::new(), memory_bytes })
+    Ok(Checked { blockers, warnings, memory_bytes })
 }
 
 /// What its configuration has in the way.
@@ -77,20 +79,23 @@ pub(super) fn configuration(located: &Located) -> Result<Vec<Blocker>, Migration
     Ok(bundle.blockers(located.container.pid))
 }
 
-fn network_blocker(pid: i32) -> Option<Blocker> {
-    let looked = Namespace::of(pid).and_then(|namespace| {
-        namespace.refuse_host()?;
-        network::capture(&namespace)
-    });
-    let error = looked.err()?;
-    Some(Blocker {
+/// What of its network would stay behind; an error if the rest cannot be carried.
+fn unmoved(pid: i32) -> Result<Vec<String>, network::Error> {
+    let namespace = Namespace::of(pid)?;
+    namespace.refuse_host()?;
+    network::capture(&namespace)?;
+    network::unmoved(&namespace)
+}
+
+fn network_blocker(pid: i32, error: &network::Error) -> Blocker {
+    Blocker {
         pid,
         vpid: Vpid(1),
         comm: "network".into(),
         place: Place::Process,
-        what: crate::error::chain(&error),
+        what: crate::error::chain(error),
         hint: error.hint().unwrap_or_default().into(),
-    })
+    }
 }
 
 async fn remote(

@@ -222,7 +222,7 @@ fn neighbour(entry: RouteNetlinkMessage) -> Option<(u32, Neighbour)> {
     known.then_some((message.header.ifindex, neighbour))
 }
 
-fn dump(
+pub(super) fn dump(
     socket: &mut RouteSocket,
     namespace: &Namespace,
     request: &RouteNetlinkMessage,

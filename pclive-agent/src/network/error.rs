@@ -80,7 +80,7 @@ impl Error {
                 Some("let the runtime make the interface when it creates the container, or use a veth")
             }
             Self::NoBridge { .. } => Some(
-                "set the bridge in the agent's network configuration, or let the runtime make the interface",
+                "set network.bridge in the configuration of the destination's agent, or let the runtime make the interface",
             ),
             Self::BridgeMissing { .. } | Self::NotABridge { .. } => Some(
                 "create the bridge on this host, or correct its name in the agent's network configuration",

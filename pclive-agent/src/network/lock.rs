@@ -21,6 +21,8 @@ use super::namespace::Namespace;
 use super::netlink::{FilterSocket, RouteSocket};
 use super::nftables::{Batch, Hook, Owner, Policy};
 
+/// What the name of every table of ours starts with.
+pub(super) const TABLE_PREFIX: &str = "pclive-";
 /// Longer ids are hashed: a table's name has at most 255 bytes.
 const MAX_ID_BYTES: usize = 128;
 
@@ -157,9 +159,9 @@ fn lockable(interfaces: &[Interface]) -> Vec<String> {
 
 fn table_name(id: &str) -> String {
     if id.len() <= MAX_ID_BYTES {
-        format!("pclive-{id}")
+        format!("{TABLE_PREFIX}{id}")
     } else {
-        format!("pclive-{:032x}", xxhash_rust::xxh3::xxh3_128(id.as_bytes()))
+        format!("{TABLE_PREFIX}{:032x}", xxhash_rust::xxh3::xxh3_128(id.as_bytes()))
     }
 }
 

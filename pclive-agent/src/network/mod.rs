@@ -40,6 +40,7 @@ mod nftables;
 mod retire;
 mod settings;
 mod tap;
+mod unmoved;
 mod wire;
 
 pub use announce::Announcer;
@@ -55,4 +56,5 @@ pub use namespace::Namespace;
 pub use native::{addresses, differ, native};
 pub use retire::{remove_host_ends, retire, unlock_host_ends};
 pub use tap::Tap;
+pub use unmoved::unmoved;
 pub use wire::{decode, encode};

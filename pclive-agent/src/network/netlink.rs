@@ -21,6 +21,7 @@ use nix::sys::time::TimeVal;
 
 use super::error::{Error, Result};
 use super::namespace::Namespace;
+use super::nftables;
 
 /// How long an answer of the kernel may take.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -186,6 +187,30 @@ impl FilterSocket {
                 if sequence == last {
                     return Ok(());
                 }
+            }
+        }
+    }
+
+    /// The names of all tables.
+    pub(super) fn tables(&self) -> io::Result<Vec<String>> {
+        self.discard_late_answers()?;
+        self.socket.send(&nftables::list_tables(), 0)?;
+        let mut names = Vec::new();
+        loop {
+            let datagram = receive(&self.socket)?;
+            errors(&datagram)?.into_iter().try_for_each(|(_, code)| verdict(code))?;
+            let mut rest = datagram.as_slice();
+            while !rest.is_empty() {
+                let buffer = NetlinkBuffer::new_checked(&rest).map_err(malformed)?;
+                match buffer.message_type() {
+                    netlink_packet_core::NLMSG_DONE => return Ok(names),
+                    nftables::NEW_TABLE => names.extend(nftables::table_name(buffer.payload())),
+                    _ => {}
+                }
+                rest = rest.get((buffer.length() as usize).next_multiple_of(4)..).unwrap_or_default();
+            }
+            if names.len() > DUMP_LIMIT {
+                return Err(malformed("too many tables"));
             }
         }
     }

@@ -34,7 +34,8 @@ pub(super) enum Owner {
 const BATCH_BEGIN: u16 = 0x10;
 const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
-const NEW_TABLE: u16 = SUBSYSTEM << 8;
+pub(super) const NEW_TABLE: u16 = SUBSYSTEM << 8;
+const GET_TABLE: u16 = SUBSYSTEM << 8 | 1;
 const NEW_CHAIN: u16 = SUBSYSTEM << 8 | 3;
 /// Like DELTABLE, but not an error when there is none. Linux 6.3.
 const DESTROY_TABLE: u16 = SUBSYSTEM << 8 | 26;
@@ -42,6 +43,7 @@ const DESTROY_TABLE: u16 = SUBSYSTEM << 8 | 26;
 const REQUEST: u16 = 0x1;
 const ACKNOWLEDGE: u16 = 0x4;
 const CREATE: u16 = 0x400;
+const DUMP: u16 = 0x300;
 
 const UNSPECIFIED_FAMILY: u8 = 0;
 const NETDEV_FAMILY: u8 = 5;
@@ -149,6 +151,28 @@ impl Batch {
     }
 }
 
+/// The question for every table of a namespace.
+pub(super) fn list_tables() -> Vec<u8> {
+    let mut question = Batch { bytes: Vec::new(), last: 0, sequence: 0 };
+    question.message(GET_TABLE, REQUEST | DUMP, UNSPECIFIED_FAMILY, 0, &[]);
+    question.bytes
+}
+
+/// The table's name in an answer to it (nfgenmsg, attributes).
+pub(super) fn table_name(answer: &[u8]) -> Option<String> {
+    let mut rest = answer.get(4..)?;
+    loop {
+        let length = usize::from(u16::from_ne_bytes(*rest.first_chunk()?));
+        let kind = u16::from_ne_bytes(*rest.get(2..)?.first_chunk()?);
+        if kind & !NESTED == TABLE_NAME {
+            let name = rest.get(4..length)?.split(|&byte| byte == 0).next()?;
+            return Some(String::from_utf8_lossy(name).into_owned());
+        }
+        // No attribute is shorter than its head.
+        rest = rest.get(length.max(4).next_multiple_of(4)..)?;
+    }
+}
+
 /// nlattr: length without padding, kind, value, padding to 4 bytes.
 fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
     let length = 4 + value.len();
@@ -163,4 +187,19 @@ fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
 /// A string with its NUL.
 fn text(kind: u16, value: &str) -> Vec<u8> {
     attribute(kind, &[value.as_bytes(), &[0]].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_is_found_among_the_attributes_and_broken_answers_have_none() {
+        let answer = [&[0; 4][..], &attribute(TABLE_FLAGS, &[1, 2, 3]), &text(TABLE_NAME, "filter")].concat();
+        assert_eq!(table_name(&answer).as_deref(), Some("filter"));
+        for length in 0..answer.len() - 8 {
+            assert_eq!(table_name(&answer[..length]), None, "{length}");
+        }
+        assert_eq!(table_name(&[0; 64]), None);
+    }
 }

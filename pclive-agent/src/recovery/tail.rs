@@ -60,7 +60,13 @@ pub(super) async fn follow(agent: &Arc<Agent>, record: &Record) {
         "this agent was restarted while container {} runs here and its last pages are fetched, which goes on",
         record.container
     );
-    let entry = in_doubt(agent, record, MigrationError::new(ErrorCode::AgentRestarted, message));
+    // It was not left as it was, and is not to be migrated again before it is whole.
+    let error = MigrationError {
+        retryable: false,
+        ..MigrationError::new(ErrorCode::AgentRestarted, message)
+            .hint("wait: the migration ends by itself once every page is there (docs/RECOVERY.md)")
+    };
+    let entry = in_doubt(agent, record, error);
     hooks::after_recovery(agent, Arc::clone(&entry), record, Ending::Done);
     let (agent, record) = (Arc::clone(agent), record.clone());
     tokio::spawn(async move {

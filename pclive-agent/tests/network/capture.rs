@@ -1,4 +1,4 @@
-use pclive_agent::network::{Error, Kind, Namespace, capture, decode, encode};
+use pclive_agent::network::{Error, Kind, Namespace, capture, decode, encode, unmoved};
 
 use crate::site::{BRIDGE, BRIDGE_IP, Container, IP, IP6, Site, run};
 
@@ -130,4 +130,19 @@ fn malformed_interfaces_of_a_peer_are_refused() {
         assert!(matches!(decode(&bad), Err(Error::Malformed { .. })), "case {number}");
     }
     assert!(decode(&vec![good[1].clone(); 65]).is_err());
+}
+
+#[test]
+fn what_stays_behind_is_told() {
+    let site = Site::new();
+    let container = site.connected();
+    assert_eq!(unmoved(&container.namespace()).unwrap(), Vec::<String>::new());
+    container.run("ip rule add from 192.0.2.7 lookup 77");
+    container.run(&format!("ip route add default via {BRIDGE_IP} table 77"));
+    container.run("nft add table inet mesh");
+    container.run("nft add table netdev pclive-of-ours");
+    let told = unmoved(&container.namespace()).unwrap();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("1 rules, 1 routes"), "{told:?}");
+    assert!(told[1].contains("tables mesh)"), "{told:?}");
 }

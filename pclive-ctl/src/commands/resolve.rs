@@ -15,7 +15,7 @@ pub(super) async fn run(mut client: Client, wish: &Resolve, output: &mut Output)
     output.result(&json::Resolved::new(&wish.id, &decided), || {
         let place = match decided.phase() {
             Phase::Done => "removed here; it belongs to the destination",
-            Phase::Failed => "let go here, as far as it was there",
+            Phase::Failed => "it belongs to the source",
             Phase::Unspecified
             | Phase::Queued
             | Phase::Negotiating

@@ -111,7 +111,11 @@ fn a_decision_reaches_the_agent_and_its_refusal_the_operator() {
     let agent = Fake::new(Script { resolve: decided, ..Script::default() });
     let ended = run(&agent.socket(), &["resolve", "m-1", "--run-here"]);
     assert_eq!(ended.code, 0, "{}", ended.err);
-    assert!(ended.out.contains("let go here") && ended.out.contains("host-b: gone"), "{}", ended.out);
+    assert!(
+        ended.out.contains("it belongs to the source") && ended.out.contains("host-b: gone"),
+        "{}",
+        ended.out
+    );
     let expected = ResolveMigrationRequest {
         migration_id: "m-1".into(),
         resolution: Resolution::RunHere.into(),

@@ -1,5 +1,6 @@
 //! Redis: a data set that nobody touches, clients that write sequence numbers, and what must work after a move.
 
+use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -128,12 +129,13 @@ impl<'a> Redis<'a> {
         })
     }
 
-    /// Clients that overwrite keys of the data set of `keys` keys, as fast as they can.
+    /// Clients that overwrite keys of the data set of `keys` keys, as fast as they can, each those of its own.
     pub fn overwriting(&self, count: usize, keys: u64) -> Result<Clients> {
         let address = self.address;
+        let clients = count as u64;
+        ensure!(keys >= clients, "{keys} keys for {count} clients");
         Clients::start(self.client, count, Duration::ZERO, move |index| {
-            let connection = Connection::new(connect(address)?);
-            Ok(Overwriting { connection, keys, state: index as u64 })
+            Overwriting::start(address, index as u64, clients, keys / clients)
         })
     }
 
@@ -144,18 +146,48 @@ impl<'a> Redis<'a> {
     }
 }
 
-/// Overwrites keys of the data set, all over it, with values of the same size.
+/// Overwrites keys of the data set, all over it, with values of the same size, each with the number of its request.
 #[derive(Debug)]
 struct Overwriting {
+    address: SocketAddr,
     connection: Connection,
-    keys: u64,
+    /// Of so many clients it is this one, and has so many keys.
+    clients: u64,
+    index: u64,
+    own: u64,
     state: u64,
+    /// The request under way, its keys, and what was acknowledged last of each.
+    number: u64,
+    asked: Vec<u64>,
+    acknowledged: BTreeMap<u64, u64>,
 }
 
 /// Keys of one request: enough to keep the server busy.
 const KEYS: usize = 50;
+/// Keys that are read back at once.
+const READ_BACK: usize = 500;
 
 impl Overwriting {
+    fn start(address: SocketAddr, index: u64, clients: u64, own: u64) -> Result<Self> {
+        let connection = Connection::new(connect(address)?);
+        let (asked, acknowledged) = (Vec::new(), BTreeMap::new());
+        Ok(Self { address, connection, clients, index, own, state: index, number: 0, asked, acknowledged })
+    }
+
+    fn key(&self, number: u64) -> String {
+        format!("key:{}", number * self.clients + self.index)
+    }
+
+    fn value(number: u64) -> String {
+        format!("{number:0>width$}", width = VALUE_BYTES as usize)
+    }
+
+    /// Whether the value is one that the key may have: a request without an answer may have been carried out.
+    fn is_right(&self, key: u64, value: &str) -> bool {
+        let known = self.acknowledged.get(&key).is_some_and(|&number| value == Self::value(number));
+        known || (self.asked.contains(&key) && value == Self::value(self.number))
+    }
+
     fn random(&mut self, below: u64) -> u64 {
         self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         (self.state >> 33) % below
@@ -164,21 +196,35 @@ impl Overwriting {
 
 impl Session for Overwriting {
     fn ask(&mut self) -> Result<(), Failure> {
-        let value = "v".repeat(VALUE_BYTES as usize);
-        let mut words = vec!["MSET".to_owned()];
-        for _ in 0..KEYS {
-            words.push(format!("key:{}", self.random(self.keys)));
-            words.push(value.clone());
-        }
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        self.number += 1;
+        let value = Self::value(self.number);
+        self.asked = (0..KEYS).map(|_| self.random(self.own)).collect();
+        let names: Vec<String> = self.asked.iter().map(|&key| self.key(key)).collect();
+        let pairs = names.iter().flat_map(|name| [name.as_str(), value.as_str()]);
+        let words: Vec<&str> = ["MSET"].into_iter().chain(pairs).collect();
         match self.connection.ask(&words)? {
-            Reply::Simple(text) if text == "OK" => Ok(()),
+            Reply::Simple(text) if text == "OK" => {
+                self.acknowledged.extend(self.asked.drain(..).map(|key| (key, self.number)));
+                Ok(())
+            }
             other => Err(Failure::Wrong(format!("MSET: {other:?}"))),
         }
     }
 
     fn audit(&mut self) -> Result<u64> {
-        Ok(0)
+        let mut connection = Connection::new(connect(self.address)?);
+        let keys: Vec<u64> = self.acknowledged.keys().copied().collect();
+        let mut missing = 0;
+        for part in keys.chunks(READ_BACK) {
+            let names: Vec<String> = part.iter().map(|&key| self.key(key)).collect();
+            let words: Vec<&str> = ["MGET"].into_iter().chain(names.iter().map(String::as_str)).collect();
+            let Reply::Array(values) = connection.ask(&words)? else { bail!("no values") };
+            ensure!(values.len() == part.len(), "{} values of {} keys", values.len(), part.len());
+            let is_right =
+                |(&key, value): (&u64, &Reply)| value.text().is_some_and(|value| self.is_right(key, &value));
+            missing += part.iter().zip(&values).filter(|&pair| !is_right(pair)).count() as u64;
+        }
+        Ok(missing)
     }
 }
 

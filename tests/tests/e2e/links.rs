@@ -121,7 +121,9 @@ fn a_link_of_a_megabit_carries_a_migration_to_its_end() -> Result<()> {
     }
     let (lab, container, clients) = served_little()?;
     lab.set_speed(MEGABIT)?;
-    migrate(&container, &lab.a, &lab.b, &["--max-rounds", "3"])?;
+    let report = migrate(&container, &lab.a, &lab.b, &["--max-rounds", "3"])?;
+    let (bits, seconds) = (report.bytes as f64 * 8.0, report.total_ns as f64 / 1e9);
+    ensure!(bits / seconds < 2e6, "{bits} bits in {seconds} s over a link of a megabit");
     clients.wait_for_answers(20)?;
     clients.stop()?.nothing_lost()
 }

@@ -46,7 +46,7 @@ fn moves_with(words: &[&str], bytes: u64) -> Result<Report> {
     redis.expire_a_key()?;
     clients.stop()?.nothing_lost()?;
     ensure!(redis.digest(keys)? == digest, "the untouched keys have changed");
-    ensure!(container.exec(&lab.b, &["/usr/bin/redis-server", "--version"])?.contains("v=7"));
+    ensure!(container.exec(&lab.b, &["/usr/bin/redis-server", "--version"])?.contains("Redis server v="));
     container.delete(&lab.b)?;
     Ok(report)
 }

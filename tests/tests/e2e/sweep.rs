@@ -17,7 +17,7 @@ use pclive_tests::{Container, Host, Lab};
 use crate::{migrate, ready};
 
 /// Least number of points: one that vanished would not be missed otherwise.
-const LEAST_POINTS: usize = 80;
+const LEAST_POINTS: usize = 92;
 
 /// A point as the agent describes it.
 #[derive(Debug)]
@@ -119,6 +119,7 @@ impl Sweep {
         let (source, destination) = self.hosts()?;
         let victim = if point.name.starts_with("source") { source } else { destination };
         let writers = self.writers(point)?;
+        let untouched = if writers.is_none() { Some(self.digest()?) } else { None };
         victim.arm(&format!("{}:kill", point.name))?;
         let following = Following::start(source, &self.container.name, destination.name(), &point.options())?;
         victim.await_agent_end().context("the point was not reached")?;
@@ -143,7 +144,15 @@ impl Sweep {
         self.clients.wait_for_answers(20)?;
         migrate(&self.container, here, gone, &[])?;
         self.clients.wait_for_answers(20)?;
+        if let Some(digest) = untouched {
+            ensure!(self.digest()? == digest, "the data set has changed");
+        }
         writers.map_or(Ok(()), |writers| writers.stop()?.nothing_lost())
+    }
+
+    /// Of the whole data set.
+    fn digest(&self) -> Result<u64> {
+        Redis::new(&self.lab.client, self.container.v4).digest(self.keys)
     }
 
     pub(crate) fn last_words(&self) -> String {

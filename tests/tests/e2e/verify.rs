@@ -28,6 +28,7 @@ fn same_state_by_both_records(lab: &Lab) -> Result<()> {
     for line in &here {
         let other =
             there.iter().find(|other| other["id"] == line["id"]).context("no line at the other end")?;
+        ensure!(line["state_digest"].is_string(), "no digest: {line}");
         ensure!(line["state_digest"] == other["state_digest"], "{line} and {other}");
     }
     ensure!(!here.is_empty(), "no migration is on record");

@@ -234,6 +234,7 @@ async fn drive(
             return Err(Ended::RolledBack(error));
         }
     };
+    opened.unmoved.iter().for_each(|what| entry.warn(what.clone()));
     let session = Session::new(Arc::clone(entry), mouth, ears, agent.config.migration.reconnect_timeout());
     let experience = agent.experience(&order.destination);
     let mut rounds = Rounds::new(order.limits, order.bandwidth, order.located.container.pid, experience);

@@ -40,6 +40,13 @@ impl Protection {
     }
 }
 
+/// Whether something is mapped at a page, whatever may be done with it.
+pub(crate) fn is_mapped(page: Address) -> bool {
+    let mut resident = 0;
+    // SAFETY: the kernel looks the address up and does not follow it; it writes one byte, of one page.
+    unsafe { libc::mincore(page as *mut libc::c_void, BYTES, &raw mut resident) == 0 }
+}
+
 /// Maps new memory where the kernel likes.
 pub(crate) fn map(pages: usize, protection: Protection, backing: Backing) -> std::io::Result<Address> {
     let (flags, fd, offset) = match backing {

@@ -55,6 +55,8 @@ pub(super) struct Opened {
     pub(super) blockers: Vec<Blocker>,
     pub(super) memory_bytes: u64,
     pub(super) interfaces: Vec<Interface>,
+    /// What of its network stays behind.
+    pub(super) unmoved: Vec<String>,
 }
 
 /// What a round moved.
@@ -283,7 +285,8 @@ fn open(plan: &Plan) -> Result<(Opening, Opened), MigrationError> {
     let namespace = Namespace::of(plan.pid).map_err(network_error)?;
     namespace.refuse_host().map_err(network_error)?;
     let interfaces = network::capture(&namespace).map_err(network_error)?;
-    let found = Opened { blockers, memory_bytes, interfaces: interfaces.clone() };
+    let unmoved = network::unmoved(&namespace).map_err(network_error)?;
+    let found = Opened { blockers, memory_bytes, interfaces: interfaces.clone(), unmoved };
     let network = Network { namespace, interfaces, stays: false };
     Ok((Opening { source, network }, found))
 }
