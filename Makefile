@@ -51,10 +51,9 @@ lint:
 install: build
 	install -D -m 0755 target/release/pclive-agent $(DESTDIR)$(PREFIX)/sbin/pclive-agent
 	install -D -m 0755 target/release/pclivectl $(DESTDIR)$(PREFIX)/bin/pclivectl
-	install -d $(DESTDIR)/etc/systemd/system
-	sed 's,/usr/local,$(PREFIX),; s,/usr/share,$(PREFIX)/share,' systemd/pclive-agent.service \
-		> $(DESTDIR)/etc/systemd/system/pclive-agent.service
-	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/pclive README.md SECURITY.md CHANGELOG.md
+	sed 's,/usr/local,$(PREFIX),; s,/usr/share,$(PREFIX)/share,' systemd/pclive-agent.service > target/pclive-agent.service
+	install -D -m 0644 target/pclive-agent.service $(DESTDIR)/etc/systemd/system/pclive-agent.service
+	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/pclive README.md SECURITY.md CONTRIBUTING.md CHANGELOG.md
 	install -D -m 0644 -t $(DESTDIR)$(PREFIX)/share/doc/pclive/docs docs/*.md
 	test -e $(DESTDIR)/etc/pclive/agent.toml || \
 		install -D -m 0600 configs/agent.toml $(DESTDIR)/etc/pclive/agent.toml

@@ -40,8 +40,15 @@ impl HugePages {
         let file = File::open(EXTRA).with_context(|| format!("cannot open {EXTRA}"))?;
         let only = Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
         // A test that was killed has not put it back.
-        let before = number(BEFORE).or_else(|_| number(EXTRA))?;
-        std::fs::write(BEFORE, before.to_string()).with_context(|| format!("cannot write {BEFORE}"))?;
+        let before = match number(BEFORE) {
+            Ok(before) => before,
+            Err(_) => {
+                let before = number(EXTRA)?;
+                std::fs::write(BEFORE, before.to_string())
+                    .with_context(|| format!("cannot write {BEFORE}"))?;
+                before
+            }
+        };
         let extra = before.max(number(MADE)? + pages);
         std::fs::write(EXTRA, extra.to_string()).with_context(|| format!("cannot write {EXTRA}"))?;
         Ok(Self { before, _only: only })

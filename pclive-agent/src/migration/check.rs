@@ -84,7 +84,7 @@ fn unmoved(pid: i32) -> Result<Vec<String>, network::Error> {
     let namespace = Namespace::of(pid)?;
     namespace.refuse_host()?;
     network::capture(&namespace)?;
-    network::unmoved(&namespace)
+    Ok(network::unmoved(&namespace))
 }
 
 fn network_blocker(pid: i32, error: &network::Error) -> Blocker {

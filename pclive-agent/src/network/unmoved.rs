@@ -5,7 +5,7 @@
 
 use std::io;
 
-use netlink_packet_route::route::{RouteFlags, RouteMessage, RouteProtocol};
+use netlink_packet_route::route::{RouteFlags, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 
@@ -14,6 +14,7 @@ use super::error::{Error, Result};
 use super::lock::TABLE_PREFIX;
 use super::namespace::Namespace;
 use super::netlink::{FilterSocket, RouteSocket};
+use crate::error::chain;
 
 /// RT_TABLE_LOCAL, which the kernel fills by itself.
 const LOCAL_TABLE: u8 = 255;
@@ -22,32 +23,43 @@ const FIRST_RULES: [(u32, u8); 3] = [(0, LOCAL_TABLE), (32766, MAIN_TABLE), (327
 /// Names that one warning tells.
 const MOST_NAMES: usize = 8;
 
-/// What the container has in this namespace that is not made again at the destination; empty as a rule.
-///
-/// # Errors
-/// When the namespace cannot be looked into.
-pub fn unmoved(namespace: &Namespace) -> Result<Vec<String>> {
-    let mut warnings = Vec::new();
+/// What the container has in this namespace that is not made again at the destination; empty as a rule. Where it cannot be
+/// told, that is one of them: it is no reason not to migrate.
+pub fn unmoved(namespace: &Namespace) -> Vec<String> {
+    let looks = [routing_left(namespace), firewall_left(namespace)];
+    let told = looks.into_iter().map(|look| {
+        look.unwrap_or_else(|error| {
+            Some(format!("what of the container's network stays behind is not known: {}", chain(&error)))
+        })
+    });
+    told.flatten().collect()
+}
+
+fn routing_left(namespace: &Namespace) -> Result<Option<String>> {
     let (rules, routes) = policy_routing(namespace)?;
-    if rules + routes > 0 {
-        warnings.push(format!(
-            "policy routing of the container stays behind ({rules} rules, {routes} routes outside the main table)"
-        ));
-    }
+    let told = format!(
+        "policy routing of the container stays behind ({rules} rules, {routes} routes outside the main table)"
+    );
+    Ok((rules + routes > 0).then_some(told))
+}
+
+fn firewall_left(namespace: &Namespace) -> Result<Option<String>> {
     let mut names = tables(namespace)?;
     names.extend(old_tables(namespace)?);
-    if !names.is_empty() {
-        let more = names.len().saturating_sub(MOST_NAMES);
-        names.truncate(MOST_NAMES);
-        let names: Vec<String> = names.iter().map(|name| name.escape_debug().to_string()).collect();
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        warnings.push(format!(
-            "firewall rules inside the container's network stay behind (tables {}{more}): the copy has what its runtime \
-             makes there",
-            names.join(", ")
-        ));
+    if names.is_empty() {
+        return Ok(None);
     }
-    Ok(warnings)
+    names.sort();
+    names.dedup();
+    let more = names.len().saturating_sub(MOST_NAMES);
+    names.truncate(MOST_NAMES);
+    let names: Vec<String> = names.iter().map(|name| name.escape_debug().to_string()).collect();
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    Ok(Some(format!(
+        "firewall tables inside the container's network stay behind, with what rules they have ({}{more}): the copy has \
+         what its runtime makes there",
+        names.join(", ")
+    )))
 }
 
 /// How many rules, and how many routes in tables of their own.
@@ -58,30 +70,34 @@ fn policy_routing(namespace: &Namespace) -> Result<(usize, usize)> {
         let mut request = RuleMessage::default();
         request.header.family = family;
         let listed = dump(&mut socket, namespace, &RouteNetlinkMessage::GetRule(request), "policy rules")?;
-        rules += listed.iter().filter(|entry| is_own_rule(entry)).count();
+        rules += listed.iter().filter(|entry| is_own_rule(entry, family)).count();
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         let listed = dump(&mut socket, namespace, &RouteNetlinkMessage::GetRoute(request), "routes")?;
-        routes += listed.iter().filter(|entry| is_elsewhere(entry)).count();
+        routes += listed.iter().filter(|entry| is_elsewhere(entry, family)).count();
     }
     Ok((rules, routes))
 }
 
-fn is_own_rule(entry: &RouteNetlinkMessage) -> bool {
+/// A kernel without a family answers for all others.
+fn is_own_rule(entry: &RouteNetlinkMessage, family: AddressFamily) -> bool {
     let RouteNetlinkMessage::NewRule(rule) = entry else { return false };
     let priority = rule.attributes.iter().find_map(|attribute| match attribute {
         RuleAttribute::Priority(priority) => Some(*priority),
         _ => None,
     });
     let place = (priority.unwrap_or_default(), rule.header.table);
-    rule.header.action != RuleAction::ToTable || !FIRST_RULES.contains(&place)
+    let is_first = rule.header.action == RuleAction::ToTable && FIRST_RULES.contains(&place);
+    rule.header.family == family && !is_first
 }
 
-fn is_elsewhere(entry: &RouteNetlinkMessage) -> bool {
+fn is_elsewhere(entry: &RouteNetlinkMessage, family: AddressFamily) -> bool {
     let RouteNetlinkMessage::NewRoute(RouteMessage { header, .. }) = entry else { return false };
     let made_by_kernel =
         header.protocol == RouteProtocol::Kernel || header.flags.contains(RouteFlags::Cloned);
-    !made_by_kernel && header.table != MAIN_TABLE && header.table != LOCAL_TABLE
+    // In the local table the kernel has more than it calls its own: broadcast, multicast and anycast.
+    let is_local = header.table == LOCAL_TABLE && header.kind != RouteType::Local;
+    header.address_family == family && !made_by_kernel && header.table != MAIN_TABLE && !is_local
 }
 
 /// Tables of nf_tables, but for the agent's own.

@@ -136,13 +136,15 @@ fn malformed_interfaces_of_a_peer_are_refused() {
 fn what_stays_behind_is_told() {
     let site = Site::new();
     let container = site.connected();
-    assert_eq!(unmoved(&container.namespace()).unwrap(), Vec::<String>::new());
+    assert_eq!(unmoved(&container.namespace()), Vec::<String>::new());
     container.run("ip rule add from 192.0.2.7 lookup 77");
     container.run(&format!("ip route add default via {BRIDGE_IP} table 77"));
+    container.run("ip route add local 10.1.0.0/16 dev lo");
     container.run("nft add table inet mesh");
+    container.run("nft add table ip mesh");
     container.run("nft add table netdev pclive-of-ours");
-    let told = unmoved(&container.namespace()).unwrap();
+    let told = unmoved(&container.namespace());
     assert_eq!(told.len(), 2, "{told:?}");
-    assert!(told[0].contains("1 rules, 1 routes"), "{told:?}");
-    assert!(told[1].contains("tables mesh)"), "{told:?}");
+    assert!(told[0].contains("1 rules, 2 routes"), "{told:?}");
+    assert!(told[1].contains("(mesh)"), "{told:?}");
 }

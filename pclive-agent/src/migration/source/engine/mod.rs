@@ -285,7 +285,7 @@ fn open(plan: &Plan) -> Result<(Opening, Opened), MigrationError> {
     let namespace = Namespace::of(plan.pid).map_err(network_error)?;
     namespace.refuse_host().map_err(network_error)?;
     let interfaces = network::capture(&namespace).map_err(network_error)?;
-    let unmoved = network::unmoved(&namespace).map_err(network_error)?;
+    let unmoved = network::unmoved(&namespace);
     let found = Opened { blockers, memory_bytes, interfaces: interfaces.clone(), unmoved };
     let network = Network { namespace, interfaces, stays: false };
     Ok((Opening { source, network }, found))
