@@ -1,6 +1,6 @@
 # make demo   a Redis with 1 GiB and eight clients, moved between two hosts, by both strategies
 # make test   every test, among them migrations of real containers (root)
-# make bench  workloads moved by every strategy: the report is target/bench/report.html (root, less than 15 minutes)
+# make bench  workloads moved by every strategy: the report is target/bench/report.html (root, about a quarter of an hour)
 # make bench-full   the same at the sizes of the paper, and by CRIU (root, hours, 13 GiB; goes on where it was interrupted)
 # make soak   containers move to and fro while agents are killed and links cut (root); SOAK_SECONDS=N, SOAK_SEED=S
 # make lint   formatting, clippy and documentation, without a warning

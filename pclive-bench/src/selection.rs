@@ -12,7 +12,7 @@ use crate::setting::{CLIENTS, Channel, Link, Oltp, Setting, Strategy, Workload, 
 /// A ready-made set of settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Selection {
-    /// Less than 15 minutes on two CPUs.
+    /// About a quarter of an hour on two CPUs.
     Quick,
     /// The paper's tables: hours, and 13 GiB of memory.
     Full,

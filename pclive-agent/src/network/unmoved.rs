@@ -18,7 +18,7 @@ use crate::error::chain;
 
 /// RT_TABLE_LOCAL, which the kernel fills by itself.
 const LOCAL_TABLE: u8 = 255;
-/// Priority and table of the rules that every namespace begins with: local, main, default (fib_rules(7), ip-rule(8)).
+/// Priority and table of the rules that every namespace begins with: local, main, default (ip-rule(8)).
 const FIRST_RULES: [(u32, u8); 3] = [(0, LOCAL_TABLE), (32766, MAIN_TABLE), (32767, 253)];
 /// Names that one warning tells.
 const MOST_NAMES: usize = 8;
@@ -79,7 +79,7 @@ fn policy_routing(namespace: &Namespace) -> Result<(usize, usize)> {
     Ok((rules, routes))
 }
 
-/// A kernel without a family answers for all others.
+/// Whether it is a rule of this family that the kernel did not begin with; without the family it lists those of others.
 fn is_own_rule(entry: &RouteNetlinkMessage, family: AddressFamily) -> bool {
     let RouteNetlinkMessage::NewRule(rule) = entry else { return false };
     let priority = rule.attributes.iter().find_map(|attribute| match attribute {
@@ -91,6 +91,7 @@ fn is_own_rule(entry: &RouteNetlinkMessage, family: AddressFamily) -> bool {
     rule.header.family == family && !is_first
 }
 
+/// Whether it is a route of this family that somebody put into another table than main.
 fn is_elsewhere(entry: &RouteNetlinkMessage, family: AddressFamily) -> bool {
     let RouteNetlinkMessage::NewRoute(RouteMessage { header, .. }) = entry else { return false };
     let made_by_kernel =
