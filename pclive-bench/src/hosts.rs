@@ -119,7 +119,7 @@ impl Hosts {
         let server = self.server();
         server.empty()?;
         server.load(ycsb.records, seed)?;
-        let words = setting.strategy.words().with_context(|| format!("{setting}: only on hosts of a lab"))?;
+        let words = setting.words().with_context(|| format!("{setting}: only on hosts of a lab"))?;
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let source = &self.ends[0];
         with_clients(server, ycsb, seed, || {

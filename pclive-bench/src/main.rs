@@ -68,10 +68,10 @@ enum Command {
 #[derive(Debug, Args)]
 struct RunOptions {
     /// Ready-made settings.
-    #[arg(long, value_enum, default_value = "quick", conflicts_with_all = ["strategies", "records", "reads", "links", "clients", "rate", "source"])]
+    #[arg(long, value_enum, default_value = "quick", conflicts_with_all = ["strategies", "records", "reads", "links", "clients", "rate", "bandwidth", "source"])]
     selection: Selection,
     /// Of these, only those with this text in their names (`--dry-run` shows them): "graph", "PostgreSQL", "by global".
-    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, conflicts_with_all = ["strategies", "records", "reads", "links", "clients", "rate", "source"])]
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true, conflicts_with_all = ["strategies", "records", "reads", "links", "clients", "rate", "bandwidth", "source"])]
     only: String,
     /// Instead of ready-made settings, all combinations of these, with Redis: one-shot, pipelined,
     /// pipelined+restore-after-N, global, global+post-copy.
@@ -98,6 +98,9 @@ struct RunOptions {
     /// Measure this CRIU too (version 4 or later), with runc: every workload over every link.
     #[arg(long, value_name = "PATH", conflicts_with = "source")]
     criu: Option<PathBuf>,
+    /// Limit of the rounds' bandwidth, Mbit/s, as `pclivectl migrate --bandwidth` sets it; CRIU has none.
+    #[arg(long, value_name = "MBIT", value_parser = clap::value_parser!(u32).range(1..))]
+    bandwidth: Option<u32>,
     /// Agents talk in plain text, to see what TLS costs.
     #[arg(long)]
     plain: bool,
@@ -120,9 +123,10 @@ impl RunOptions {
     }
 
     fn settings(&self, criu: Option<&Criu>) -> Result<BTreeSet<Setting>> {
-        let Self { strategies, records, reads, links, clients, rate, .. } = self;
+        let Self { strategies, records, reads, links, clients, rate, bandwidth, .. } = self;
         let chosen = !strategies.is_empty() || !records.is_empty() || !reads.is_empty() || !links.is_empty();
-        if !chosen && clients.is_none() && rate.is_none() && self.hosts.is_none() {
+        let limited = rate.is_some() || bandwidth.is_some();
+        if !chosen && clients.is_none() && !limited && self.hosts.is_none() {
             let mut settings = self.with_criu(criu, self.selection.settings(self.channel()))?;
             settings.retain(|setting| setting.to_string().contains(&self.only));
             ensure!(!settings.is_empty(), "no setting has {:?} in its name; --dry-run shows all", self.only);
@@ -152,6 +156,7 @@ impl RunOptions {
                 None if links.is_empty() => vec![Link::TenGigabit],
                 None => links.clone(),
             },
+            bandwidth: *bandwidth,
         };
         self.with_criu(criu, axes.settings(self.channel()))
     }
@@ -161,7 +166,8 @@ impl RunOptions {
         ensure!(!self.strategies.contains(&Strategy::Criu), "CRIU is measured by `--criu PATH`");
         if let Some(criu) = criu {
             let others = settings.iter().filter(|setting| criu.obstacle(&setting.workload).is_none());
-            let beside = |setting: &Setting| Setting { strategy: Strategy::Criu, ..setting.clone() };
+            let beside =
+                |setting: &Setting| Setting { strategy: Strategy::Criu, bandwidth: None, ..setting.clone() };
             settings.extend(others.map(beside).collect::<Vec<_>>());
         }
         Ok(settings)

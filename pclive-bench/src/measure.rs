@@ -17,7 +17,7 @@ use crate::hosts::Hosts;
 use crate::machine::Machine;
 use crate::oltp;
 use crate::outcome::{ContainerCost, Measures, Outcome, Run};
-use crate::setting::{BUFFERS_MIB, Channel, Setting, Strategy, Workload, Ycsb};
+use crate::setting::{BUFFERS_MIB, Channel, Setting, Workload, Ycsb};
 use crate::view::ClientView;
 use crate::ycsb::Server;
 
@@ -94,8 +94,8 @@ enum Mover<'a> {
 }
 
 impl<'a> Mover<'a> {
-    fn new(strategy: Strategy, criu: Option<&'a Criu>) -> Result<Self> {
-        Ok(match strategy.words() {
+    fn new(setting: &Setting, criu: Option<&'a Criu>) -> Result<Self> {
+        Ok(match setting.words() {
             Some(words) => Self::Agents(words),
             None => Self::Criu(criu.context("there is no CRIU")?),
         })
@@ -122,7 +122,7 @@ impl<'a> Mover<'a> {
 }
 
 fn in_lab(setting: &Setting, seed: u64, criu: Option<&Criu>) -> Result<Measures> {
-    let mover = Mover::new(setting.strategy, criu)?;
+    let mover = Mover::new(setting, criu)?;
     let links = match setting.channel {
         Channel::Tls => Links::Tls,
         Channel::Plain => Links::Plain,

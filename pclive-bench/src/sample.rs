@@ -41,6 +41,7 @@ pub(crate) fn run_of(workload: Workload, strategy: &str, downtime_ms: u64, resto
             strategy: strategy.parse().unwrap(),
             link: Link::Gigabit,
             channel: Channel::Tls,
+            bandwidth: None,
         },
         repetition: 1,
         seed: 1,

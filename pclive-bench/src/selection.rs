@@ -27,11 +27,13 @@ impl Selection {
                     strategies: vec![Strategy::OneShot, Strategy::Pipelined, Strategy::Global],
                     workloads: ycsb(&[250_000], &[10, 90]),
                     links: vec![Link::Gigabit, Link::TenGigabit],
+                    bandwidth: None,
                 },
                 Axes {
                     strategies: vec![Strategy::OneShot, Strategy::Global],
                     workloads: ycsb(&[50_000, 500_000], &[90]),
                     links: vec![Link::TenGigabit],
+                    bandwidth: None,
                 },
                 Axes {
                     strategies: vec![Strategy::Global],
@@ -41,7 +43,9 @@ impl Selection {
                     ]
                     .concat(),
                     links: vec![Link::TenGigabit],
+                    bandwidth: None,
                 },
+                half_of_a_gigabit(ycsb(&[250_000], &[90])),
             ],
             Self::Full => vec![
                 Axes {
@@ -54,36 +58,48 @@ impl Selection {
                     ],
                     workloads: ycsb(&[1_000_000], &[10, 30, 50, 70, 90]),
                     links: vec![Link::Gigabit, Link::TenGigabit],
+                    bandwidth: None,
                 },
                 Axes {
                     strategies: vec![Strategy::OneShot, Strategy::Pipelined, Strategy::Global],
                     workloads: ycsb(&[250_000, 500_000, 1_000_000, 2_000_000], &[90]),
                     links: vec![Link::TenGigabit],
+                    bandwidth: None,
                 },
                 Axes {
                     strategies: vec![Strategy::OneShot, Strategy::Global],
                     workloads: ycsb(&[1_000_000], &[10, 90]),
                     links: vec![Link::Unshaped],
+                    bandwidth: None,
                 },
                 Axes {
                     strategies: vec![Strategy::OneShot, Strategy::Global, Strategy::PostCopy],
                     workloads: stress(2048, &[1_000, 5_000, 20_000, 50_000, 100_000]),
                     links: vec![Link::TenGigabit],
+                    bandwidth: None,
                 },
                 Axes {
                     strategies: vec![Strategy::OneShot, Strategy::Pipelined, Strategy::Global],
                     workloads: vec![graph(20), graph(22), oltp(1_000_000)],
                     links: vec![Link::Gigabit, Link::TenGigabit],
+                    bandwidth: None,
                 },
                 Axes {
                     strategies: vec![Strategy::Global],
                     workloads: [stress(4096, &[50_000]), vec![idle(1_000_000)]].concat(),
                     links: vec![Link::TenGigabit],
+                    bandwidth: None,
                 },
+                half_of_a_gigabit(ycsb(&[1_000_000], &[10, 50, 90])),
             ],
         };
         parts.iter().flat_map(|part| part.settings(channel)).collect()
     }
+}
+
+/// What a limit leaves to clients, and what it takes.
+fn half_of_a_gigabit(workloads: Vec<Workload>) -> Axes {
+    Axes { strategies: vec![Strategy::Global], workloads, links: vec![Link::Gigabit], bandwidth: Some(500) }
 }
 
 /// All combinations of these.
@@ -92,6 +108,8 @@ pub(crate) struct Axes {
     pub(crate) strategies: Vec<Strategy>,
     pub(crate) workloads: Vec<Workload>,
     pub(crate) links: Vec<Link>,
+    /// One limit for all of them, Mbit/s.
+    pub(crate) bandwidth: Option<u32>,
 }
 
 impl Axes {
@@ -100,7 +118,13 @@ impl Axes {
         let mut settings = BTreeSet::new();
         for workload in &self.workloads {
             for &strategy in &self.strategies {
-                let with = |&link| Setting { workload: workload.clone(), strategy, link, channel };
+                let with = |&link| Setting {
+                    workload: workload.clone(),
+                    strategy,
+                    link,
+                    channel,
+                    bandwidth: self.bandwidth,
+                };
                 settings.extend(self.links.iter().map(with));
             }
         }

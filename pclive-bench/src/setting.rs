@@ -16,6 +16,9 @@ pub(crate) struct Setting {
     pub(crate) link: Link,
     /// How the agents talk.
     pub(crate) channel: Channel,
+    /// The limit that `--bandwidth` sets for the rounds, Mbit/s; none: as fast as it goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) bandwidth: Option<u32>,
 }
 
 impl fmt::Display for Setting {
@@ -25,12 +28,20 @@ impl fmt::Display for Setting {
 }
 
 impl Setting {
-    /// The link, and how the agents talk over it when that is not as it should be.
+    /// The link, and how it is used when that is not as usual.
     pub(crate) fn way(&self) -> String {
-        match self.channel {
-            Channel::Tls => self.link.to_string(),
-            Channel::Plain => format!("{}, in plain text", self.link),
-        }
+        let plain = match self.channel {
+            Channel::Tls => "",
+            Channel::Plain => ", in plain text",
+        };
+        let limit = self.bandwidth.map(|limit| format!(", at most {limit} Mbit/s")).unwrap_or_default();
+        format!("{}{plain}{limit}", self.link)
+    }
+
+    /// The words for `pclivectl migrate`; none of what it cannot do.
+    pub(crate) fn words(&self) -> Option<Vec<String>> {
+        let limit = self.bandwidth.map(|limit| ["--bandwidth".into(), format!("{limit}Mbit")]);
+        Some(self.strategy.words()?.into_iter().chain(limit.into_iter().flatten()).collect())
     }
 }
 
@@ -169,8 +180,7 @@ pub(crate) enum Strategy {
 const RESTORE_AFTER: &str = "pipelined+restore-after-";
 
 impl Strategy {
-    /// The words for `pclivectl migrate`; none of what it cannot do.
-    pub(crate) fn words(self) -> Option<Vec<String>> {
+    fn words(self) -> Option<Vec<String>> {
         let words: &[&str] = match self {
             Self::OneShot => &["--strategy", "one-shot"],
             Self::Pipelined | Self::PipelinedAfter(_) => &["--strategy", "pipelined"],
@@ -305,10 +315,13 @@ mod tests {
     fn settings_survive_their_line() {
         let ycsb = Ycsb { records: 1000, reads_percent: 90, clients: 4, rate: Some(500) };
         for strategy in STRATEGIES {
-            let workload = Workload::Ycsb(ycsb.clone());
-            let setting = Setting { workload, strategy, link: Link::TenGigabit, channel: Channel::Plain };
-            let line = serde_json::to_string(&setting).unwrap();
-            assert_eq!(serde_json::from_str::<Setting>(&line).unwrap(), setting, "{line}");
+            for bandwidth in [None, Some(300)] {
+                let (workload, link, channel) =
+                    (Workload::Ycsb(ycsb.clone()), Link::TenGigabit, Channel::Plain);
+                let setting = Setting { workload, strategy, link, channel, bandwidth };
+                let line = serde_json::to_string(&setting).unwrap();
+                assert_eq!(serde_json::from_str::<Setting>(&line).unwrap(), setting, "{line}");
+            }
         }
         assert!(serde_json::from_str::<Strategy>("\"other\"").is_err());
     }
@@ -323,10 +336,15 @@ mod tests {
     }
 
     #[test]
-    fn restore_after_and_post_copy_become_options_of_the_command() {
+    fn strategies_and_limits_become_options_of_the_command() {
         let words = |strategy: Strategy| strategy.words().unwrap();
         assert_eq!(words(Strategy::PipelinedAfter(3)), ["--strategy", "pipelined", "--restore-after", "3"]);
         assert_eq!(words(Strategy::PostCopy), ["--strategy", "global", "--policy", "post-copy"]);
         assert_eq!(Strategy::Criu.words(), None);
+        let (workload, link, channel) =
+            (Workload::Stress { mib: 1, pages_per_second: 1 }, Link::Gigabit, Channel::Tls);
+        let limited = Setting { workload, strategy: Strategy::Global, link, channel, bandwidth: Some(300) };
+        assert_eq!(limited.words().unwrap(), ["--strategy", "global", "--bandwidth", "300Mbit"]);
+        assert!(limited.to_string().ends_with("over 1 Gbit/s, at most 300 Mbit/s"), "{limited}");
     }
 }

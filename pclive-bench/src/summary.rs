@@ -1,6 +1,6 @@
 //! Medians over the repetitions of a setting, and the ratios that matter.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::outcome::{Measures, Run};
@@ -124,8 +124,13 @@ pub(crate) fn headlines(runs: &[Run]) -> Vec<Headline> {
     .concat()
 }
 
-/// Redis whose clients ask as fast as they can, over TLS: what the aims and the plots are about.
+/// Redis whose clients ask as fast as they can, over TLS and all of the link: what the aims and the plots are about.
 pub(crate) fn usual(setting: &Setting) -> Option<&Ycsb> {
+    busy(setting).filter(|_| setting.bandwidth.is_none())
+}
+
+/// The same, over a part of the link too.
+fn busy(setting: &Setting) -> Option<&Ycsb> {
     match &setting.workload {
         Workload::Ycsb(ycsb) if ycsb.clients == CLIENTS && ycsb.rate.is_none() => {
             (setting.channel == Channel::Tls).then_some(ycsb)
@@ -176,12 +181,19 @@ fn restore(summary: &Summary<'_>) -> Option<Headline> {
 
 fn clients(summary: &Summary<'_>) -> Vec<Headline> {
     let mut headlines = Vec::new();
-    for link in [Link::Gigabit, Link::TenGigabit, Link::Unshaped, Link::Own] {
-        let of_link = |setting: &Setting| setting.link == link && usual(setting).is_some();
+    let ways: BTreeSet<(Link, Option<u32>, String)> = summary
+        .globals()
+        .filter(|setting| busy(setting).is_some())
+        .map(|setting| (setting.link, setting.bandwidth, setting.way()))
+        .collect();
+    for (link, bandwidth, way) in ways {
+        let of_way = |setting: &Setting| {
+            (setting.link, setting.bandwidth) == (link, bandwidth) && busy(setting).is_some()
+        };
         let kept =
-            Figure::of(globals(summary, of_link).filter_map(|measures| measures.clients.as_ref()?.kept()));
+            Figure::of(globals(summary, of_way).filter_map(|measures| measures.clients.as_ref()?.kept()));
         headlines.extend(kept.map(|kept| Headline {
-            what: format!("throughput while rounds of global run over {link}, of what it was before, %"),
+            what: format!("throughput while rounds of global run over {way}, of what it was before, %"),
             value: percent(kept),
             aim: format!("{KEPT_PERCENT:.0} or more"),
             met: kept.median * 100.0 >= KEPT_PERCENT,
@@ -250,6 +262,7 @@ fn stops(summary: &Summary<'_>) -> Vec<Headline> {
     let idle = |setting: &Setting| {
         setting.link == Link::TenGigabit
             && setting.channel == Channel::Tls
+            && setting.bandwidth.is_none()
             && matches!(&setting.workload, Workload::Ycsb(ycsb) if ycsb.clients == 0)
     };
     let large = |setting: &Setting| matches!(setting.workload, Workload::Stress { mib, .. } if mib >= 4096);
@@ -338,6 +351,19 @@ mod tests {
         assert_eq!(value("rate of round 0"), Some(("328", true)));
         assert_eq!(value("without the last pages"), Some(("15.5", true)));
         assert_eq!(value("read the kernel's state"), Some(("5.0", true)));
+    }
+
+    #[test]
+    fn limited_rounds_are_told_apart_and_are_not_what_is_usual() {
+        let run = sample::measured("global", 20, 2);
+        let limited = Run { setting: Setting { bandwidth: Some(500), ..run.setting.clone() }, ..run.clone() };
+        assert!(usual(&run.setting).is_some() && usual(&limited.setting).is_none());
+        let headlines = headlines(&[run, limited]);
+        let told = |way: &str| {
+            let what = format!("throughput while rounds of global run over {way}, of what it was before, %");
+            headlines.iter().filter(|headline| headline.what == what).count()
+        };
+        assert_eq!((told("1 Gbit/s"), told("1 Gbit/s, at most 500 Mbit/s")), (1, 1), "{headlines:?}");
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use nix::sys::signal::Signal;
 use pclive_tests::command::output;
 use pclive_tests::ctl::{FAILED, Following};
+use pclive_tests::link::TEN_GIGABIT;
 use pclive_tests::workload::clients::Clients;
 use pclive_tests::workload::redis::{Redis, bundle};
 use pclive_tests::{Container, Host, Lab};
@@ -189,6 +190,45 @@ fn bandwidth_limit_is_kept_while_the_container_runs() -> Result<()> {
     let rate = report["rounds"][0]["bytes_per_second"].as_u64().context("no rate")?;
     ensure!((35_000_000..=53_000_000).contains(&rate), "{rate} bytes a second are not about 50,000,000");
     Ok(())
+}
+
+/// Whether every connection to the other agent is limited to so many bits a second by the kernel; there is one.
+fn paced(host: &Host, other: &Host, bits: u64) -> Result<bool> {
+    let sockets = host.node().run(&[
+        "ss",
+        "-tinH",
+        "state",
+        "established",
+        "dport",
+        &format!(":{}", other.peer_address().port()),
+    ])?;
+    let told: Vec<&str> = sockets.lines().filter(|line| line.contains("pacing_rate")).collect();
+    ensure!(!told.is_empty(), "no connection to {}: {sockets}", other.name());
+    Ok(told.iter().all(|line| line.contains(&format!("bps/{bits}bps"))))
+}
+
+#[test]
+fn limited_rounds_are_spread_over_time_and_the_stop_is_not() -> Result<()> {
+    if !ready(&["redis-server"]) {
+        return Ok(());
+    }
+    let lab = Lab::without_agents(TEN_GIGABIT)?;
+    lab.certify()?;
+    lab.a.start_faulty_agent("")?;
+    lab.b.start_faulty_agent("")?;
+    let container = lab.start(&bundle("redis-1"))?;
+    lab.a.arm("source-round:hold")?;
+    lab.b.arm("destination-released:hold")?;
+    let following = Following::start(&lab.a, &container.name, lab.b.name(), &["--bandwidth", "400Mbit"])?;
+    lab.a.await_hold()?;
+    let in_a_round = paced(&lab.a, &lab.b, 480_000_000);
+    lab.a.end_hold()?;
+    lab.b.await_hold()?;
+    let in_the_stop = paced(&lab.a, &lab.b, 480_000_000);
+    lab.b.end_hold()?;
+    following.finish()?.map_err(|refusal| anyhow!("{refusal:?}"))?;
+    ensure!((in_a_round?, in_the_stop?) == (true, false), "paced otherwise");
+    runs_only_at(&container, &lab.b, &lab.a)
 }
 
 /// The mappings of a container's init, as the host sees them.

@@ -15,7 +15,7 @@ use tracing::Instrument;
 use crate::agent::Agent;
 use crate::conversation::{Carrier, Line, LineEnd};
 use crate::error::{ErrorCode, MigrationError, chain};
-use crate::link::{self, PeerAddress};
+use crate::link::{self, Pacing, PeerAddress};
 use crate::migration::wire;
 
 /// Pauses between attempts to open a connection again.
@@ -33,6 +33,7 @@ pub(super) struct Lines {
     migration: String,
     token: String,
     carrier: Arc<Sending>,
+    pacing: Pacing,
 }
 
 /// A connection, and what comes on it.
@@ -46,6 +47,7 @@ impl Lines {
         migration: &str,
         token: &str,
         carrier: &Arc<Sending>,
+        pacing: &Pacing,
     ) -> Arc<Self> {
         Arc::new(Self {
             agent: Arc::clone(agent),
@@ -53,7 +55,15 @@ impl Lines {
             migration: migration.into(),
             token: token.into(),
             carrier: Arc::clone(carrier),
+            pacing: pacing.clone(),
         })
+    }
+
+    /// A connection to the destination.
+    pub(super) async fn connect(&self) -> Result<PeerClient<Channel>, MigrationError> {
+        let Self { agent, destination, pacing, .. } = self;
+        let (peer, migration) = (&agent.config.peer, &agent.config.migration);
+        link::connect_paced(destination, peer, migration, agent.keeper.as_ref(), pacing.clone()).await
     }
 
     /// The first one, over a connection that exists; it is kept open.
@@ -114,10 +124,7 @@ impl Lines {
     }
 
     async fn join(&self, slot: u32) -> Result<Open, MigrationError> {
-        let config = &self.agent.config;
-        let client =
-            link::connect(&self.destination, &config.peer, &config.migration, self.agent.keeper.as_ref())
-                .await?;
+        let client = self.connect().await?;
         let line = self.carrier.line(slot);
         let join = Join {
             protocol_version: PROTOCOL_VERSION,

@@ -52,7 +52,7 @@ use crate::fault::{self, Point};
 use crate::host::compatibility::{self, Demand};
 use crate::host::{self, UsageMeter};
 use crate::journal::{self, Ending};
-use crate::link::PeerAddress;
+use crate::link::{Pacing, PeerAddress};
 use crate::migration::compression::Packer;
 use crate::network;
 use crate::recovery::{doubt, keep, process};
@@ -192,7 +192,8 @@ async fn drive(
     let packer = Packer::new(agent.config.migration.compression == Compression::Auto);
     let packer =
         packer.map_err(|error| Ended::RolledBack(MigrationError::caused(ErrorCode::Internal, &error)))?;
-    let outlet = Outlet::new(mouth.clone(), abort.clone(), packer);
+    let pacing = Pacing::default();
+    let outlet = Outlet::new(mouth.clone(), abort.clone(), packer, pacing.clone());
     let mut options = check::source_options(agent);
     if order.strategy == Strategy::OneShot {
         // Nothing is opened before the stop.
@@ -215,11 +216,11 @@ async fn drive(
     let (engine, opened) =
         began.map_err(|error| Ended::RolledBack(MigrationError::caused(ErrorCode::Internal, &error)))?;
     let token = Uuid::new_v4().to_string();
-    let lines = Lines::new(agent, &order.destination, entry.id(), &token, ears.carrier());
+    let lines = Lines::new(agent, &order.destination, entry.id(), &token, ears.carrier(), &pacing);
     let begin = async {
         let opened = open(agent, order, opened).await?;
         fault::reached(Point::SourceOpened);
-        let round_trip = connect(agent, order, &lines).await?;
+        let round_trip = connect(agent, &lines).await?;
         fault::reached(Point::SourceConnected);
         Ok((opened, round_trip))
     };

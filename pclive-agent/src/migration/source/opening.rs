@@ -12,7 +12,6 @@ use super::engine::{Answer, Opened};
 use super::lines::Lines;
 use crate::agent::Agent;
 use crate::error::{ErrorCode, MigrationError};
-use crate::link;
 use crate::migration::check;
 
 /// Waits for the engine's check of the container; what stands in the way is an error.
@@ -37,14 +36,8 @@ pub(super) async fn open(
 }
 
 /// Opens the first connection to the destination; says how long a question to it and the answer take.
-pub(super) async fn connect(
-    agent: &Agent,
-    order: &Order,
-    lines: &Arc<Lines>,
-) -> Result<Duration, MigrationError> {
-    let mut client =
-        link::connect(&order.destination, &agent.config.peer, &agent.config.migration, agent.keeper.as_ref())
-            .await?;
+pub(super) async fn connect(agent: &Agent, lines: &Arc<Lines>) -> Result<Duration, MigrationError> {
+    let mut client = lines.connect().await?;
     let asked = Instant::now();
     let answer = check::hello(agent, &mut client).await?;
     let round_trip = asked.elapsed();

@@ -5,6 +5,12 @@ use std::time::{Duration, Instant};
 /// Unused bandwidth that may be caught up on: shorter than what anybody watches, longer than a timer's error.
 const BURST: Duration = Duration::from_millis(50);
 
+/// What each connection may send at most, bytes a second: as much faster than the limit as lets a message be gone when
+/// the next one may go, with everything that is sent around it.
+pub(super) fn spread(bytes_per_second: u64) -> u64 {
+    bytes_per_second.saturating_add(bytes_per_second / 5)
+}
+
 /// Lets through so many bytes a second.
 #[derive(Debug)]
 pub(super) struct Pace {

@@ -14,7 +14,8 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::pace::Pace;
+use super::pace::{Pace, spread};
+use crate::link::Pacing;
 use crate::migration::compression::Packer;
 use crate::migration::{document, wire};
 
@@ -36,14 +37,21 @@ pub(super) struct Outlet {
     sent: Arc<AtomicU64>,
     /// Used by the engine thread alone.
     packer: Arc<Mutex<Packer>>,
+    /// Of the connections.
+    pacing: Pacing,
     runtime: Handle,
 }
 
 impl Outlet {
     /// To be made on a thread of the asynchronous runtime, to be used on another.
-    pub(super) fn new(sender: mpsc::Sender<SourceMessage>, abort: CancellationToken, packer: Packer) -> Self {
+    pub(super) fn new(
+        sender: mpsc::Sender<SourceMessage>,
+        abort: CancellationToken,
+        packer: Packer,
+        pacing: Pacing,
+    ) -> Self {
         let packer = Arc::new(Mutex::new(packer));
-        Self { sender, abort, sent: Arc::default(), packer, runtime: Handle::current() }
+        Self { sender, abort, sent: Arc::default(), packer, pacing, runtime: Handle::current() }
     }
 
     /// Counter of the bytes handed to the stream.
@@ -143,12 +151,14 @@ impl<'a> RoundSink<'a> {
     /// A round while the container runs.
     pub(super) fn new(outlet: &'a Outlet, round: u32, bandwidth: Option<u64>) -> Self {
         outlet.rest();
+        outlet.pacing.set(bandwidth.map(spread));
         Self { outlet, round, is_final: false, pace: bandwidth.map(Pace::new), bytes: 0, saved: 0 }
     }
 
     /// The final dump.
     pub(super) fn last(outlet: &'a Outlet, round: u32) -> Self {
         outlet.rest();
+        outlet.pacing.set(None);
         Self { outlet, round, is_final: true, pace: None, bytes: 0, saved: 0 }
     }
 }
@@ -190,7 +200,7 @@ mod tests {
     }
 
     fn outlet(sender: mpsc::Sender<SourceMessage>, abort: CancellationToken) -> Outlet {
-        Outlet::new(sender, abort, Packer::new(false).unwrap())
+        Outlet::new(sender, abort, Packer::new(false).unwrap(), Pacing::default())
     }
 
     #[tokio::test]

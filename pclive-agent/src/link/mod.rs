@@ -6,6 +6,8 @@
 //! of the name, or of the host, that it was asked for by. Kernel: `TCP_NODELAY`, `TCP_CONGESTION`, `TCP_KEEPIDLE`,
 //! `TCP_USER_TIMEOUT` (tcp(7)).
 
+mod paced;
+
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
@@ -21,6 +23,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 
+pub use self::paced::{Paced, Pacing};
 use crate::config::{Migration, Peer};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::tls::Keeper;
@@ -122,6 +125,17 @@ pub async fn connect(
     migration: &Migration,
     keeper: Option<&Arc<Keeper>>,
 ) -> Result<PeerClient<Channel>, MigrationError> {
+    connect_paced(address, peer, migration, keeper, Pacing::default()).await
+}
+
+/// Connects to another agent; what is sent there is paced.
+pub async fn connect_paced(
+    address: &PeerAddress,
+    peer: &Peer,
+    migration: &Migration,
+    keeper: Option<&Arc<Keeper>>,
+    pacing: Pacing,
+) -> Result<PeerClient<Channel>, MigrationError> {
     let unreachable = |why: &str| {
         MigrationError::new(ErrorCode::PeerUnreachable, format!("cannot reach the agent at {address}: {why}"))
     };
@@ -131,7 +145,7 @@ pub async fn connect(
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_frame_size(FRAME);
-    let dial = Dial { tuning: Tuning::link(peer), security: security(address, peer, keeper)? };
+    let dial = Dial { tuning: Tuning::link(peer), security: security(address, peer, keeper)?, pacing };
     let connector = tower::service_fn(move |uri: Uri| dial.clone().open(uri));
     let connected =
         tokio::time::timeout(migration.connect_timeout(), endpoint.connect_with_connector(connector));
@@ -174,20 +188,21 @@ fn security(
 struct Dial {
     tuning: Tuning,
     security: Security,
+    pacing: Pacing,
 }
 
 impl Dial {
-    async fn open(self, uri: Uri) -> io::Result<TokioIo<Either<TcpStream, TlsStream<TcpStream>>>> {
+    async fn open(self, uri: Uri) -> io::Result<TokioIo<Either<Paced, TlsStream<Paced>>>> {
         let (Some(host), Some(port)) = (uri.host(), uri.port_u16()) else {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not host:port"));
         };
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let stream = TcpStream::connect((host, port)).await?;
         self.tuning.set(&stream);
+        let is_loopback = stream.peer_addr()?.ip().is_loopback();
+        let stream = Paced::new(stream, self.pacing);
         let stream = match self.security {
-            Security::Plain { everywhere } if everywhere || stream.peer_addr()?.ip().is_loopback() => {
-                Either::Left(stream)
-            }
+            Security::Plain { everywhere } if everywhere || is_loopback => Either::Left(stream),
             Security::Plain { .. } => {
                 let why = "plain text beyond this host needs peer.insecure_outside_loopback = true";
                 return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
