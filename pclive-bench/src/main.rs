@@ -10,6 +10,7 @@ mod clients;
 mod criu;
 mod figures;
 mod hosts;
+mod load;
 mod machine;
 mod measure;
 mod oltp;

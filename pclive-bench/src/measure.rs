@@ -14,6 +14,7 @@ use pclive_tests::{Bundle, Container, Lab};
 use crate::clients::Record;
 use crate::criu::Criu;
 use crate::hosts::Hosts;
+use crate::load;
 use crate::machine::Machine;
 use crate::oltp;
 use crate::outcome::{ContainerCost, Measures, Outcome, Run};
@@ -225,8 +226,10 @@ fn watch(
     let at_rest = Footprint::of(container, &lab.a)?;
     let (cpu, watched) = (cpu_time(container, &lab.a)? - cpu, began.elapsed());
     drop(warm);
-    let moved = mover.migrate(lab, container)?;
+    let (moved, cpu_in_rounds) =
+        load::during(|| cpu_time(container, &lab.a).ok(), || mover.migrate(lab, container));
+    let moved = moved?;
     let afterwards = Footprint::of(container, &lab.b)?;
     let cpu_at_rest = cpu.as_secs_f64() / watched.as_secs_f64();
-    Ok((moved, Some(ContainerCost { at_rest, afterwards, cpu_at_rest })))
+    Ok((moved, Some(ContainerCost { at_rest, afterwards, cpu_at_rest, cpu_in_rounds })))
 }

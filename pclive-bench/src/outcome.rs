@@ -75,6 +75,9 @@ pub(crate) struct ContainerCost {
     pub(crate) afterwards: Footprint,
     /// CPU time that it used in each second before the migration.
     pub(crate) cpu_at_rest: f64,
+    /// The same while rounds ran; `None` when that was too short to tell.
+    #[serde(default)]
+    pub(crate) cpu_in_rounds: Option<f64>,
 }
 
 impl Measures {

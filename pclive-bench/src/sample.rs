@@ -33,6 +33,7 @@ pub(crate) fn run_of(workload: Workload, strategy: &str, downtime_ms: u64, resto
             at_rest: Footprint::default(),
             afterwards: Footprint::default(),
             cpu_at_rest: 0.5,
+            cpu_in_rounds: Some(0.4),
         }),
     };
     Run {
@@ -79,6 +80,7 @@ fn report(downtime_ns: u64, restore_ns: u64) -> Report {
             commit_ns: 100_000,
             resume_ns: 200_000,
             verify_ns: 0,
+            round_trips: 0,
         }),
         restore_ns,
         rounds: vec![round],

@@ -54,7 +54,7 @@ const CLIENTS: [Column; 8] = [
 ];
 
 /// What the agents and the container used.
-const USED: [Column; 6] = [
+const USED: [Column; 7] = [
     ("CPU-s, both ends", 2, |measures| {
         let (source, destination) = (measures.report.source.as_ref()?, measures.report.destination.as_ref()?);
         Some((source.cpu_ns + destination.cpu_ns) as f64 / 1e9)
@@ -62,6 +62,7 @@ const USED: [Column; 6] = [
     ("CPU-s/GiB, source", 2, |measures| Some(measures.cpu_per_gib()?[0])),
     ("CPU-s/GiB, destination", 2, |measures| Some(measures.cpu_per_gib()?[1])),
     ("container's CPUs before", 2, |measures| Some(measures.container?.cpu_at_rest)),
+    ("in rounds", 2, |measures| measures.container?.cpu_in_rounds),
     ("container, MiB", 0, |measures| Some(mib(measures.container?.at_rest.proportional))),
     ("its copy, MiB", 0, |measures| Some(mib(measures.container?.afterwards.proportional))),
 ];

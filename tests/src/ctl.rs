@@ -43,6 +43,8 @@ pub struct Ledger {
     pub commit_ns: u64,
     pub resume_ns: u64,
     pub verify_ns: u64,
+    #[serde(default)]
+    pub round_trips: u32,
 }
 
 /// Memory that was found to be the same at both ends.

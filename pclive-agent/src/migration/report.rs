@@ -59,6 +59,8 @@ pub(super) struct Handover {
     pub(super) running: Instant,
     /// What the downtime was expected to be.
     pub(super) predicted: Option<Duration>,
+    /// How often the stop waited for the destination's word.
+    pub(super) round_trips: u32,
 }
 
 /// The source's report.
@@ -110,6 +112,7 @@ fn source_ledger(handover: &Handover, there: &DestinationLedger) -> Ledger {
         commit_ns: ns(handover.commit).saturating_sub(there.resume_ns),
         resume_ns: there.resume_ns,
         verify_ns: there.verify_ns.saturating_add(ns(handover.comparison)),
+        round_trips: handover.round_trips,
     }
 }
 

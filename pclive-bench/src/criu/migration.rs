@@ -80,6 +80,7 @@ impl<'a> Migration<'a> {
             commit_ns: nanoseconds(connected - copied),
             resume_ns: nanoseconds(ended - restored),
             verify_ns: 0,
+            round_trips: 0,
         };
         let usage = |cpu_ns, peak_memory_bytes| Some(Usage { cpu_ns, peak_memory_bytes });
         let report = Report {

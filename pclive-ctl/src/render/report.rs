@@ -168,6 +168,7 @@ pub(crate) mod tests {
                 commit_ns: 2_310_000,
                 resume_ns: 1_090_000,
                 verify_ns: 0,
+                round_trips: 2,
             }),
             restore_ns: 8_510_000,
             rounds: rounds_sample(),

@@ -22,6 +22,7 @@ use crate::{LIMIT, ready, runs_only_at};
 struct Stop {
     source: Calls,
     destination: Calls,
+    round_trips: u32,
 }
 
 /// Moves a container, which is removed then.
@@ -35,10 +36,12 @@ fn stop_of(lab: &Lab, container: &Container) -> Result<Stop> {
     lab.a.end_hold()?;
     lab.b.await_hold()?;
     source.stop().and(destination.stop())?;
-    let stop = Stop { source: source.calls()?, destination: destination.calls()? };
+    let calls = (source.calls()?, destination.calls()?);
     drop((source, destination));
     lab.b.end_hold()?;
-    following.finish()?.map_err(|refusal| anyhow!("{refusal:?}"))?;
+    let report = following.finish()?.map_err(|refusal| anyhow!("{refusal:?}"))?;
+    let round_trips = report.ledger.as_ref().context("a report without its ledger")?.round_trips;
+    let stop = Stop { source: calls.0, destination: calls.1, round_trips };
     runs_only_at(container, &lab.b, &lab.a)?;
     container.delete(&lab.b)?;
     Ok(stop)
@@ -130,6 +133,10 @@ impl Thing {
         let (container, _clients) = self.container(lab, many)?;
         let more = stop_of(lab, &container)?;
         ensure!(more.destination.of("listen") == 0, "a listener was made in the stop: {}", more.destination);
+        // The last state and Ready; the commit and Running.
+        for stop in [&less, &more] {
+            ensure!((1..=2).contains(&stop.round_trips), "{} round trips in a stop", stop.round_trips);
+        }
         let each = |more: u64, less: u64| (more as f64 - less as f64) / (many - few) as f64;
         let all = |more: &Calls, less: &Calls| each(more.total(), less.total());
         let stops = |more: &Calls, less: &Calls| each(more.stops(), less.stops());

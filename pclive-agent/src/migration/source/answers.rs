@@ -99,5 +99,6 @@ fn handover() -> Handover {
         commit: part,
         running: now + part,
         predicted: None,
+        round_trips: 2,
     }
 }

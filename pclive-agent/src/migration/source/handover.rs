@@ -86,6 +86,7 @@ impl Driver<'_> {
         let committing = self.write_committing();
         let (number, Stopped { began: stopped, elapsed: freeze }, moved, places) = self.stop(last).await?;
         self.stopped_ms = doubt::now_ms().saturating_sub(ns(stopped.elapsed()) / 1_000_000);
+        let told = self.session.round_trips();
         // It was predicted for a stop in which every page is sent.
         let predicted = self.rounds.known().downtime.filter(|_| last == LastPages::Now);
         let dumped = Instant::now();
@@ -114,6 +115,7 @@ impl Driver<'_> {
             commit: now - compared,
             running: now,
             predicted,
+            round_trips: self.session.round_trips() - told,
         };
         Ok((handover, running))
     }

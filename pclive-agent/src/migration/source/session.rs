@@ -42,6 +42,8 @@ pub(super) struct Session {
     /// Answers that came before the engine's own word: the destination may be done with a round before the
     /// engine thread has told that it has sent it.
     early: VecDeque<Answered>,
+    /// How often it has waited for the destination's word and for nothing else.
+    round_trips: u32,
 }
 
 /// What a round is expected to be, for progress.
@@ -62,11 +64,16 @@ impl Session {
         ears: Ears<SourceMessage, DestinationMessage>,
         reconnect: Duration,
     ) -> Self {
-        Self { entry, state: State::Idle, mouth, ears, reconnect, early: VecDeque::new() }
+        Self { entry, state: State::Idle, mouth, ears, reconnect, early: VecDeque::new(), round_trips: 0 }
     }
 
     pub(super) fn state(&self) -> State {
         self.state
+    }
+
+    /// How often it has waited for the destination's word so far.
+    pub(super) fn round_trips(&self) -> u32 {
+        self.round_trips
     }
 
     /// Moves on, and tells users when that is another phase.
@@ -103,6 +110,7 @@ impl Session {
         if let Some(early) = self.early.pop_front() {
             return Ok(early);
         }
+        self.round_trips = self.round_trips.saturating_add(1);
         let committed = self.state == State::Committed;
         let link = self.link_patience();
         tokio::select! {

@@ -220,6 +220,7 @@ struct Ledger {
     commit_ns: u64,
     resume_ns: u64,
     verify_ns: u64,
+    round_trips: u32,
 }
 
 impl From<&WireLedger> for Ledger {
@@ -234,6 +235,7 @@ impl From<&WireLedger> for Ledger {
             commit_ns: ledger.commit_ns,
             resume_ns: ledger.resume_ns,
             verify_ns: ledger.verify_ns,
+            round_trips: ledger.round_trips,
         }
     }
 }
@@ -304,7 +306,7 @@ mod tests {
         let expected = concat!(
             r#"{"downtime_ns":42149000,"ledger":{"freeze_ns":1210000,"final_scan_ns":812000,"capture_ns":3140000,"#,
             r#""transfer_ns":21900000,"fill_ns":2040000,"restore_ns":7420000,"commit_ns":2310000,"resume_ns":1090000,"#,
-            r#""verify_ns":0},"#,
+            r#""verify_ns":0,"round_trips":2},"#,
             r#""restore_ns":8510000,"rounds":[{"number":1,"final":false,"data_pages":6100,"zero_pages":0,"#,
             r#""hole_pages":3,"bytes":24985600,"duration_ns":40000000,"dirty_pages":1024,"#,
             r#""bytes_per_second":624640000,"predicted_downtime_ns":38000000}],"total_ns":2730000000,"#,
