@@ -1,5 +1,6 @@
 //! How many CPUs a container uses while it is moved.
 
+use std::ops::Range;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -8,12 +9,8 @@ const INTERVAL: Duration = Duration::from_millis(20);
 /// What is shorter tells nothing.
 const ENOUGH: Duration = Duration::from_millis(200);
 
-/// Does something, and looks meanwhile at the CPU time that a container has used so far (`None` once it is gone): beside
-/// the outcome, the CPUs that it used until it used none any more. That ends with the stop, of which nothing counts.
-pub(crate) fn during<T>(
-    used: impl Fn() -> Option<Duration> + Send,
-    work: impl FnOnce() -> T,
-) -> (T, Option<f64>) {
+/// Does something, and looks meanwhile at the CPU time that a container has used so far (`None` once it is gone).
+pub(crate) fn during<T>(used: impl Fn() -> Option<Duration> + Send, work: impl FnOnce() -> T) -> (T, Load) {
     std::thread::scope(|scope| {
         let (done, end) = channel::<()>();
         let watch = scope.spawn(move || {
@@ -29,29 +26,25 @@ pub(crate) fn during<T>(
         });
         let outcome = work();
         drop(done);
-        (outcome, watch.join().ok().and_then(|load| load.cpus()))
+        (outcome, watch.join().unwrap_or_default())
     })
 }
 
-/// The first look, and the last one that found more than the one before.
+/// What was seen, and when.
 #[derive(Debug, Default)]
-struct Load {
-    first: Option<(Instant, Duration)>,
-    last: Option<(Instant, Duration)>,
-}
+pub(crate) struct Load(Vec<(Instant, Duration)>);
 
 impl Load {
     fn add(&mut self, now: Instant, used: Duration) {
-        self.first.get_or_insert((now, used));
-        if self.last.is_none_or(|(_, last)| last < used) {
-            self.last = Some((now, used));
-        }
+        self.0.push((now, used));
     }
 
-    fn cpus(&self) -> Option<f64> {
-        let ((began, first), (ended, last)) = (self.first?, self.last?);
-        let time = ended - began;
-        (time >= ENOUGH).then(|| (last - first).as_secs_f64() / time.as_secs_f64())
+    /// The CPUs that were used in this time; `None` when it was too short to tell.
+    pub(crate) fn cpus(&self, time: Range<Instant>) -> Option<f64> {
+        let mut seen = self.0.iter().filter(|(at, _)| time.contains(at));
+        let ((began, first), (ended, last)) = (seen.next()?, seen.next_back()?);
+        let length = *ended - *began;
+        (length >= ENOUGH).then(|| last.saturating_sub(*first).as_secs_f64() / length.as_secs_f64())
     }
 }
 
@@ -62,30 +55,31 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     #[test]
-    fn time_in_which_nothing_is_used_any_more_does_not_count() {
+    fn only_what_is_used_in_the_time_counts() {
         let (mut load, began) = (Load::default(), Instant::now());
-        for (second, used) in [(0, 7), (1, 8), (2, 9), (3, 9), (4, 9)] {
+        for (second, used) in [(0, 7), (1, 17), (2, 18), (3, 19), (4, 29)] {
             load.add(began + SECOND * second, SECOND * used);
         }
-        assert_eq!(load.cpus(), Some(1.0));
+        assert_eq!(load.cpus(began + SECOND..began + SECOND * 4), Some(1.0));
     }
 
     #[test]
     fn what_is_short_or_gone_tells_nothing() {
         let (mut load, began) = (Load::default(), Instant::now());
-        assert_eq!(load.cpus(), None);
+        let time = began..began + SECOND * 2;
+        assert_eq!(load.cpus(time.clone()), None);
         load.add(began, SECOND);
         load.add(began + Duration::from_millis(199), SECOND * 2);
-        assert_eq!(load.cpus(), None);
-        assert_eq!(during(|| None, || 7), (7, None));
+        assert_eq!(load.cpus(time.clone()), None);
+        let (outcome, gone) = during(|| None, || 7);
+        assert_eq!((outcome, gone.cpus(time)), (7, None));
     }
 
     #[test]
     fn use_is_looked_at_while_the_work_is_done() {
-        let began = Instant::now();
-        let (outcome, cpus) = during(|| Some(began.elapsed() / 2), || std::thread::sleep(SECOND));
-        assert_eq!(outcome, ());
-        let cpus = cpus.unwrap();
-        assert!((0.49..0.51).contains(&cpus), "{cpus}");
+        let (seen, looked) = channel();
+        let used = move || seen.send(()).ok().map(|()| SECOND);
+        let (outcome, load) = during(used, || looked.iter().take(3).count());
+        assert!(outcome == 3 && load.0.len() >= 3, "{outcome} of {load:?}");
     }
 }

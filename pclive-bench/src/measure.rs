@@ -226,9 +226,9 @@ fn watch(
     let at_rest = Footprint::of(container, &lab.a)?;
     let (cpu, watched) = (cpu_time(container, &lab.a)? - cpu, began.elapsed());
     drop(warm);
-    let (moved, cpu_in_rounds) =
-        load::during(|| cpu_time(container, &lab.a).ok(), || mover.migrate(lab, container));
+    let (moved, load) = load::during(|| cpu_time(container, &lab.a).ok(), || mover.migrate(lab, container));
     let moved = moved?;
+    let cpu_in_rounds = load.cpus(moved.rounds_began..moved.stopped);
     let afterwards = Footprint::of(container, &lab.b)?;
     let cpu_at_rest = cpu.as_secs_f64() / watched.as_secs_f64();
     Ok((moved, Some(ContainerCost { at_rest, afterwards, cpu_at_rest, cpu_in_rounds })))

@@ -90,7 +90,9 @@ fn report(downtime_ns: u64, restore_ns: u64) -> Report {
         destination: Some(usage),
         staging_peak_bytes: 0,
         verdict: "converged".into(),
+        predicted_downtime_ns: Some(downtime_ns / 2 * 3),
         verification: None,
+        tail: None,
     }
 }
 

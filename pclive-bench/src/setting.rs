@@ -170,7 +170,8 @@ pub(crate) enum Strategy {
     PipelinedAfter(u32),
     /// Rebuilt while it runs at the source.
     Global,
-    /// The same, and the last pages follow while it runs at the destination.
+    /// The same, and the last pages follow while it runs at the destination, unless it would stand still for less than
+    /// 20 ms with them.
     PostCopy,
     /// Not by PCLive, but by CRIU.
     Criu,
@@ -185,7 +186,7 @@ impl Strategy {
             Self::OneShot => &["--strategy", "one-shot"],
             Self::Pipelined | Self::PipelinedAfter(_) => &["--strategy", "pipelined"],
             Self::Global => &["--strategy", "global"],
-            Self::PostCopy => &["--strategy", "global", "--policy", "post-copy"],
+            Self::PostCopy => &["--strategy", "global", "--policy", "post-copy", "--max-downtime", "20ms"],
             Self::Criu => return None,
         };
         let mut words: Vec<String> = words.iter().map(|&word| word.into()).collect();
@@ -339,7 +340,8 @@ mod tests {
     fn strategies_and_limits_become_options_of_the_command() {
         let words = |strategy: Strategy| strategy.words().unwrap();
         assert_eq!(words(Strategy::PipelinedAfter(3)), ["--strategy", "pipelined", "--restore-after", "3"]);
-        assert_eq!(words(Strategy::PostCopy), ["--strategy", "global", "--policy", "post-copy"]);
+        let post_copy = ["--strategy", "global", "--policy", "post-copy", "--max-downtime", "20ms"];
+        assert_eq!(words(Strategy::PostCopy), post_copy);
         assert_eq!(Strategy::Criu.words(), None);
         let (workload, link, channel) =
             (Workload::Stress { mib: 1, pages_per_second: 1 }, Link::Gigabit, Channel::Tls);

@@ -85,7 +85,9 @@ impl<'a> Summary<'a> {
         other: Strategy,
         of: impl Fn(&Measures) -> Option<f64>,
     ) -> Option<f64> {
-        let other = Setting { strategy: other, ..setting.clone() };
+        // CRIU has no limit.
+        let bandwidth = setting.bandwidth.filter(|_| other != Strategy::Criu);
+        let other = Setting { strategy: other, bandwidth, ..setting.clone() };
         let (this, other) = (self.figure(setting, &of)?.median, self.figure(&other, &of)?.median);
         (this > 0.0).then_some(other / this)
     }
@@ -232,7 +234,7 @@ fn percent(part: Figure) -> String {
 fn agents(summary: &Summary<'_>) -> Vec<Headline> {
     let mut headlines = Vec::new();
     for (channel, name, aim) in [(Channel::Tls, "TLS", 0.6), (Channel::Plain, "plain text", 0.45)] {
-        let of_channel = |setting: &Setting| setting.channel == channel;
+        let of_channel = |setting: &Setting| setting.channel == channel && setting.bandwidth.is_none();
         for (end, index) in [("source", 0), ("destination", 1)] {
             let each = globals(summary, of_channel);
             let cpu = Figure::of(each.filter_map(|measures| Some(measures.cpu_per_gib()?[index])));
@@ -244,8 +246,10 @@ fn agents(summary: &Summary<'_>) -> Vec<Headline> {
             }));
         }
     }
-    let memory =
-        Figure::of(globals(summary, |_| true).filter_map(|measures| Some(mib(measures.agents_memory()?))));
+    let memory = Figure::of(
+        globals(summary, |setting| setting.bandwidth.is_none())
+            .filter_map(|measures| Some(mib(measures.agents_memory()?))),
+    );
     headlines.extend(memory.map(|memory| Headline {
         what: "memory of both agents at most, by global, MiB".into(),
         value: format!("{memory:.0}"),
@@ -297,7 +301,26 @@ fn stops(summary: &Summary<'_>) -> Vec<Headline> {
         aim: "less than 10".into(),
         met: read.median < 10.0,
     });
-    [rate, rest, read].into_iter().flatten().collect()
+    [rate, rest, read, predicted(summary)].into_iter().flatten().collect()
+}
+
+/// By how much downtimes differed from what they were expected to be, by all strategies of the agents.
+fn predicted(summary: &Summary<'_>) -> Option<Headline> {
+    /// Percent.
+    const AIM: f64 = 25.0;
+    let error = |measures: &Measures| {
+        let expected = measures.report.predicted_downtime_ns? as f64;
+        let measured = measures.report.downtime_ns as f64;
+        (measured > 0.0).then(|| (expected - measured).abs() / measured * 100.0)
+    };
+    let errors = summary.settings().flat_map(|(_, measures)| measures.iter().filter_map(|one| error(one)));
+    let error = Figure::of(errors)?;
+    Some(Headline {
+        what: "error of the predicted downtime, % of the downtime".into(),
+        value: format!("{error:.0}"),
+        aim: format!("{AIM:.0} or less in the median"),
+        met: error.median <= AIM,
+    })
 }
 
 /// Bytes in MiB.
@@ -335,6 +358,7 @@ mod tests {
         };
         assert_eq!(value("downtime, one-shot / global"), Some(("10.0", true)));
         assert_eq!(value("restore time, one-shot / global"), Some(("50", true)));
+        assert_eq!(value("error of the predicted downtime"), Some(("50", false)));
     }
 
     #[test]

@@ -18,8 +18,9 @@ pub(crate) struct Table {
 type Column = (&'static str, usize, fn(&Measures) -> Option<f64>);
 
 /// What is told of every setting.
-const COST: [Column; 8] = [
+const COST: [Column; 10] = [
     ("downtime, ms", 1, |measures| Some(ms(measures.report.downtime_ns))),
+    ("predicted, ms", 1, |measures| measures.report.predicted_downtime_ns.map(ms)),
     ("restore, ms", 1, |measures| Some(ms(measures.report.restore_ns))),
     ("of it memory, ms", 1, |measures| {
         // CRIU does not tell; what agents tell is never nothing.
@@ -28,6 +29,7 @@ const COST: [Column; 8] = [
     ("total, s", 1, |measures| Some(measures.report.total_ns as f64 / 1e9)),
     ("rounds", 0, |measures| Some(measures.report.rounds.len() as f64)),
     ("sent, MiB", 0, |measures| Some(mib(measures.report.bytes))),
+    ("followed the container, MiB", 0, |measures| Some(mib(measures.report.tail.as_ref()?.pages * 4096))),
     ("waits at the destination, MiB", 0, |measures| Some(mib(measures.report.staging_peak_bytes))),
     ("extra memory, MiB", 0, |measures| Some(mib(measures.agents_memory()?))),
 ];
@@ -194,7 +196,7 @@ mod tests {
     fn markdown_tells_medians_with_the_extremes() {
         let runs = [sample::measured("global", 20, 2), sample::measured("global", 30, 2)];
         let text: String = tables(&runs).iter().map(Table::markdown).collect();
-        let row = "| Redis of 1000 records, 90 % reads | 1 Gbit/s | global | 25.0 (20.0-30.0) | 2.0 |";
+        let row = "| Redis of 1000 records, 90 % reads | 1 Gbit/s | global | 25.0 (20.0-30.0) | 37.5 (30.0-45.0) | 2.0 |";
         assert!(text.contains(row), "{text}");
         assert!(text.contains("| figure | measured | aim | met |\n| --- | --: | --: | --: |\n"), "{text}");
     }

@@ -90,8 +90,29 @@ pub struct Report {
     pub staging_peak_bytes: u64,
     /// Why the rounds ended.
     pub verdict: String,
+    /// What the downtime was expected to be; `None` when that was not known, or pages came later.
+    #[serde(default)]
+    pub predicted_downtime_ns: Option<u64>,
     /// What was compared before the commit.
     pub verification: Option<Verification>,
+    /// What came after the container ran; `None` when everything came before.
+    #[serde(default)]
+    pub tail: Option<Tail>,
+}
+
+/// Pages that came after the container ran.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tail {
+    /// All that it went on without.
+    pub pages: u64,
+    /// Of these, fetched because a task waited for them.
+    pub demand_pages: u64,
+    /// How long a task waited for a page, in the median, nanoseconds.
+    pub fault_median_ns: u64,
+    /// A question to the source and its answer, the shortest, nanoseconds.
+    pub round_trip_ns: u64,
+    /// From the first moment in which the container ran to the last page, nanoseconds.
+    pub duration_ns: u64,
 }
 
 /// One thing that stands in the way of a migration.

@@ -6,7 +6,7 @@
 //! of the name, or of the host, that it was asked for by. Kernel: `TCP_NODELAY`, `TCP_CONGESTION`, `TCP_KEEPIDLE`,
 //! `TCP_USER_TIMEOUT` (tcp(7)).
 
-mod paced;
+mod pacing;
 
 use std::ffi::OsString;
 use std::io;
@@ -23,7 +23,8 @@ use tokio_rustls::client::TlsStream;
 use tokio_util::either::Either;
 use tonic::transport::{Channel, Endpoint, Server, Uri};
 
-pub use self::paced::{Paced, Pacing};
+use self::pacing::Paced;
+pub use self::pacing::Pacing;
 use crate::config::{Migration, Peer};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::tls::Keeper;

@@ -59,7 +59,7 @@ pub(super) struct Handover {
     pub(super) running: Instant,
     /// What the downtime was expected to be.
     pub(super) predicted: Option<Duration>,
-    /// How often the stop waited for the destination's word.
+    /// How many of the destination's messages the stop waited for.
     pub(super) round_trips: u32,
 }
 

@@ -80,6 +80,7 @@ impl<'a> Migration<'a> {
             commit_ns: nanoseconds(connected - copied),
             resume_ns: nanoseconds(ended - restored),
             verify_ns: 0,
+            // Not known.
             round_trips: 0,
         };
         let usage = |cpu_ns, peak_memory_bytes| Some(Usage { cpu_ns, peak_memory_bytes });
@@ -94,7 +95,9 @@ impl<'a> Migration<'a> {
             destination: usage(self.spent.destination_ns, bytes),
             staging_peak_bytes: bytes,
             verdict: self.criu.described(),
+            predicted_downtime_ns: None,
             verification: None,
+            tail: None,
         };
         Ok(Moved { report, asked, rounds_began: asked, stopped, ended })
     }

@@ -40,6 +40,14 @@ pub fn set_int(fd: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> nix::Re
     set_option(fd, level, name, &value.to_ne_bytes())
 }
 
+/// setsockopt(2) `SO_MAX_PACING_RATE` (net/core/sock.c; 64 bits on every kernel that has an asynchronous userfaultfd): at
+/// most so many bytes a second; `None`: not limited. TCP paces by itself, without a queueing discipline, since Linux 4.13.
+/// No errno is to be expected of a TCP socket.
+pub fn set_max_pacing_rate(fd: BorrowedFd<'_>, bytes_per_second: Option<u64>) -> nix::Result<()> {
+    let rate = bytes_per_second.unwrap_or(u64::MAX);
+    set_option(fd, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE, &rate.to_ne_bytes())
+}
+
 /// ioctls that fill in one `int`: a count of bytes in a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Queue {

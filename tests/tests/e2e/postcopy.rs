@@ -18,6 +18,7 @@ use pclive_tests::workload::verifier::Verifier;
 use pclive_tests::{Container, Host, Lab};
 use serde_json::Value;
 
+use crate::torture::strategy;
 use crate::{migrate, ready, runs_only_at};
 
 const OPTIONS: [&str; 6] = ["--policy", "post-copy", "--max-downtime", "1ms", "--max-rounds", "3"];
@@ -143,7 +144,8 @@ fn torture_keeps_every_byte_when_its_last_pages_follow() -> Result<()> {
             for turn in 0..4 {
                 let (from, to) = if turn % 2 == 0 { (&lab.a, &lab.b) } else { (&lab.b, &lab.a) };
                 verifier.check().with_context(|| format!("seed {seed}"))?;
-                let options = ["--policy", "post-copy", "--max-downtime", "1ms", "--max-rounds", "2"];
+                let limits = ["--policy", "post-copy", "--max-downtime", "1ms", "--max-rounds", "2"];
+                let options = [&["--strategy", strategy(seed)], &limits[..]].concat();
                 migrate(&container, from, to, &options).with_context(|| format!("seed {seed}"))?;
                 verifier.check().with_context(|| {
                     let said = container.log(to);

@@ -35,6 +35,18 @@ fn huge_pages_of_every_kind_survive_four_migrations() -> Result<()> {
 }
 
 #[test]
+fn transparent_huge_pages_stay_huge() -> Result<()> {
+    let transparent = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled");
+    let makes = transparent.is_ok_and(|chosen| !chosen.contains("[never]"));
+    if !ready(&[])
+        || !needs::allows(makes.then_some(()).context("this kernel makes no transparent huge pages"))
+    {
+        return Ok(());
+    }
+    survive(&bundle("transparent", &["huge-transparent"]), true)
+}
+
+#[test]
 fn huge_pages_that_the_destination_lacks_are_refused_before_the_freeze() -> Result<()> {
     if !ready(&["busybox"]) {
         return Ok(());

@@ -74,7 +74,7 @@ pub struct History<'a> {
     pub elapsed: Duration,
     /// A question to the destination and its answer.
     pub round_trip: Duration,
-    /// Rounds that ended before the container was last slowed down: they say nothing about it any more.
+    /// Rounds that ended before the container was last slowed down, or a limit lifted: they say nothing any more.
     pub outdated: usize,
     /// What earlier migrations to this destination have shown.
     pub experience: Experience,

@@ -35,16 +35,21 @@ impl Policy {
         }
     }
 
-    /// What to do about an obstacle; `step` is how much the container is slowed down already.
-    pub fn answer(self, obstacle: Obstacle, step: Option<Step>) -> Action {
+    /// What to do about an obstacle; `step` is how much the container is slowed down already, `limited` whether a limit
+    /// of the bandwidth holds the rounds back.
+    pub fn answer(self, obstacle: Obstacle, step: Option<Step>, limited: bool) -> Action {
+        // The stop would use all of the link for what is left: a running container is better off with rounds that do.
+        let last = if limited { Action::Hurry } else { Action::Stop };
         match (self, obstacle) {
-            (Self::StopAnyway | Self::PostCopy, _) => Action::Stop,
             (Self::Cancel, _) => Action::Cancel,
-            (Self::Throttle, Obstacle::NotShrinking) => {
-                Step::after(step).map_or(Action::Stop, Action::Throttle)
-            }
-            // Slower writing needs rounds and time to show, and there are none left; or it would change nothing.
-            (Self::Throttle, Obstacle::MaxRounds | Obstacle::MaxTime | Obstacle::Floor) => Action::Stop,
+            (Self::StopAnyway, Obstacle::NotShrinking) => last,
+            (Self::Throttle, Obstacle::NotShrinking) => Step::after(step).map_or(last, Action::Throttle),
+            // What else is done needs rounds and time to show, and there are none left; or it would change nothing.
+            (
+                Self::StopAnyway | Self::Throttle,
+                Obstacle::MaxRounds | Obstacle::MaxTime | Obstacle::Floor,
+            )
+            | (Self::PostCopy, _) => Action::Stop,
         }
     }
 }
@@ -72,6 +77,8 @@ pub enum Action {
     Stop,
     /// Slow it down to this, and go on.
     Throttle(Step),
+    /// Send as fast as the link carries, and go on.
+    Hurry,
     /// End the migration.
     Cancel,
 }
@@ -125,7 +132,11 @@ mod tests {
             (Policy::Throttle, Floor, Some(Step(25)), Action::Stop),
         ];
         for (policy, obstacle, step, action) in table {
-            assert_eq!(policy.answer(obstacle, step), action, "{policy} {obstacle:?} {step:?}");
+            assert_eq!(policy.answer(obstacle, step, false), action, "{policy} {obstacle:?} {step:?}");
+            // A limit is lifted before a container is stopped that rounds could still help.
+            let helps = obstacle == NotShrinking && policy != Policy::PostCopy;
+            let limited = if helps && action == Action::Stop { Action::Hurry } else { action };
+            assert_eq!(policy.answer(obstacle, step, true), limited, "{policy} {obstacle:?} {step:?}");
         }
     }
 

@@ -78,8 +78,9 @@ pub fn simulate(scenario: &Scenario<'_>, limits: &Limits) -> Course {
         let reason = match decide(&history, &known, limits) {
             Verdict::Continue => None,
             Verdict::Stop => Some(Some(Reason::ShortEnough)),
-            Verdict::Ask(obstacle) => match limits.policy.answer(obstacle, run.step) {
-                Action::Stop => Some(Some(Reason::InSpiteOf(obstacle, limits.policy))),
+            Verdict::Ask(obstacle) => match limits.policy.answer(obstacle, run.step, false) {
+                // There is nothing to lift: the bandwidth is taken for the link's.
+                Action::Stop | Action::Hurry => Some(Some(Reason::InSpiteOf(obstacle, limits.policy))),
                 Action::Cancel => Some(None),
                 Action::Throttle(step) => {
                     (run.step, run.outdated) = (Some(step), run.rounds.len());

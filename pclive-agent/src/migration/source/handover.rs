@@ -33,13 +33,16 @@ const LONGEST_BREATH: u32 = 10;
 
 impl Driver<'_> {
     /// Stop and final dump, until it is whole. The container runs in between.
-    async fn stop(&mut self, last: LastPages) -> Result<(u32, Stopped, Moved, usize), MigrationError> {
+    ///
+    /// Beside it how many of the destination's messages had been waited for when it began.
+    async fn stop(&mut self, last: LastPages) -> Result<(u32, Stopped, Moved, usize, u32), MigrationError> {
         let migration = &self.agent.config.migration;
         // Freezing has its own deadline in the engine; this one is for an engine that does not keep it.
         let patience = migration.handover_timeout() + migration.stop_timeout();
         let mut stops = 0;
         loop {
             stops += 1;
+            let told = self.session.round_trips();
             let throttle = self.rounds.take_throttle();
             let stopped = self.session.step(self.engine.freeze(throttle), patience).await?;
             self.session.advance(Event::Stopped)?;
@@ -53,7 +56,7 @@ impl Driver<'_> {
                 }
                 self.session.advance(Event::FinalHandedOver)?;
                 fault::reached(Point::SourceDumped);
-                return Ok((number, stopped, moved, places));
+                return Ok((number, stopped, moved, places, told));
             }
             self.put_off(number, &moved).await?;
             let error = MigrationError::not_now(self.order.located.id.as_str(), stops, obstacles);
@@ -84,9 +87,9 @@ impl Driver<'_> {
         }
         // Beside the stop, the dump and the restore: it must be durable before COMMIT is sent, and no sooner.
         let committing = self.write_committing();
-        let (number, Stopped { began: stopped, elapsed: freeze }, moved, places) = self.stop(last).await?;
+        let (number, stop, moved, places, told) = self.stop(last).await?;
+        let Stopped { began: stopped, elapsed: freeze } = stop;
         self.stopped_ms = doubt::now_ms().saturating_sub(ns(stopped.elapsed()) / 1_000_000);
-        let told = self.session.round_trips();
         // It was predicted for a stop in which every page is sent.
         let predicted = self.rounds.known().downtime.filter(|_| last == LastPages::Now);
         let dumped = Instant::now();

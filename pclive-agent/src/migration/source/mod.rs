@@ -210,7 +210,6 @@ async fn drive(
         options,
         capture_bytes,
         outlet: outlet.clone(),
-        bandwidth: order.bandwidth,
     };
     let began = Engine::start(plan);
     let (engine, opened) =
@@ -283,7 +282,8 @@ impl Driver<'_> {
             }
             Err(error) if self.session.state() == State::Committed => self.inquire(error).await,
             Err(error) => {
-                // The destination first, then the network and the tasks here.
+                // The destination first, then the network and the tasks here. What it is told waits for nothing.
+                self.outlet.hurry();
                 self.session.give_up(&error);
                 fault::reached(Point::SourceGivingUp);
                 abort.cancel();

@@ -46,7 +46,8 @@ impl Driver<'_> {
         let began = Instant::now();
         let patience = self.agent.config.migration.progress_timeout();
         let expected = Expectation { round: number, total_bytes, counter: self.outlet.counter(), patience };
-        let moved = self.session.moving(self.engine.round(number), &expected).await?;
+        let moved =
+            self.session.moving(self.engine.round(number, self.rounds.bandwidth()), &expected).await?;
         let backlog = self.applied(number).await?;
         fault::reached(Point::SourceRound);
         self.ended(number, &moved, began.elapsed(), backlog).await

@@ -34,8 +34,10 @@ pub(super) struct Rounds {
     pid: i32,
     round_trip: Duration,
     experience: Experience,
-    /// The stream is slower than the link: the rounds do not show what the stop will see.
+    /// The stream was slower than the link: the rounds do not show what the stop will see.
     limited: bool,
+    /// Most bytes a second of the next round.
+    bandwidth: Option<u64>,
     pub(super) samples: Vec<Sample>,
     /// As users see them.
     pub(super) told: Vec<control::Round>,
@@ -57,6 +59,7 @@ impl Rounds {
             round_trip: Duration::ZERO,
             experience,
             limited,
+            bandwidth,
             samples: Vec::new(),
             told: Vec::new(),
             throttle: None,
@@ -82,6 +85,11 @@ impl Rounds {
             self.throttle = Some(found);
         }
         Ok(())
+    }
+
+    /// Most bytes a second of the next round.
+    pub(super) fn bandwidth(&self) -> Option<u64> {
+        self.bandwidth
     }
 
     /// Number of the next round.
@@ -133,7 +141,7 @@ impl Rounds {
             Verdict::Stop => return Ok(Some(Reason::ShortEnough)),
             Verdict::Ask(obstacle) => obstacle,
         };
-        match self.limits.policy.answer(obstacle, self.step) {
+        match self.limits.policy.answer(obstacle, self.step, self.bandwidth.is_some()) {
             Action::Stop => {
                 self.tell(entry, obstacle, "the container is stopped all the same");
                 Ok(Some(Reason::InSpiteOf(obstacle, self.limits.policy)))
@@ -141,6 +149,12 @@ impl Rounds {
             Action::Cancel => {
                 self.tell(entry, obstacle, "the migration is given up");
                 Err(self.given_up(obstacle))
+            }
+            Action::Hurry => {
+                self.bandwidth = None;
+                self.outdated = self.samples.len();
+                self.tell(entry, obstacle, "the bandwidth limit is lifted");
+                Ok(None)
             }
             Action::Throttle(step) => {
                 self.slow_down(entry, log, (obstacle, step)).await;

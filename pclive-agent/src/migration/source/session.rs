@@ -42,7 +42,7 @@ pub(super) struct Session {
     /// Answers that came before the engine's own word: the destination may be done with a round before the
     /// engine thread has told that it has sent it.
     early: VecDeque<Answered>,
-    /// How often it has waited for the destination's word and for nothing else.
+    /// How many of the destination's messages it has waited for.
     round_trips: u32,
 }
 
@@ -71,7 +71,7 @@ impl Session {
         self.state
     }
 
-    /// How often it has waited for the destination's word so far.
+    /// How many of the destination's messages it has waited for so far.
     pub(super) fn round_trips(&self) -> u32 {
         self.round_trips
     }

@@ -85,6 +85,11 @@ impl Outlet {
         Ok(bytes)
     }
 
+    /// Whatever is sent from here on goes as fast as it can.
+    pub(super) fn hurry(&self) {
+        self.pacing.set(None);
+    }
+
     /// Hands over what goes ahead of a document's end.
     pub(super) fn send_parts(&self, parts: Vec<DocumentPart>) -> Result<u64, SinkError> {
         let messages = parts.into_iter().map(|part| wire::source_message(Message::DocumentPart(part)));
@@ -158,7 +163,7 @@ impl<'a> RoundSink<'a> {
     /// The final dump.
     pub(super) fn last(outlet: &'a Outlet, round: u32) -> Self {
         outlet.rest();
-        outlet.pacing.set(None);
+        outlet.hurry();
         Self { outlet, round, is_final: true, pace: None, bytes: 0, saved: 0 }
     }
 }

@@ -1,4 +1,4 @@
-//! Memory in huge pages of hugetlbfs, of every kind.
+//! Memory in huge pages: of hugetlbfs, of every kind, and transparent ones.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -8,13 +8,14 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{Check, State, same};
 
-/// They need pages that most hosts do not have, and a hugetlbfs at `/dev/hugepages`.
+/// All but the last need pages that most hosts do not have, and a hugetlbfs at `/dev/hugepages`.
 pub(crate) const STATES: &[State] = &[
     ("huge-private", private),
     ("huge-shared", shared),
     ("huge-memfd", memfd),
     ("huge-segment", segment),
     ("huge-files", files),
+    ("huge-transparent", transparent),
 ];
 
 const HUGE: usize = 2 << 20;
@@ -34,6 +35,20 @@ impl Memory {
         let address = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH, protection, flags, fd, 0) };
         ensure!(address != libc::MAP_FAILED, "cannot map: {}", std::io::Error::last_os_error());
         Ok(Self(address.addr()))
+    }
+
+    /// In ordinary pages, or in huge ones if the kernel likes: it begins where one can.
+    fn ordinary() -> Result<Self> {
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: without MAP_FIXED the kernel takes addresses that nothing uses.
+        let address = unsafe { libc::mmap(std::ptr::null_mut(), LENGTH + HUGE, protection, flags, -1, 0) };
+        ensure!(address != libc::MAP_FAILED, "cannot map: {}", std::io::Error::last_os_error());
+        let address = address.addr().next_multiple_of(HUGE);
+        // SAFETY: the range is inside of what was just mapped.
+        let result = unsafe { libc::madvise(address as *mut libc::c_void, LENGTH, libc::MADV_HUGEPAGE) };
+        ensure!(result == 0, "cannot ask for huge pages: {}", std::io::Error::last_os_error());
+        Ok(Self(address))
     }
 
     fn attach(id: i32) -> Result<Self> {
@@ -92,6 +107,51 @@ fn private() -> Result<Check> {
         discarded.poke(5, 1);
         Ok(())
     }))
+}
+
+/// Ordinary memory that the kernel was asked to put in huge pages: as many of them as it did at the beginning.
+fn transparent() -> Result<Check> {
+    let pieces = [(); 8].map(|()| Memory::ordinary()).into_iter().collect::<Result<Vec<_>>>()?;
+    let mut turn = 1_u8;
+    let write = {
+        let pieces = pieces.clone();
+        move |turn| {
+            pieces.iter().for_each(|memory| (0..LENGTH).step_by(4096).for_each(|at| memory.poke(at, turn)))
+        }
+    };
+    write(turn);
+    let huge = || pieces_in_huge_pages(&pieces);
+    let had = huge()?;
+    ensure!(had > 0, "this kernel makes no transparent huge pages");
+    Ok(Box::new(move || {
+        for memory in &pieces {
+            let wrong = (0..LENGTH).step_by(4096).find(|&at| memory.peek(at) != turn);
+            same("page with another byte", &None, &wrong)?;
+        }
+        let has = pieces_in_huge_pages(&pieces)?;
+        ensure!(has >= had, "{has} KiB are in huge pages, of {had}");
+        turn = turn.wrapping_add(1);
+        write(turn);
+        Ok(())
+    }))
+}
+
+/// Of these pieces, KiB.
+fn pieces_in_huge_pages(pieces: &[Memory]) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/self/smaps")?;
+    let mut inside = false;
+    let mut sum = 0;
+    for line in text.lines() {
+        if let Some((begin, end)) = line.split_once(' ').and_then(|(range, _)| range.split_once('-'))
+            && let (Ok(begin), Ok(end)) = (usize::from_str_radix(begin, 16), usize::from_str_radix(end, 16))
+        {
+            // Neighbours may be one mapping.
+            inside = pieces.iter().any(|memory| (begin..end).contains(&memory.0));
+        } else if inside && let Some(size) = line.strip_prefix("AnonHugePages:") {
+            sum += size.trim().trim_end_matches(" kB").parse::<u64>()?;
+        }
+    }
+    Ok(sum)
 }
 
 /// Anonymous memory that a child shares, and answers in.

@@ -8,7 +8,7 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 use super::memory::{self, Address, Backing, Protection};
 use super::page::WORDS;
-use super::region::{Kind, Mismatch, Region};
+use super::region::{Mismatch, Region};
 use pclive_tests::random::Random;
 
 /// Words of the shared page before its data: the count when a write begins, and when it has ended.
@@ -112,7 +112,7 @@ impl Child {
 fn live(regions: &mut [Region], nursery: &Nursery, turns: u64, seed: u64) -> Result<(), Mismatch> {
     let mut random = Random::new(seed);
     for _ in 0..turns {
-        for region in regions.iter_mut().filter(|region| region.kind() != Kind::Shared) {
+        for region in regions.iter_mut().filter(|region| !region.kind().is_shared()) {
             let told = (0..region.len()).try_for_each(|index| region.check(index));
             told.inspect_err(|mismatch| eprintln!("child {}: {mismatch}", std::process::id()))?;
             let index = random.below(region.len());

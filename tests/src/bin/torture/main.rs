@@ -1,20 +1,24 @@
-//! The memory torture: threads that write, map, unmap, move, discard, protect and fork, each with a model of what
-//! every byte must be. Whatever differs is found and told; nothing is repaired.
+//! The memory torture: threads that write, map, unmap, move, discard, protect, fork, start threads and programs, and open
+//! and close, each with a model of what every byte must be. Whatever differs is found and told; nothing is repaired.
 //!
 //! `torture --seed N --threads N --pages N`, then on TCP port 7000: `PING`, `STATS` and `CHECK` (every thread
 //! compares every byte and the answer is `PASS ...` or `FAIL ...`); `CORRUPT` changes a byte, which `CHECK` must find. The same seed makes each thread do the same
 //! things in the same order.
 
 mod child;
+mod descriptor;
+mod helper;
 mod memory;
+mod object;
 mod page;
+mod program;
 mod region;
 mod worker;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use pclive_tests::answers;
 
@@ -38,6 +42,12 @@ struct Options {
     /// Uses huge pages of hugetlbfs too.
     #[arg(long)]
     huge: bool,
+    /// Steps after which it ends, with 0 if nothing was wrong, instead of answering.
+    #[arg(long)]
+    turns: Option<u64>,
+    /// How often it executes itself again at its end.
+    #[arg(long, default_value_t = 0)]
+    generations: u32,
     /// Kinds of steps to leave out, to find out which one matters.
     #[arg(long, value_delimiter = ',')]
     without: Vec<worker::Step>,
@@ -45,12 +55,17 @@ struct Options {
 
 fn main() -> Result<()> {
     let options = Options::parse();
+    let pause = Duration::from_micros(options.pause_us);
+    if let Some(turns) = options.turns {
+        return once(&options, turns, pause);
+    }
     let file = page::make_file().context("cannot make the file to map")?;
     let board = Arc::new(Board::new(options.threads));
     for index in 0..options.threads {
         let mut worker = Worker::new(index, &options, Arc::clone(&board), file.try_clone()?);
-        let pause = Duration::from_micros(options.pause_us);
-        std::thread::Builder::new().name(format!("torture-{index}")).spawn(move || worker.run(pause))?;
+        std::thread::Builder::new()
+            .name(format!("torture-{index}"))
+            .spawn(move || worker.run(u64::MAX, pause))?;
     }
     answers::serve(|question| match question {
         "PING" => "PONG".into(),
@@ -59,4 +74,15 @@ fn main() -> Result<()> {
         "CHECK" => board.check_everything(),
         other => format!("FAIL unknown question {other}"),
     })
+}
+
+/// The life of a program that a torture has started.
+fn once(options: &Options, turns: u64, pause: Duration) -> Result<()> {
+    let board = Arc::new(Board::new(1));
+    let mut worker = Worker::new(0, options, Arc::clone(&board), page::open_file()?);
+    worker.run(turns, pause);
+    worker.last_check();
+    ensure!(!board.has_failed(), "something was wrong");
+    drop(worker);
+    program::go_on(options).context("cannot execute the program again")
 }

@@ -20,6 +20,8 @@ pub(crate) enum Backing<'a> {
     Shared,
     /// A private view of the file, from this page on.
     File(&'a File, usize),
+    /// A shared view of all of a file in memory.
+    Object(&'a File),
 }
 
 /// What may be done with pages.
@@ -56,12 +58,26 @@ pub(crate) fn map(pages: usize, protection: Protection, backing: Backing) -> std
         }
         Backing::Shared => (libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0),
         Backing::File(file, page) => (libc::MAP_PRIVATE, file.as_raw_fd(), page * BYTES),
+        Backing::Object(file) => (libc::MAP_SHARED, file.as_raw_fd(), 0),
     };
     let offset = libc::off_t::try_from(offset).unwrap_or(libc::off_t::MAX);
     // SAFETY: without MAP_FIXED the kernel takes addresses that nothing uses.
     let address =
         unsafe { libc::mmap(std::ptr::null_mut(), pages * BYTES, protection.bits(), flags, fd, offset) };
     if address == libc::MAP_FAILED { Err(std::io::Error::last_os_error()) } else { Ok(address as Address) }
+}
+
+/// A System V segment that is removed as soon as it is attached: it is there as long as something of it is mapped.
+pub(crate) fn attach_new_segment(pages: usize) -> std::io::Result<Address> {
+    // SAFETY: numbers only.
+    let id = unsafe { libc::shmget(libc::IPC_PRIVATE, pages * BYTES, 0o600) };
+    done(id.min(0))?;
+    // SAFETY: the kernel takes addresses that nothing uses.
+    let address = unsafe { libc::shmat(id, std::ptr::null(), 0) };
+    let attached = if address as isize == -1 { Err(std::io::Error::last_os_error()) } else { Ok(()) };
+    // SAFETY: no pointer is followed by this command.
+    done(unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) })?;
+    attached.map(|()| address as Address)
 }
 
 /// # Safety

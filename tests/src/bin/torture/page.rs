@@ -16,7 +16,7 @@ pub(crate) const FILE_PAGES: usize = 256;
 /// Single words that a page may differ in before it is rewritten as a whole.
 const MOST_PATCHES: usize = 8;
 /// Where the file is.
-const FILE: &str = "/data/torture.bin";
+pub(crate) const FILE: &str = "/data/torture.bin";
 /// What the file's pages are made of.
 const FILE_SEED: u64 = 0xf11e;
 
@@ -74,7 +74,12 @@ fn fill(seed: u64, words: &mut Words) {
     words.fill_with(|| random.next());
 }
 
-/// Makes the file that regions map privately.
+/// Opens the file that regions map privately: it is there.
+pub(crate) fn open_file() -> std::io::Result<File> {
+    File::options().read(true).write(true).open(FILE)
+}
+
+/// Makes it.
 pub(crate) fn make_file() -> std::io::Result<File> {
     let file = File::options().read(true).write(true).create(true).truncate(true).open(FILE)?;
     let mut words = [0; WORDS];

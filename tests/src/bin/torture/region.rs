@@ -3,8 +3,10 @@
 use std::fmt;
 use std::fs::File;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::memory::{self, Address, Backing, Protection};
+use super::object::{Object, Sort};
 use super::page::{BYTES, Base, Content, FILE_PAGES, HUGE_PAGES, WORDS};
 use pclive_tests::random::Random;
 
@@ -15,6 +17,17 @@ pub(crate) enum Kind {
     Huge,
     Shared,
     File,
+    Object(Sort),
+}
+
+impl Kind {
+    /// Whether forked children write to the same pages.
+    pub(crate) fn is_shared(self) -> bool {
+        match self {
+            Self::Shared | Self::Object(_) => true,
+            Self::Private | Self::Huge | Self::File => false,
+        }
+    }
 }
 
 /// One page: its contents and what may be done with it now.
@@ -32,6 +45,8 @@ pub(crate) struct Region {
     address: Address,
     pages: Vec<Page>,
     kind: Kind,
+    /// What its pages are of, and those of what was cut off from it.
+    object: Option<Arc<Object>>,
 }
 
 /// A byte that is not what it must be.
@@ -63,17 +78,24 @@ impl Region {
     pub(crate) fn map(kind: Kind, pages: usize, file: &File, random: &mut Random) -> std::io::Result<Self> {
         let first = random.below(FILE_PAGES);
         let (backing, pages) = match kind {
-            Kind::Private => (Backing::Private, pages),
-            Kind::Huge => (Backing::Huge, pages.next_multiple_of(HUGE_PAGES)),
-            Kind::Shared => (Backing::Shared, pages),
-            Kind::File => (Backing::File(file, first), pages.min(FILE_PAGES - first)),
+            Kind::Private => (Ok(Backing::Private), pages),
+            Kind::Huge => (Ok(Backing::Huge), pages.next_multiple_of(HUGE_PAGES)),
+            Kind::Shared => (Ok(Backing::Shared), pages),
+            Kind::File => (Ok(Backing::File(file, first)), pages.min(FILE_PAGES - first)),
+            Kind::Object(sort) => (Err(sort), pages),
         };
-        let address = memory::map(pages, Protection::Write, backing)?;
+        let (address, object) = match backing {
+            Ok(backing) => (memory::map(pages, Protection::Write, backing)?, None),
+            Err(sort) => {
+                let (address, object) = Object::map(sort, pages)?;
+                (address, Some(Arc::new(object)))
+            }
+        };
         let page = |number: usize| {
             let below = (kind == Kind::File).then_some(first + number);
             Page { content: fresh(below), below, protection: Protection::Write }
         };
-        Ok(Self { address, pages: (0..pages).map(page).collect(), kind })
+        Ok(Self { address, pages: (0..pages).map(page).collect(), kind, object })
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -190,7 +212,7 @@ impl Region {
     fn whole(&self, range: Range<usize>) -> Range<usize> {
         match self.kind {
             Kind::Huge => range.start / HUGE_PAGES * HUGE_PAGES..range.end.next_multiple_of(HUGE_PAGES),
-            Kind::Private | Kind::Shared | Kind::File => range,
+            Kind::Private | Kind::Shared | Kind::File | Kind::Object(_) => range,
         }
     }
 
@@ -208,7 +230,7 @@ impl Region {
         let range = self.whole(range);
         // SAFETY: the pages are this region's, and the model notes what they become.
         unsafe { memory::advise(self.page(range.start), range.len(), libc::MADV_DONTNEED)? };
-        if self.kind != Kind::Shared {
+        if !self.kind.is_shared() {
             self.pages[range].iter_mut().for_each(|page| page.content = fresh(page.below));
         }
         Ok(())
@@ -216,7 +238,7 @@ impl Region {
 
     /// Punches a hole into shared memory: the pages are zero for everyone.
     pub(crate) fn punch(&mut self, range: Range<usize>) -> std::io::Result<()> {
-        if self.kind == Kind::Shared && self.pages[range.clone()].iter().all(writable) {
+        if self.kind.is_shared() && self.pages[range.clone()].iter().all(writable) {
             // SAFETY: as for `discard`.
             unsafe { memory::advise(self.page(range.start), range.len(), libc::MADV_REMOVE)? };
             self.pages[range].iter_mut().for_each(|page| page.content = Content::new(Base::Zero));
@@ -239,10 +261,10 @@ impl Region {
         let range = self.whole(range);
         // SAFETY: the pages are this region's, and no region has them afterwards.
         unsafe { memory::unmap(self.page(range.start), range.len())? };
-        let (address, kind) = (self.page(range.end), self.kind);
+        let (address, kind, object) = (self.page(range.end), self.kind, self.object.clone());
         let tail = self.pages.split_off(range.end);
         self.pages.truncate(range.start);
-        let tail = Self { address, pages: tail, kind };
+        let tail = Self { address, pages: tail, kind, object };
         Ok([self, tail].into_iter().filter(|region| region.len() > 0).collect())
     }
 

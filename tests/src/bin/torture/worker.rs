@@ -9,7 +9,11 @@ use clap::ValueEnum;
 
 use super::Options;
 use super::child::Child;
+use super::descriptor::Descriptor;
+use super::helper::Helper;
 use super::memory::Protection;
+use super::object::SORTS;
+use super::program::Program;
 use super::region::{Kind, Mismatch, Region};
 use pclive_tests::random::Random;
 
@@ -19,6 +23,16 @@ const LARGEST: usize = 600;
 const MOST_CHILDREN: usize = 2;
 /// Turns of a child that lives on.
 const LONG_LIFE: usize = 400;
+/// Helpers that a thread has at once, and their turns.
+const MOST_HELPERS: usize = 2;
+const HELP: usize = 100;
+/// Programs that a thread has started and that have not ended.
+const MOST_PROGRAMS: usize = 1;
+/// Of so many steps that could make an object one does. A stop waits for one that it has not seen before; if there were a
+/// new one every time, it would never come.
+const SELDOM: usize = 8;
+/// Things that a thread has open.
+const MOST_OPEN: usize = 24;
 /// How long the threads may take to check everything.
 const LIMIT: Duration = Duration::from_secs(50);
 
@@ -38,10 +52,15 @@ pub(crate) enum Step {
     Huge,
     Fork,
     CheckRegion,
+    Object,
+    Thread,
+    Exec,
+    Open,
+    Use,
 }
 
 /// How often each step comes, of a sum that does not matter.
-const WEIGHTS: [(Step, usize); 13] = [
+const WEIGHTS: [(Step, usize); 18] = [
     (Step::Rewrite, 300),
     (Step::Patch, 300),
     (Step::Check, 250),
@@ -55,6 +74,11 @@ const WEIGHTS: [(Step, usize); 13] = [
     (Step::Huge, 5),
     (Step::Fork, 2),
     (Step::CheckRegion, 10),
+    (Step::Object, 1),
+    (Step::Thread, 3),
+    (Step::Exec, 1),
+    (Step::Open, 5),
+    (Step::Use, 100),
 ];
 
 /// What the threads tell, and what they are asked.
@@ -64,6 +88,9 @@ pub(crate) struct Board {
     failed: AtomicBool,
     steps: AtomicU64,
     forks: AtomicU64,
+    threads: AtomicU64,
+    programs: AtomicU64,
+    opened: AtomicU64,
     pages_checked: AtomicU64,
     /// Raised by one to ask every thread for a complete check.
     wanted: AtomicU64,
@@ -80,6 +107,9 @@ impl Board {
             failed: AtomicBool::default(),
             steps: AtomicU64::default(),
             forks: AtomicU64::default(),
+            threads: AtomicU64::default(),
+            programs: AtomicU64::default(),
+            opened: AtomicU64::default(),
             pages_checked: AtomicU64::default(),
             wanted: AtomicU64::default(),
             checked: (0..threads).map(|_| AtomicU64::default()).collect(),
@@ -93,11 +123,17 @@ impl Board {
         self.failed.store(true, Ordering::SeqCst);
     }
 
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn stats(&self) -> String {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (steps, forks, pages) = (load(&self.steps), load(&self.forks), load(&self.pages_checked));
+        let (threads, programs, opened) = (load(&self.threads), load(&self.programs), load(&self.opened));
         format!(
-            "steps={steps} forks={forks} pages_checked={pages} failed={}",
+            "steps={steps} forks={forks} threads={threads} programs={programs} opened={opened} pages_checked={pages} \
+             failed={}",
             self.failed.load(Ordering::Relaxed)
         )
     }
@@ -135,6 +171,9 @@ pub(crate) struct Worker {
     kinds: Vec<Kind>,
     regions: Vec<Region>,
     children: Vec<Child>,
+    helpers: Vec<Helper>,
+    programs: Vec<Program>,
+    open: Vec<Descriptor>,
     file: File,
     board: Arc<Board>,
 }
@@ -146,13 +185,28 @@ impl Worker {
         let most_pages = options.pages;
         let mut kinds = vec![Kind::Private, Kind::Private, Kind::Shared, Kind::File];
         kinds.extend(options.huge.then_some(Kind::Huge));
-        let (regions, children) = (Vec::new(), Vec::new());
-        Self { index, random, steps, most_pages, kinds, regions, children, file, board }
+        Self {
+            index,
+            random,
+            steps,
+            most_pages,
+            kinds,
+            regions: Vec::new(),
+            children: Vec::new(),
+            helpers: Vec::new(),
+            programs: Vec::new(),
+            open: Vec::new(),
+            file,
+            board,
+        }
     }
 
-    /// Steps until something is wrong.
-    pub(crate) fn run(&mut self, pause: Duration) {
-        while !self.board.failed.load(Ordering::Relaxed) {
+    /// So many steps, or until something is wrong.
+    pub(crate) fn run(&mut self, steps: u64, pause: Duration) {
+        for _ in 0..steps {
+            if self.board.failed.load(Ordering::Relaxed) {
+                return;
+            }
             if let Err(what) = self.step() {
                 return self.board.fail(format!("thread {}: {what}", self.index));
             }
@@ -160,6 +214,13 @@ impl Worker {
             if !pause.is_zero() {
                 std::thread::sleep(pause);
             }
+        }
+    }
+
+    /// Everything, once more.
+    pub(crate) fn last_check(&mut self) {
+        if let Err(what) = self.check_all() {
+            self.board.fail(format!("at the end: {what}"));
         }
     }
 
@@ -221,6 +282,11 @@ impl Worker {
             Step::Huge => call(region.prefer_huge(random.below(2) == 0))?,
             Step::Fork => self.fork()?,
             Step::CheckRegion => told(region.check_all())?,
+            Step::Object => self.object()?,
+            Step::Thread => self.help(which)?,
+            Step::Exec => self.exec()?,
+            Step::Open => self.open()?,
+            Step::Use => self.use_one()?,
         }
         self.shrink()
     }
@@ -232,6 +298,77 @@ impl Worker {
         let region = Region::map(kind, pages, &self.file, &mut self.random);
         self.regions.push(region.map_err(|error| error.to_string())?);
         Ok(())
+    }
+
+    fn object(&mut self) -> Result<(), String> {
+        if self.random.below(SELDOM) == 0 {
+            let sort = SORTS[self.random.below(SORTS.len())];
+            let pages = 1 + self.random.below(LARGEST / 4);
+            let region = Region::map(Kind::Object(sort), pages, &self.file, &mut self.random);
+            self.regions.push(region.map_err(|error| format!("{sort:?}: {error}"))?);
+        }
+        Ok(())
+    }
+
+    /// Gives a region to a thread for a while.
+    fn help(&mut self, which: usize) -> Result<(), String> {
+        self.look_after_helpers()?;
+        if self.helpers.len() < MOST_HELPERS && self.regions.len() > 1 {
+            let (turns, seed) = (1 + self.random.below(HELP), self.random.next());
+            let helper = Helper::start(self.regions.swap_remove(which), turns, seed);
+            self.helpers.push(helper.map_err(|error| error.to_string())?);
+            self.board.threads.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn look_after_helpers(&mut self) -> Result<(), String> {
+        while let Some(ended) = self.helpers.iter().position(Helper::has_ended) {
+            self.regions.push(self.helpers.swap_remove(ended).end()?);
+        }
+        Ok(())
+    }
+
+    fn exec(&mut self) -> Result<(), String> {
+        self.look_after_programs()?;
+        if self.programs.len() < MOST_PROGRAMS {
+            let program = Program::start(self.random.next());
+            self.programs.push(program.map_err(|error| error.to_string())?);
+            self.board.programs.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn look_after_programs(&mut self) -> Result<(), String> {
+        let mut alive = Vec::new();
+        for mut program in self.programs.drain(..) {
+            if !program.look()? {
+                alive.push(program);
+            }
+        }
+        self.programs = alive;
+        Ok(())
+    }
+
+    /// Opens something; in place of something else when enough is open.
+    fn open(&mut self) -> Result<(), String> {
+        let opened = Descriptor::open(&mut self.random).map_err(|error| error.to_string())?;
+        if self.open.len() < MOST_OPEN {
+            self.open.push(opened);
+        } else {
+            let which = self.random.below(MOST_OPEN);
+            self.open[which] = opened;
+        }
+        self.board.opened.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn use_one(&mut self) -> Result<(), String> {
+        if self.open.is_empty() {
+            return Ok(());
+        }
+        let which = self.random.below(self.open.len());
+        self.open[which].turn(&mut self.random)
     }
 
     /// Unmaps whole regions until the rest is within the limit.
@@ -269,6 +406,9 @@ impl Worker {
 
     fn check_all(&mut self) -> Result<(), String> {
         self.look_after_children()?;
+        self.look_after_helpers()?;
+        self.look_after_programs()?;
+        (0..MOST_OPEN * 4).try_for_each(|_| self.use_one())?;
         for region in &mut self.regions {
             told(region.check_all())?;
             self.board.pages_checked.fetch_add(region.len() as u64, Ordering::Relaxed);

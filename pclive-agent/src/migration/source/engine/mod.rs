@@ -45,8 +45,6 @@ pub(super) struct Plan {
     /// Most bytes of frames that are kept while the container is stopped; 0: none.
     pub(super) capture_bytes: u64,
     pub(super) outlet: Outlet,
-    /// Most bytes a second while the container runs.
-    pub(super) bandwidth: Option<u64>,
 }
 
 /// What it found when it opened the container.
@@ -106,7 +104,7 @@ pub(super) struct Stopped {
 
 #[derive(Debug)]
 enum Step {
-    Round(u32, Reply<Moved>),
+    Round(u32, Option<u64>, Reply<Moved>),
     Elsewhere(Vec<IpAddr>, Reply<bool>),
     Pending(Reply<Option<u64>>),
     Outdated(Reply<u64>),
@@ -144,8 +142,9 @@ impl Engine {
     }
 
     /// One round while the container runs: layout, pages, `RoundEnd`.
-    pub(super) fn round(&self, number: u32) -> Answer<Moved> {
-        self.ask(|reply| Step::Round(number, reply))
+    /// `bandwidth`: most bytes a second.
+    pub(super) fn round(&self, number: u32, bandwidth: Option<u64>) -> Answer<Moved> {
+        self.ask(|reply| Step::Round(number, bandwidth, reply))
     }
 
     /// The copy will have these addresses, and none of the container's connections: what needs another one is refused. Whether
@@ -296,7 +295,9 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
     let Opening { mut source, mut network } = opening;
     loop {
         match steps.recv().ok()? {
-            Step::Round(number, reply) => tell(reply, round(plan, &mut source, number))?,
+            Step::Round(number, bandwidth, reply) => {
+                tell(reply, round(plan, &mut source, number, bandwidth))?;
+            }
             Step::Elsewhere(there, reply) => {
                 network.stays = network::differ(&network.interfaces, &there);
                 tell(reply, elsewhere(plan, &source, &there).map(|()| network.stays))?;
@@ -323,10 +324,17 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
     }
 }
 
-fn round(plan: &Plan, source: &mut Source, number: u32) -> Result<Moved, MigrationError> {
+fn round(
+    plan: &Plan,
+    source: &mut Source,
+    number: u32,
+    bandwidth: Option<u64>,
+) -> Result<Moved, MigrationError> {
     let began = Instant::now();
-    let mut sink = RoundSink::new(&plan.outlet, number, plan.bandwidth);
+    let mut sink = RoundSink::new(&plan.outlet, number, bandwidth);
     let stats = source.round(&mut sink).map_err(capture_error(plan))?;
+    // The destination confirms the end of the round: the next one's limit is set anew, a stop finds none.
+    plan.outlet.hurry();
     let bytes = sink.bytes + end_round(plan, number, &stats)?;
     fault::reached(Point::SourceRoundSent);
     Ok(Moved { stats, bytes, saved: sink.saved, elapsed: began.elapsed(), began })

@@ -120,7 +120,7 @@ fn stopped(
             }
             Step::Committed => return Some(Reached::Commit),
             Step::LetGo => return None,
-            Step::Round(_, reply) => tell(reply, Err(out_of_step("round")))?,
+            Step::Round(_, _, reply) => tell(reply, Err(out_of_step("round")))?,
             Step::Elsewhere(_, reply) => tell(reply, Err(out_of_step("elsewhere")))?,
             Step::Pending(reply) => tell(reply, Err(out_of_step("pending")))?,
             Step::Outdated(reply) => tell(reply, Err(out_of_step("outdated")))?,

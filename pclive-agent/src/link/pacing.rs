@@ -1,9 +1,9 @@
 //! Connections that the kernel paces: what is handed over in one piece goes out in packets that are spread over time.
 //!
 //! A limit that holds back whole messages lets each of them out as fast as the link goes, and whatever shares the link
-//! waits behind it: at half of 1 Gbit/s Redis' clients keep about 60 % of their requests. Paced packet by packet they
-//! keep more than 90 %. Kernel: `SO_MAX_PACING_RATE` (3.13; without the queueing discipline fq since 4.13), bytes a
-//! second, all ones: no limit.
+//! waits behind it (docs/EVALUATION.md has what that costs clients). A connection that was limited once stays paced by its
+//! own congestion window, and its rate is that of the limit until the other end has confirmed something that was sent
+//! without it: so the limit is lifted before the container is stopped. Kernel: `SO_MAX_PACING_RATE` (socket(7)).
 
 use std::io;
 use std::os::fd::AsFd;
@@ -16,9 +16,7 @@ use pclive_engine::sys::socket;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// `SOL_SOCKET` and `SO_MAX_PACING_RATE`.
-const MAX_PACING_RATE: (i32, i32) = (1, 47);
-/// What the kernel takes for "not limited".
+/// What stands for "not limited".
 const UNLIMITED: u64 = u64::MAX;
 
 /// How fast each connection of a migration may send. Its clones are one; it may change at any time, and a connection
@@ -46,7 +44,7 @@ impl Pacing {
 
 /// A connection that follows a [`Pacing`].
 #[derive(Debug)]
-pub struct Paced {
+pub(super) struct Paced {
     stream: TcpStream,
     pacing: Pacing,
     /// What the kernel was told last.
@@ -64,8 +62,8 @@ impl Paced {
         let wanted = self.pacing.rate();
         if self.rate != wanted {
             self.rate = wanted;
-            let (level, name) = MAX_PACING_RATE;
-            if let Err(error) = socket::set_option(self.stream.as_fd(), level, name, &wanted.to_ne_bytes()) {
+            let limit = (wanted != UNLIMITED).then_some(wanted);
+            if let Err(error) = socket::set_max_pacing_rate(self.stream.as_fd(), limit) {
                 tracing::debug!("cannot pace a connection: {error}");
             }
         }
@@ -118,8 +116,9 @@ mod tests {
     use super::*;
 
     fn told(paced: &Paced) -> u64 {
-        let (level, name) = MAX_PACING_RATE;
         let mut value = [0; 8];
+        // SOL_SOCKET and SO_MAX_PACING_RATE.
+        let (level, name) = (1, 47);
         socket::get_option(paced.stream.as_fd(), level, name, &mut value).unwrap();
         u64::from_ne_bytes(value)
     }

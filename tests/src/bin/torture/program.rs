@@ -1,0 +1,60 @@
+//! Children that execute this program anew: each tortures memory of its own for a while, executes the program once more in
+//! its place, and ends.
+
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+use super::Options;
+
+/// Steps before a program executes itself again, or ends.
+pub(crate) const TURNS: u64 = 400;
+/// How often it does.
+const GENERATIONS: u32 = 2;
+/// Pages that one has mapped at most.
+const PAGES: usize = 256;
+/// Between two steps.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// A child that executes this program.
+#[derive(Debug)]
+pub(crate) struct Program(Child);
+
+impl Program {
+    /// Starts one.
+    pub(crate) fn start(seed: u64) -> std::io::Result<Self> {
+        command(seed, GENERATIONS).spawn().map(Self)
+    }
+
+    /// Whether it has ended well.
+    pub(crate) fn look(&mut self) -> Result<bool, String> {
+        match self.0.try_wait().map_err(|error| error.to_string())? {
+            None => Ok(false),
+            Some(status) if status.success() => Ok(true),
+            Some(status) => Err(format!("program {}: {status}", self.0.id())),
+        }
+    }
+}
+
+/// What a program does at its end: the next one takes its place, if there is to be one.
+pub(crate) fn go_on(options: &Options) -> std::io::Result<()> {
+    match options.generations.checked_sub(1) {
+        Some(left) => Err(command(options.seed.wrapping_add(1), left).exec()),
+        None => Ok(()),
+    }
+}
+
+fn command(seed: u64, generations: u32) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    let numbers = [
+        ("--seed", seed),
+        ("--turns", TURNS),
+        ("--generations", generations.into()),
+        ("--pages", PAGES as u64),
+        ("--pause-us", PAUSE.as_micros() as u64),
+    ];
+    command.args(numbers.iter().flat_map(|(name, number)| [(*name).to_owned(), number.to_string()]));
+    // They have no children: nobody would wait for those of one that is gone.
+    command.args(["--without", "fork,exec"]);
+    command
+}
