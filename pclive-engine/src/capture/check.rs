@@ -4,6 +4,7 @@
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::files::Table;
 use super::in_memory::InMemory;
@@ -13,6 +14,10 @@ use super::{CaptureError, obstacles, terminals};
 use crate::memory::Objects;
 use crate::model::{Blocker, Pid, Place, Vpid};
 use crate::sys::kcmp;
+
+/// How often is looked again at what may pass by itself, and how long it has in between: half a second.
+const LOOKS: usize = 25;
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks at the container whose init is `init`.
 pub(super) fn container(init: Pid, files: &Table) -> Result<Vec<Blocker>, CaptureError> {
@@ -32,14 +37,33 @@ pub(super) fn container(init: Pid, files: &Table) -> Result<Vec<Blocker>, Captur
     if let Some(first) = tree.first() {
         found.extend(in_memory.hold(files.root(), first, &mut objects)?.1);
     }
-    // A vfork child shares its parent's memory for a moment only: a second reading tells it from a lasting one.
-    if let Some(shared) = shared_memory(live.iter().copied()) {
-        let again = tree::read(init)?;
-        found.extend(shared_memory(again.iter()).filter(|second| *second == shared));
-    }
+    found.extend(lasting(init)?);
     found.extend(files.check(&objects, || Ok::<_, CaptureError>(live_ids(&tree::read(init)?)))?);
     found.extend(terminals::check(init, files)?);
     found.extend(strangers(init, &tree));
+    Ok(found)
+}
+
+/// What passes by itself as a rule, if it does not: a process that has lost its first thread is about to end, or to execute
+/// a program; a child of vfork(2) shares its parent's memory until it does.
+fn lasting(init: Pid) -> Result<Vec<Blocker>, CaptureError> {
+    let look = || {
+        let tree = tree::read(init)?;
+        let headless = tree.iter().filter(|process| process.zombie.is_some() && !process.threads.is_empty());
+        let what = "its first thread has ended while others run";
+        let hint = "the process must end or be restarted";
+        let found = headless.map(|process| blocker(process, Place::Process, what.into(), hint));
+        Ok::<_, CaptureError>(found.chain(shared_memory(tree.iter())).collect::<Vec<_>>())
+    };
+    let mut found = look()?;
+    for _ in 0..LOOKS {
+        if found.is_empty() {
+            break;
+        }
+        std::thread::sleep(PAUSE);
+        let again = look()?;
+        found.retain(|blocker| again.contains(blocker));
+    }
     Ok(found)
 }
 
@@ -69,9 +93,6 @@ fn process(process: &TreeProcess, depth: Option<usize>) -> Vec<Blocker> {
     }
     if process.tracer != 0 {
         refuse(format!("traced by pid {}", process.tracer), "detach the debugger (gdb, strace) first");
-    }
-    if process.zombie.is_some() && !process.threads.is_empty() {
-        refuse("its first thread has ended while others run".into(), "the process must end or be restarted");
     }
     if process.sid.0 == 0 || process.pgid.0 == 0 {
         refuse(

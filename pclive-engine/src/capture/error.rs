@@ -86,3 +86,26 @@ pub enum CaptureError {
     #[error("{} things cannot be migrated; the first: {}", .0.len(), .0.first().map(ToString::to_string).unwrap_or_default())]
     Blocked(Vec<Blocker>),
 }
+
+impl CaptureError {
+    /// A task has ended while it was looked at. One that is stopped does too, when its process ends or executes a program.
+    pub(super) fn is_end_of_a_task(&self) -> bool {
+        let lost = |error: &io::Error| matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT));
+        let of_remote = |error: &RemoteError| match error {
+            RemoteError::Trace(TraceError::Gone { .. }) | RemoteError::NoVdso { .. } => true,
+            RemoteError::Memory { source, .. } => lost(source),
+            _ => false,
+        };
+        match self {
+            Self::Trace(TraceError::Gone { .. }) => true,
+            Self::Remote(error) | Self::State(CaptureStateError::Remote(error)) => of_remote(error),
+            Self::State(
+                CaptureStateError::Request { source, .. } | CaptureStateError::Read { source, .. },
+            )
+            | Self::Read { source, .. } => lost(source),
+            Self::FetchTracker { source, .. } => *source == nix::Error::ESRCH,
+            Self::Memory(error) => error.is_gone(),
+            _ => false,
+        }
+    }
+}

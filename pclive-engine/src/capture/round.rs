@@ -8,9 +8,10 @@ use super::check;
 use super::in_memory::{self, InMemory};
 use super::sink::{RoundStats, Sink};
 use super::source::Source;
+use super::tracked::Tracked;
 use super::tree::TreeProcess;
 use super::vmas::{self, ProcessVmas};
-use crate::memory::{Objects, SpaceStats, Task};
+use crate::memory::{MemoryError, Objects, SpaceStats, Task};
 use crate::model::terminal::number_of_device;
 use crate::model::{Blocker, Layout, Pid, ProcessLayout, Vma, Vpid};
 use crate::sys::kcmp;
@@ -109,6 +110,11 @@ pub(super) fn describe(
         Detail::News => vmas::read_vmas_again(process.pid, &mut source.objects, &own, known)?,
     };
     let exe = read_exe(process.pid)?;
+    // Mappings of two programs are no layout: it has executed another meanwhile. The next round sees that one.
+    let is_replaced = |tracked: &Tracked| !tracked.is_current(process.pid);
+    if detail == Detail::Full && source.tracked.get(&process.pid).is_some_and(is_replaced) {
+        return Err(MemoryError::AddressSpaceGone { pid: process.pid }.into());
+    }
     let generation = source.generations.get(&(process.pid, process.start_time)).copied().unwrap_or(0);
     shape.blockers.extend(check::mapping_blockers(process, &found));
     shape.add(process, exe, generation, found);

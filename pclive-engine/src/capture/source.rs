@@ -256,22 +256,9 @@ impl Drop for Source {
 
 /// A process that ended, or is about to, while it was looked at.
 fn is_loss(error: &CaptureError) -> bool {
-    use crate::remote::RemoteError;
-    use crate::tracee::TraceError;
-    let lost = |error: &std::io::Error| matches!(error.raw_os_error(), Some(libc::ESRCH | libc::ENOENT));
-    match error {
-        CaptureError::Trace(TraceError::Gone { .. }) => true,
-        // EPERM: it is on its way out, or in the hands of a debugger, which the freeze will name.
-        CaptureError::Trace(TraceError::Request { .. }) => true,
-        CaptureError::Remote(RemoteError::Trace(TraceError::Gone { .. }) | RemoteError::NoVdso { .. }) => {
-            true
-        }
-        CaptureError::Remote(RemoteError::Memory { source, .. }) => lost(source),
-        CaptureError::FetchTracker { source, .. } => *source == nix::Error::ESRCH,
-        CaptureError::Read { source, .. } => lost(source),
-        CaptureError::Memory(error) => error.is_gone(),
-        _ => false,
-    }
+    // EPERM: it is on its way out, or in the hands of a debugger, which the freeze will name.
+    error.is_end_of_a_task()
+        || matches!(error, CaptureError::Trace(crate::tracee::TraceError::Request { .. }))
 }
 
 fn live(tree: &[TreeProcess]) -> Vec<(Pid, Vpid)> {

@@ -14,7 +14,8 @@ use crate::fault::{self, Point};
 use crate::model::{Deadline, Pid, Vpid};
 use crate::remote::{Captive, ProcessMemory, RemoteError, release};
 use crate::sys::ptrace;
-use crate::tracee::{Pause, Running, Stop, Stopped, TraceError};
+use crate::tracee::reaper::Reaper;
+use crate::tracee::{self, Pause, Running, Stop, Stopped, TraceError};
 
 /// How long threads get to stop before everything is tried again. A parent in vfork(2) cannot stop before its child, stopped
 /// too, goes on: then everything is let go and tried again.
@@ -50,7 +51,11 @@ fn stop(
         match seized.gather(&read, deadline) {
             Ok(tree) => {
                 let began = seized.began.unwrap_or_else(Instant::now);
-                return Ok((seized.into_processes(tree, timeout)?, began));
+                match seized.into_processes(tree, timeout) {
+                    // Its process was about to end, or to execute a program: the next tree has less, or another.
+                    Err(error) if error.is_end_of_a_task() && !deadline.passed() => slow = BTreeMap::new(),
+                    processes => return Ok((processes?, began)),
+                }
             }
             Err(CaptureError::Trace(TraceError::Deadline { .. })) if !deadline.passed() => {
                 slow = seized.let_go();
@@ -129,8 +134,10 @@ fn with_stopped<T>(
         let running = Running::seize(thread, ptrace::TRACE_SYSTEM_CALLS_GOOD)?;
         running.interrupt()?;
         let stopped = first_interrupt_stop(running, deadline)?;
-        let memory = ProcessMemory::open(process.pid)?;
-        let mut captive = take(stopped, ids, &memory, process.marker, timeout)?;
+        let memory = ProcessMemory::open(process.pid);
+        let memory = memory.inspect_err(|_| drop(tracee::let_go(thread, 0)))?;
+        let taken = take(stopped, ids, &memory, process.marker, timeout);
+        let mut captive = taken.inspect_err(|_| drop(tracee::let_go(thread, 0)))?;
         let outcome = action(&mut captive);
         if let Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) = outcome
             && !deadline.passed()
@@ -180,12 +187,27 @@ struct Seized {
     running: BTreeMap<Pid, Running>,
     stopped: BTreeMap<Pid, Stopped>,
     gone: BTreeSet<Pid>,
+    /// While tasks are seized.
+    reaper: Option<Reaper>,
 }
 
 impl Seized {
     /// Stops tasks until two readings of the tree agree; returns that tree. Leaders stop last: as long as one runs it
     /// takes the signals of its process, which would end with EINTR what another thread waits for.
     fn gather(
+        &mut self,
+        read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
+        deadline: Deadline,
+    ) -> Result<Vec<TreeProcess>, CaptureError> {
+        let reaper = Reaper::start();
+        self.running.keys().for_each(|pid| reaper.watch(*pid));
+        self.reaper = Some(reaper);
+        let gathered = self.gather_all(read, deadline);
+        self.reaper = None;
+        gathered
+    }
+
+    fn gather_all(
         &mut self,
         read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
         deadline: Deadline,
@@ -232,6 +254,7 @@ impl Seized {
         });
         match seized {
             Ok(running) => {
+                self.reaper.iter().for_each(|reaper| reaper.watch(pid));
                 self.running.insert(pid, running);
                 Ok(())
             }
@@ -261,17 +284,17 @@ impl Seized {
     }
 
     fn look_at(&mut self, pid: Pid) -> Result<(), TraceError> {
-        match Running::born(pid).poll() {
+        let looked = Running::born(pid).poll().and_then(|found| match found {
+            Some((stopped, Stop::Interrupted)) => Ok(Some(stopped)),
+            Some((stopped, Stop::Signal(signal))) => stopped.resume(signal).map(|_| None),
+            Some((stopped, Stop::SystemCall | Stop::Event(_))) => stopped.resume(0).map(|_| None),
+            None => Ok(None),
+        });
+        match looked {
             Ok(None) => {}
-            Ok(Some((stopped, Stop::Interrupted))) => {
+            Ok(Some(stopped)) => {
                 self.running.remove(&pid);
                 self.stopped.insert(pid, stopped);
-            }
-            Ok(Some((stopped, Stop::Signal(signal)))) => {
-                stopped.resume(signal)?;
-            }
-            Ok(Some((stopped, Stop::SystemCall | Stop::Event(_)))) => {
-                stopped.resume(0)?;
             }
             Err(TraceError::Gone { .. }) => {
                 self.running.remove(&pid);
@@ -311,7 +334,7 @@ impl Seized {
                 }
                 Err(error) => {
                     // No remote call has been made yet: every thread is as it was stopped.
-                    pids.into_iter().for_each(|pid| drop(ptrace::detach(pid, 0)));
+                    pids.into_iter().for_each(|pid| drop(tracee::let_go(pid, 0)));
                     return Err(error);
                 }
             }
@@ -431,6 +454,24 @@ mod tests {
         let deadline = Deadline::after(TIMEOUT);
         while states(&process).contains(&b't') {
             assert!(!deadline.passed(), "a thread stays stopped");
+        }
+    }
+
+    /// Executes itself again and again, while it has threads that wait.
+    const REBORN: &str = "import os, sys, threading, time
+for _ in range(8): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
+os.execv(sys.executable, [sys.executable, '-S', '-c', sys.orig_argv[-1]])";
+
+    #[test]
+    fn program_that_executes_itself_amid_its_threads_is_stopped_and_goes_on() {
+        let mut command = Command::new("python3");
+        let process = Threads(command.args(["-S", "-c", REBORN]).spawn().unwrap());
+        let pid = Pid(process.0.id().cast_signed());
+        let end = Deadline::after(Duration::from_secs(3));
+        while !end.passed() {
+            let (stopped, _) = stop_tree(pid, TIMEOUT).unwrap();
+            assert!(!stopped.is_empty());
+            let_run(stopped);
         }
     }
 }

@@ -22,6 +22,7 @@ use super::objects;
 use super::restorer::Restorer;
 use super::segments::{self, SegmentError};
 use super::skeleton::Skeleton;
+use super::spans::{self, Span};
 use super::trees::Trees;
 use crate::capture::files::is_carried_device;
 use crate::memory::fill::{Discards, Filler};
@@ -29,7 +30,7 @@ use crate::memory::layout_diff::{LayoutOp, plan};
 use crate::memory::object_store::{ObjectStore, View};
 use crate::model::layout::{Layout, MappedFile, ObjectKind, ObjectLayout};
 use crate::model::tree::Segment;
-use crate::model::{Batch, Mapping, Pid, Protection, Target, Vma, VmaFlags, Vpid};
+use crate::model::{Batch, Mapping, PAGE_SIZE, Pid, Protection, Target, Vma, VmaFlags, Vpid};
 use crate::remote::{Call, RemoteTask, Slot};
 use crate::sys::openat2;
 
@@ -140,7 +141,7 @@ impl Mappings {
         }
         let steps = plan(&restorer.vmas, vmas);
         if !steps.is_empty() {
-            self.run_steps(&steps, restorer)?;
+            self.run_steps(&steps, vmas, restorer)?;
             restorer.vmas = vmas.to_vec();
         }
         if let Some(filler) = self.fillers.get_mut(&restorer.vpid) {
@@ -149,9 +150,15 @@ impl Mappings {
         Ok(())
     }
 
-    fn run_steps(&mut self, steps: &[LayoutOp], restorer: &mut Restorer) -> Result<(), RestoreError> {
+    /// From the restorer's mappings to `vmas`.
+    fn run_steps(
+        &mut self,
+        steps: &[LayoutOp],
+        vmas: &[Vma],
+        restorer: &mut Restorer,
+    ) -> Result<(), RestoreError> {
         let handed = self.hand_over(steps, restorer)?;
-        let segments = self.attach_parts(steps, restorer)?;
+        let segments = self.attach_parts(steps, vmas, restorer)?;
         let mut calls = Vec::with_capacity(steps.len() + handed.len());
         for step in steps {
             match step {
@@ -279,20 +286,29 @@ impl Mappings {
         Some((objects::segment_of(kind)?, size))
     }
 
-    /// Attaches, somewhere, the segments of which only a part is to be mapped; where, by the start of the mapping.
+    /// Attaches, out of everything's way, the segments of which only a part is to be mapped; where, by the start of the
+    /// mapping.
     fn attach_parts(
         &self,
         steps: &[LayoutOp],
+        vmas: &[Vma],
         restorer: &mut Restorer,
     ) -> Result<BTreeMap<u64, u64>, RestoreError> {
         let mut attached = BTreeMap::new();
+        // Where nothing is and nothing will be: what the steps map before a part is moved must not cover it.
+        let mut taken: Vec<Span> = restorer.vmas.iter().chain(vmas).map(|vma| (vma.start, vma.end)).collect();
+        taken.extend(restorer.own_spans()?);
         for step in steps {
             let LayoutOp::Map(vma) = step else { continue };
             let Some((segment, size)) = self.segment(vma) else { continue };
             if segments::is_whole(vma, size) {
                 continue;
             }
-            let call = segments::attach_call(vma, segment, 0);
+            let size = size.next_multiple_of(PAGE_SIZE);
+            let no_room = RestoreError::NoRoom { vpid: restorer.vpid };
+            let spot = spans::free_among(taken.clone(), size).ok_or(no_room)?;
+            taken.push((spot, spot + size));
+            let call = segments::attach_call(vma, segment, spot);
             let what = format!("attach the System V segment {}", segment.id);
             attached.insert(vma.start, need(restorer.vpid, restorer.leader.run(&[call])?[0], &what)?);
         }

@@ -190,8 +190,7 @@ impl Restorer {
 
     /// The same after other calls.
     fn wipe_after(&mut self, mut calls: Vec<Call>) -> Result<(), RestoreError> {
-        let mut keep: Vec<Span> = spans::spans_of(&self.vdso);
-        keep.push(self.slot()?.range());
+        let mut keep = self.own_spans()?;
         let unmap = |(start, end): Span| Call::new(libc::SYS_munmap, &[start, end - start]);
         calls.extend(spans::complement(&mut keep).into_iter().map(unmap));
         for result in self.leader.run(&calls)? {
@@ -199,6 +198,13 @@ impl Restorer {
         }
         self.vmas.clear();
         Ok(())
+    }
+
+    /// What it has beside the mappings of its process: the slot and the kernel's.
+    pub(super) fn own_spans(&self) -> Result<Vec<Span>, RestoreError> {
+        let mut own = spans::spans_of(&self.vdso);
+        own.push(self.slot()?.range());
+        Ok(own)
     }
 
     /// Moves the slot out of the way of `layout`, and the kernel's mappings to where the source has them.

@@ -41,7 +41,11 @@ pub(super) fn overlaps(layout: &ProcessLayout, span: Span) -> bool {
 
 /// A free range of `len` bytes with a page of air on both sides.
 pub(super) fn free_spot(layout: &ProcessLayout, len: u64) -> Option<u64> {
-    let mut taken: Vec<Span> = occupied(layout).collect();
+    free_among(occupied(layout).collect(), len)
+}
+
+/// The same, where these ranges are not free.
+pub(super) fn free_among(mut taken: Vec<Span>, len: u64) -> Option<u64> {
     taken.sort_unstable();
     let mut spot = ROOM_START;
     for (start, end) in taken {

@@ -8,6 +8,7 @@
 //! Kernel: PTRACE_SEIZE, Linux 3.4. Thread: the one that seized the task makes every call.
 
 pub mod end;
+pub mod reaper;
 
 use std::io;
 use std::time::Duration;
@@ -58,6 +59,15 @@ fn is_alive(pid: Pid) -> bool {
     parse_stat(&stat).is_some_and(|stat| !matches!(stat.state, b'Z' | b'X'))
 }
 
+/// Whether this thread is its tracer.
+fn is_own(pid: Pid) -> bool {
+    let status = crate::proc::read(format!("/proc/{pid}/status")).unwrap_or_default();
+    let tracer = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"TracerPid:"));
+    let tracer =
+        tracer.and_then(|number| str::from_utf8(number).ok()).and_then(|number| number.trim().parse().ok());
+    tracer == Some(nix::unistd::gettid().as_raw())
+}
+
 /// Why a task stopped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -96,6 +106,8 @@ impl Running {
         match check("seize", pid, ptrace::seize(pid, options)) {
             Ok(()) => Ok(Self { pid }),
             Err(TraceError::Request { .. }) if !is_alive(pid) => Err(TraceError::Gone { pid }),
+            // A thread that has executed a program has its leader's id since, and stays what it was.
+            Err(TraceError::Request { .. }) if is_own(pid) => Ok(Self { pid }),
             Err(error) => Err(error),
         }
     }
@@ -112,12 +124,20 @@ impl Running {
 
     /// Asks the task to stop.
     pub fn interrupt(self) -> Result<(), TraceError> {
-        check("interrupt", self.pid, ptrace::interrupt(self.pid))
+        let asked = check("interrupt", self.pid, ptrace::interrupt(self.pid));
+        asked.inspect_err(|error| bury(self.pid, error))
     }
 
     /// Looks once whether the task has stopped.
     pub fn poll(self) -> Result<Option<(Stopped, Stop)>, TraceError> {
-        match check("wait for", self.pid, wait::poll(self.pid, true))? {
+        let report = match wait::poll(self.pid, true) {
+            // It was reaped.
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+                return Err(TraceError::Gone { pid: self.pid });
+            }
+            report => check("wait for", self.pid, report)?,
+        };
+        match report {
             wait::Report::Nothing => Ok(None),
             wait::Report::Stopped(status) => Ok(Some((Stopped { pid: self.pid }, Stop::from_status(status)))),
             wait::Report::Exited(_) | wait::Report::Killed(_) => {
@@ -160,6 +180,23 @@ impl Pause {
         } else {
             let step = u64::from((self.taken - Self::YIELDS).min(20));
             std::thread::sleep(Duration::from_micros(50 * step));
+        }
+    }
+}
+
+/// Lets a stopped tracee go for good, delivering `signal` (0 = none). One that was killed meanwhile is reaped.
+pub fn let_go(pid: Pid, signal: i32) -> Result<(), TraceError> {
+    check("detach", pid, ptrace::detach(pid, signal)).inspect_err(|error| bury(pid, error))
+}
+
+/// Reaps a tracee that has turned out to be gone, which takes a moment: who executes a program in its process waits for
+/// nothing else (see [`reaper`]).
+fn bury(pid: Pid, error: &TraceError) {
+    const LIMIT: Duration = Duration::from_millis(100);
+    if let TraceError::Gone { .. } = error {
+        let (deadline, mut pause) = (Deadline::after(LIMIT), Pause::default());
+        while !wait::reap(pid) && !deadline.passed() {
+            pause.take();
         }
     }
 }
@@ -221,6 +258,6 @@ impl Stopped {
 
     /// Lets it go for good, delivering `signal` (0 = none).
     pub fn detach(self, signal: i32) -> Result<(), TraceError> {
-        check("detach", self.pid, ptrace::detach(self.pid, signal))
+        let_go(self.pid, signal)
     }
 }
