@@ -456,22 +456,4 @@ mod tests {
             assert!(!deadline.passed(), "a thread stays stopped");
         }
     }
-
-    /// Executes itself again and again, while it has threads that wait.
-    const REBORN: &str = "import os, sys, threading, time
-for _ in range(8): threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()
-os.execv(sys.executable, [sys.executable, '-S', '-c', sys.orig_argv[-1]])";
-
-    #[test]
-    fn program_that_executes_itself_amid_its_threads_is_stopped_and_goes_on() {
-        let mut command = Command::new("python3");
-        let process = Threads(command.args(["-S", "-c", REBORN]).spawn().unwrap());
-        let pid = Pid(process.0.id().cast_signed());
-        let end = Deadline::after(Duration::from_secs(3));
-        while !end.passed() {
-            let (stopped, _) = stop_tree(pid, TIMEOUT).unwrap();
-            assert!(!stopped.is_empty());
-            let_run(stopped);
-        }
-    }
 }

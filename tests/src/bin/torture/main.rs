@@ -42,6 +42,9 @@ struct Options {
     /// Uses huge pages of hugetlbfs too.
     #[arg(long)]
     huge: bool,
+    /// Starts programs too, which execute themselves again amid their threads.
+    #[arg(long)]
+    programs: bool,
     /// Steps after which it ends, with 0 if nothing was wrong, instead of answering.
     #[arg(long)]
     turns: Option<u64>,

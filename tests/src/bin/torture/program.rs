@@ -54,7 +54,7 @@ fn command(seed: u64, generations: u32) -> Command {
         ("--pause-us", PAUSE.as_micros() as u64),
     ];
     command.args(numbers.iter().flat_map(|(name, number)| [(*name).to_owned(), number.to_string()]));
-    // They have no children: nobody would wait for those of one that is gone.
-    command.args(["--without", "fork,exec"]);
+    // It has no children: nobody would wait for those of one that is gone.
+    command.args(["--without", "fork"]);
     command
 }

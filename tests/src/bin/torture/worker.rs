@@ -181,7 +181,9 @@ pub(crate) struct Worker {
 impl Worker {
     pub(crate) fn new(index: usize, options: &Options, board: Arc<Board>, file: File) -> Self {
         let random = Random::new(options.seed.wrapping_mul(0x1_0001).wrapping_add(index as u64));
-        let steps = WEIGHTS.into_iter().filter(|(step, _)| !options.without.contains(step)).collect();
+        let is_chosen =
+            |step: Step| !options.without.contains(&step) && (step != Step::Exec || options.programs);
+        let steps = WEIGHTS.into_iter().filter(|(step, _)| is_chosen(*step)).collect();
         let most_pages = options.pages;
         let mut kinds = vec![Kind::Private, Kind::Private, Kind::Shared, Kind::File];
         kinds.extend(options.huge.then_some(Kind::Huge));
