@@ -3,7 +3,7 @@
 //! A limit that holds back whole messages lets each of them out as fast as the link goes, and whatever shares the link
 //! waits behind it (docs/EVALUATION.md has what that costs clients). A connection that was limited once stays paced by its
 //! own congestion window, and its rate is that of the limit until the other end has confirmed something that was sent
-//! without it: so the limit is lifted before the container is stopped. Kernel: `SO_MAX_PACING_RATE` (socket(7)).
+//! without it: so the limit is lifted before the last message of a round. Kernel: `SO_MAX_PACING_RATE` (socket(7)).
 
 use std::io;
 use std::os::fd::AsFd;

@@ -333,7 +333,8 @@ fn round(
     let began = Instant::now();
     let mut sink = RoundSink::new(&plan.outlet, number, bandwidth);
     let stats = source.round(&mut sink).map_err(capture_error(plan))?;
-    // The destination confirms the end of the round: the next one's limit is set anew, a stop finds none.
+    // The destination confirms the end of the round, so that the connection which brings it has no limit in a stop; others
+    // follow with what they are given then. The next round sets its limit anew.
     plan.outlet.hurry();
     let bytes = sink.bytes + end_round(plan, number, &stats)?;
     fault::reached(Point::SourceRoundSent);
