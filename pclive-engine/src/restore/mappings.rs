@@ -304,10 +304,8 @@ impl Mappings {
             if segments::is_whole(vma, size) {
                 continue;
             }
-            let size = size.next_multiple_of(PAGE_SIZE);
-            let no_room = RestoreError::NoRoom { vpid: restorer.vpid };
-            let spot = spans::free_among(taken.clone(), size).ok_or(no_room)?;
-            taken.push((spot, spot + size));
+            let spot = spans::huge_spot(&taken, size).ok_or(RestoreError::NoRoom { vpid: restorer.vpid })?;
+            taken.push((spot, spot + size.next_multiple_of(PAGE_SIZE)));
             let call = segments::attach_call(vma, segment, spot);
             let what = format!("attach the System V segment {}", segment.id);
             attached.insert(vma.start, need(restorer.vpid, restorer.leader.run(&[call])?[0], &what)?);

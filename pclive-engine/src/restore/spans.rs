@@ -2,7 +2,7 @@
 
 use super::RestoreError;
 use crate::model::layout::VdsoLayout;
-use crate::model::{PAGE_SIZE, Pid, ProcessLayout};
+use crate::model::{HUGE_PAGE_SIZE, PAGE_SIZE, Pid, ProcessLayout};
 use crate::proc::maps::parse_maps;
 
 /// Half-open address range.
@@ -54,6 +54,12 @@ pub(super) fn free_among(mut taken: Vec<Span>, len: u64) -> Option<u64> {
         }
     }
     (spot + len + PAGE_SIZE < HIGHEST).then_some(spot)
+}
+
+/// A free range for memory that may be in huge pages: it begins where one can.
+pub(super) fn huge_spot(taken: &[Span], len: u64) -> Option<u64> {
+    let len = len.checked_next_multiple_of(HUGE_PAGE_SIZE)?.checked_add(HUGE_PAGE_SIZE)?;
+    Some(free_among(taken.to_vec(), len)?.next_multiple_of(HUGE_PAGE_SIZE))
 }
 
 fn occupied(layout: &ProcessLayout) -> impl Iterator<Item = Span> {
@@ -116,6 +122,18 @@ mod tests {
             vvar_vclock: Some((at + 0x4000, at + 0x6000)),
             vdso: Some((at + 0x6000, at + 0x8000)),
         }
+    }
+
+    #[test]
+    fn huge_pages_find_room_that_nothing_meets_and_begin_where_they_can() {
+        let mut taken = vec![(ROOM_START + 3 * PAGE_SIZE, ROOM_START + 5 * PAGE_SIZE)];
+        for _ in 0..3 {
+            let spot = huge_spot(&taken, PAGE_SIZE).unwrap();
+            assert_eq!(spot % HUGE_PAGE_SIZE, 0);
+            assert!(taken.iter().all(|(start, end)| *end <= spot || spot + HUGE_PAGE_SIZE <= *start));
+            taken.push((spot, spot + PAGE_SIZE));
+        }
+        assert_eq!(huge_spot(&taken, u64::MAX), None);
     }
 
     #[test]
