@@ -144,6 +144,34 @@ fn batch(extents: &[(u64, u64, ExtentKind)], payload: usize) -> Batch {
     }
 }
 
+/// Something else was mapped at the source when the pages were read, or the file was longer.
+#[test]
+fn pages_behind_the_end_of_a_file_are_left_out() {
+    let mut subject = Subject::start();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(PAGE + 1).unwrap();
+    let path = file.path().to_str().unwrap().as_bytes();
+    subject.map_file(path, (ARENA, ARENA + 4 * PAGE), libc::PROT_READ, libc::MAP_PRIVATE, 0);
+    assert!(subject.map(ARENA + 4 * PAGE, PAGE, libc::PROT_READ, libc::MAP_PRIVATE) >= 0);
+    let mut filler = Filler::new(subject.pid());
+    filler.set_layout(&subject.vmas(&mut Objects::new())).unwrap();
+    filler.fill(&batch(&[(ARENA, 5, ExtentKind::Data)], 5 * PAGE as usize)).unwrap();
+    for page in [0, 1, 4] {
+        assert_eq!(subject.page(ARENA + page * PAGE), Some(vec![7; PAGE as usize]), "page {page}");
+    }
+    for page in [2, 3] {
+        assert_eq!(subject.page(ARENA + page * PAGE), None, "page {page}");
+    }
+    file.as_file().set_len(0).unwrap();
+    filler.fill(&batch(&[(ARENA, 1, ExtentKind::Data)], PAGE as usize)).unwrap();
+    let error = filler.fill(&batch(&[(ARENA + PAGE, 1, ExtentKind::Zero)], 0)).err();
+    assert!(error.is_none(), "{error:?}");
+    // Where nothing is mapped at all it is an error still.
+    subject.must(libc::SYS_munmap, &[ARENA, 5 * PAGE]);
+    let error = filler.fill(&batch(&[(ARENA + 4 * PAGE, 1, ExtentKind::Data)], PAGE as usize)).unwrap_err();
+    assert!(matches!(error, FillError::Write { source: nix::Error::EIO, .. }), "{error:?}");
+}
+
 #[test]
 fn pages_that_no_source_sends_are_refused_and_nothing_is_written() {
     let mut subject = Subject::start();

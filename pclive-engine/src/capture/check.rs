@@ -12,11 +12,11 @@ use super::tree::{self, TreeProcess};
 use super::vmas::{self, MappingBlocker, ProcessVmas};
 use super::{CaptureError, obstacles, terminals};
 use crate::memory::Objects;
-use crate::model::{Blocker, Pid, Place, Vpid};
+use crate::model::{Blocker, Deadline, Pid, Place, Vpid};
 use crate::sys::kcmp;
 
-/// How often is looked again at what may pass by itself, and how long it has in between: half a second.
-const LOOKS: usize = 25;
+/// What has not passed by itself after that time stays, and how long it has between two looks.
+pub(super) const PASSES_WITHIN: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// Looks at the container whose init is `init`.
@@ -49,17 +49,12 @@ pub(super) fn container(init: Pid, files: &Table) -> Result<Vec<Blocker>, Captur
 fn lasting(init: Pid) -> Result<Vec<Blocker>, CaptureError> {
     let look = || {
         let tree = tree::read(init)?;
-        let headless = tree.iter().filter(|process| process.zombie.is_some() && !process.threads.is_empty());
-        let what = "its first thread has ended while others run";
-        let hint = "the process must end or be restarted";
-        let found = headless.map(|process| blocker(process, Place::Process, what.into(), hint));
-        Ok::<_, CaptureError>(found.chain(shared_memory(tree.iter())).collect::<Vec<_>>())
+        let found = tree.iter().filter_map(headless).chain(shared_memory(tree.iter()));
+        Ok::<_, CaptureError>(found.collect::<Vec<_>>())
     };
+    let deadline = Deadline::after(PASSES_WITHIN);
     let mut found = look()?;
-    for _ in 0..LOOKS {
-        if found.is_empty() {
-            break;
-        }
+    while !found.is_empty() && !deadline.passed() {
         std::thread::sleep(PAUSE);
         let again = look()?;
         found.retain(|blocker| again.contains(blocker));
@@ -67,22 +62,33 @@ fn lasting(init: Pid) -> Result<Vec<Blocker>, CaptureError> {
     Ok(found)
 }
 
+/// A process that lives on without its first thread.
+pub(super) fn headless(process: &TreeProcess) -> Option<Blocker> {
+    let what = "its first thread has ended while others run";
+    let hint = "the process must end or be restarted";
+    let lives_on = process.zombie.is_some() && !process.threads.is_empty();
+    lives_on.then(|| blocker(process, Place::Process, what.into(), hint))
+}
+
 pub(super) fn live_ids(tree: &[TreeProcess]) -> Vec<(Pid, Vpid)> {
     let live = tree.iter().filter(|process| process.zombie.is_none());
     live.map(|process| (process.pid, process.vpid)).collect()
 }
 
-/// The first process that lives in the memory of another.
-pub(super) fn shared_memory<'a>(tree: impl Iterator<Item = &'a TreeProcess>) -> Option<Blocker> {
+/// Processes that live in the memory of their parents.
+pub(super) fn shared_memory<'a>(tree: impl Iterator<Item = &'a TreeProcess>) -> Vec<Blocker> {
     let live: Vec<&TreeProcess> = tree.filter(|process| process.zombie.is_none()).collect();
     let by_vpid: HashMap<Vpid, &TreeProcess> = live.iter().map(|process| (process.vpid, *process)).collect();
-    let sharing = live.iter().find(|process| {
+    let shares = |process: &&&TreeProcess| {
         let parent = by_vpid.get(&process.parent);
         parent.is_some_and(|parent| kcmp::memory(parent.pid, process.pid) == Ok(Ordering::Equal))
-    })?;
-    let what = format!("address space shared with process {}", sharing.parent);
-    let hint = "try again: a vfork ends by itself; a clone(CLONE_VM) without threads cannot be carried";
-    Some(blocker(sharing, Place::Process, what, hint))
+    };
+    let blocker = |process: &&TreeProcess| {
+        let what = format!("address space shared with process {}", process.parent);
+        let hint = "try again: a vfork ends by itself; a clone(CLONE_VM) without threads cannot be carried";
+        blocker(process, Place::Process, what, hint)
+    };
+    live.iter().filter(shares).map(blocker).collect()
 }
 
 fn process(process: &TreeProcess, depth: Option<usize>) -> Vec<Blocker> {

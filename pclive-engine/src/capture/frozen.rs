@@ -54,7 +54,7 @@ impl<'a> Frozen<'a> {
         Self { source, processes, began, connections, freezer, layout }
     }
 
-    /// When the first task was about to be stopped.
+    /// When the first task was about to be stopped for the first time.
     pub fn began(&self) -> Instant {
         self.began
     }

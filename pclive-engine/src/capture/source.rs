@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::calls::InterruptedCalls;
 use super::files::{FilesAhead, Listeners, Table};
@@ -177,16 +177,18 @@ impl Source {
     /// carried; it gets the time to do so.
     pub fn freeze(&mut self) -> Result<Frozen<'_>, CaptureError> {
         let deadline = Deadline::after(self.options.stop_timeout);
+        let began = Instant::now();
         loop {
-            let (mut processes, began) = stop::stop_tree(self.init, self.options.stop_timeout)?;
+            let mut processes = stop::stop_tree(self.init, self.options.stop_timeout)?;
             self.calls.settle(&mut processes);
             fault::reached(Point::SourceTasksStopped);
-            let Some(shared) = check::shared_memory(processes.iter().map(|process| &process.tree)) else {
+            let shared = check::shared_memory(processes.iter().map(|process| &process.tree));
+            if shared.is_empty() {
                 return Ok(Frozen::new(self, processes, began));
-            };
+            }
             stop::let_run(processes);
             if deadline.passed() {
-                return Err(CaptureError::Blocked(vec![shared]));
+                return Err(CaptureError::Blocked(shared));
             }
             std::thread::sleep(VFORK_PAUSE);
         }

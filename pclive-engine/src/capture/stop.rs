@@ -5,21 +5,24 @@
 //! dies, the kernel lets them run.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::calls::InterruptedCalls;
 use super::tree::{self, Known, TreeError, TreeProcess, TreeThread};
-use super::{CaptureError, rseq, thread};
+use super::{CaptureError, check, rseq, thread};
 use crate::fault::{self, Point};
 use crate::model::{Deadline, Pid, Vpid};
 use crate::remote::{Captive, ProcessMemory, RemoteError, release};
 use crate::sys::ptrace;
-use crate::tracee::reaper::Reaper;
 use crate::tracee::{self, Pause, Running, Stop, Stopped, TraceError};
 
 /// How long threads get to stop before everything is tried again. A parent in vfork(2) cannot stop before its child, stopped
 /// too, goes on: then everything is let go and tried again.
 const ATTEMPT: Duration = Duration::from_millis(50);
+/// How long everything runs between two attempts.
+const PAUSE: Duration = Duration::from_millis(2);
+/// How long tasks that are to be let go get to stop for that.
+const LAST_WAIT: Duration = Duration::from_secs(2);
 
 /// A process whose every thread is stopped.
 #[derive(Debug)]
@@ -31,11 +34,8 @@ pub(super) struct StoppedProcess {
     pub(super) job_stopped: bool,
 }
 
-/// Stops the whole tree; when the first of its tasks was about to be stopped. On `Err` everything runs.
-pub(super) fn stop_tree(
-    init: Pid,
-    timeout: Duration,
-) -> Result<(Vec<StoppedProcess>, Instant), CaptureError> {
+/// Stops the whole tree. On `Err` everything runs.
+pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProcess>, CaptureError> {
     stop(timeout, |known| tree::read_knowing(init, known))
 }
 
@@ -43,34 +43,32 @@ pub(super) fn stop_tree(
 fn stop(
     timeout: Duration,
     read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
-) -> Result<(Vec<StoppedProcess>, Instant), CaptureError> {
-    let deadline = Deadline::after(timeout);
+) -> Result<Vec<StoppedProcess>, CaptureError> {
+    let (deadline, patience) = (Deadline::after(timeout), Deadline::after(check::PASSES_WITHIN));
     let mut slow = BTreeMap::new();
     loop {
         let mut seized = Seized { running: slow, ..Seized::default() };
-        match seized.gather(&read, deadline) {
-            Ok(tree) => {
-                let began = seized.began.unwrap_or_else(Instant::now);
-                match seized.into_processes(tree, timeout) {
-                    // Its process was about to end, or to execute a program: the next tree has less, or another.
-                    Err(error) if error.is_end_of_a_task() && !deadline.passed() => slow = BTreeMap::new(),
-                    processes => return Ok((processes?, began)),
-                }
+        let gathered = seized.gather(&read, deadline);
+        let error = match gathered.and_then(|tree| seized.processes(tree, timeout)) {
+            Ok(processes) => return Ok(processes),
+            Err(error) => error,
+        };
+        slow = seized.let_go();
+        let again = match &error {
+            CaptureError::Trace(TraceError::Deadline { .. }) => !deadline.passed(),
+            CaptureError::Blocked(_) => !patience.passed(),
+            // Its process was about to end, or to execute a program: the next tree has less, or another.
+            error => error.is_end_of_a_task() && !deadline.passed(),
+        };
+        if !again {
+            if !slow.is_empty() {
+                let tasks: Vec<&Pid> = slow.keys().collect();
+                tracing::warn!(?tasks, "tasks stay seized until the migration's thread ends");
             }
-            Err(CaptureError::Trace(TraceError::Deadline { .. })) if !deadline.passed() => {
-                slow = seized.let_go();
-                // The vfork child needs to run before the next attempt.
-                std::thread::sleep(Duration::from_millis(2));
-            }
-            Err(error) => {
-                let slow = seized.let_go();
-                if !slow.is_empty() {
-                    let tasks: Vec<&Pid> = slow.keys().collect();
-                    tracing::warn!(?tasks, "tasks stay seized until the migration's thread ends");
-                }
-                return Err(error);
-            }
+            return Err(error);
         }
+        // A vfork child needs to run before the next attempt, and so does whoever executes a program.
+        std::thread::sleep(PAUSE);
     }
 }
 
@@ -84,7 +82,7 @@ pub(super) fn with_process_stopped<T>(
 ) -> Result<T, CaptureError> {
     let deadline = Deadline::after(timeout);
     loop {
-        let (mut stopped, _) = stop(timeout, |known| tree::again(process, known))?;
+        let mut stopped = stop(timeout, |known| tree::again(process, known))?;
         calls.settle(&mut stopped);
         let captive = stopped.first_mut().and_then(|process| process.threads.last_mut());
         let captive = captive.ok_or(TraceError::Gone { pid: process.pid })?;
@@ -124,32 +122,43 @@ pub(super) fn with_thread_stopped<T>(
 
 fn with_stopped<T>(
     process: &TreeProcess,
-    (thread, vtid): (Pid, Vpid),
+    thread: (Pid, Vpid),
     timeout: Duration,
     action: impl Fn(&mut Captive) -> Result<T, CaptureError>,
 ) -> Result<T, CaptureError> {
     let deadline = Deadline::after(timeout);
-    let ids = (vtid, process.vpid);
     loop {
-        let running = Running::seize(thread, ptrace::TRACE_SYSTEM_CALLS_GOOD)?;
-        running.interrupt()?;
-        let stopped = first_interrupt_stop(running, deadline)?;
-        let memory = ProcessMemory::open(process.pid);
-        let memory = memory.inspect_err(|_| drop(tracee::let_go(thread, 0)))?;
-        let taken = take(stopped, ids, &memory, process.marker, timeout);
-        let mut captive = taken.inspect_err(|_| drop(tracee::let_go(thread, 0)))?;
-        let outcome = action(&mut captive);
-        if let Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) = outcome
-            && !deadline.passed()
-        {
-            captive.owe(signal);
-            captive.detach()?;
-            continue;
+        let outcome = with_stopped_once(process, thread, timeout, deadline, &action);
+        if outcome.is_err() && tracee::is_held(thread.0) {
+            told(tracee::release(thread.0, Deadline::after(ATTEMPT)).map_err(RemoteError::from));
         }
-        captive.restore_context()?;
-        captive.detach()?;
-        return outcome;
+        match outcome {
+            Err(CaptureError::Remote(RemoteError::Busy { .. })) if !deadline.passed() => {}
+            outcome => return outcome,
+        }
     }
+}
+
+/// On `Err` the thread may still be held.
+fn with_stopped_once<T>(
+    process: &TreeProcess,
+    (thread, vtid): (Pid, Vpid),
+    timeout: Duration,
+    deadline: Deadline,
+    action: impl Fn(&mut Captive) -> Result<T, CaptureError>,
+) -> Result<T, CaptureError> {
+    let running = Running::seize(thread, ptrace::TRACE_SYSTEM_CALLS_GOOD)?;
+    running.interrupt()?;
+    let stopped = first_interrupt_stop(running, deadline)?;
+    let memory = ProcessMemory::open(process.pid)?;
+    let mut captive = take(stopped, (vtid, process.vpid), &memory, process.marker, timeout)?;
+    let outcome = action(&mut captive);
+    if let Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) = outcome {
+        captive.owe(signal);
+    }
+    captive.restore_context()?;
+    captive.detach()?;
+    outcome
 }
 
 /// Takes a stopped thread for remote calls, out of the restartable sequence that it may be in.
@@ -180,34 +189,20 @@ fn first_interrupt_stop(running: Running, deadline: Deadline) -> Result<Stopped,
     }
 }
 
+/// One attempt to stop everything.
 #[derive(Debug, Default)]
 struct Seized {
-    /// When the first was about to be stopped.
-    began: Option<Instant>,
+    /// All of them, whatever they do now.
+    all: BTreeSet<Pid>,
     running: BTreeMap<Pid, Running>,
     stopped: BTreeMap<Pid, Stopped>,
     gone: BTreeSet<Pid>,
-    /// While tasks are seized.
-    reaper: Option<Reaper>,
 }
 
 impl Seized {
     /// Stops tasks until two readings of the tree agree; returns that tree. Leaders stop last: as long as one runs it
     /// takes the signals of its process, which would end with EINTR what another thread waits for.
     fn gather(
-        &mut self,
-        read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
-        deadline: Deadline,
-    ) -> Result<Vec<TreeProcess>, CaptureError> {
-        let reaper = Reaper::start();
-        self.running.keys().for_each(|pid| reaper.watch(*pid));
-        self.reaper = Some(reaper);
-        let gathered = self.gather_all(read, deadline);
-        self.reaper = None;
-        gathered
-    }
-
-    fn gather_all(
         &mut self,
         read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
         deadline: Deadline,
@@ -244,7 +239,7 @@ impl Seized {
 
     /// Asks a task to stop, once.
     fn seize(&mut self, pid: Pid) -> Result<(), TraceError> {
-        self.began.get_or_insert_with(Instant::now);
+        self.all.insert(pid);
         if self.running.contains_key(&pid) {
             return Ok(());
         }
@@ -254,7 +249,6 @@ impl Seized {
         });
         match seized {
             Ok(running) => {
-                self.reaper.iter().for_each(|reaper| reaper.watch(pid));
                 self.running.insert(pid, running);
                 Ok(())
             }
@@ -305,13 +299,16 @@ impl Seized {
         Ok(())
     }
 
-    /// Detaches everything; tasks that have not stopped yet are waited for, since only a stopped one can be let go. Those
-    /// that do not stop even then, which are still seized.
+    /// Lets everything go; tasks that have not stopped yet are waited for, since only a stopped one can be let go. Those
+    /// that do not stop even then, which are still seized. No remote call has been made yet: every thread is as it was
+    /// stopped.
     fn let_go(mut self) -> BTreeMap<Pid, Running> {
-        for (_, stopped) in std::mem::take(&mut self.stopped) {
-            let _ = stopped.detach(0);
-        }
-        if let Err(error) = self.await_stops(Deadline::after(Duration::from_secs(2))) {
+        // Who executes a program gets the id of its leader, whatever that did, and is seized or not as before.
+        let runs = |pid: &Pid| tracee::let_go(*pid).is_err() && tracee::is_held(*pid);
+        let running = self.all.iter().copied().filter(runs);
+        self.running = running.map(|pid| (pid, Running::born(pid))).collect();
+        self.stopped.clear();
+        if let Err(error) = self.await_stops(Deadline::after(LAST_WAIT)) {
             tracing::warn!(tasks = ?self.running.keys(), "tasks have not stopped yet: {error}");
         }
         for (_, stopped) in std::mem::take(&mut self.stopped) {
@@ -320,26 +317,16 @@ impl Seized {
         self.running
     }
 
-    fn into_processes(
-        mut self,
+    fn processes(
+        &mut self,
         tree: Vec<TreeProcess>,
         timeout: Duration,
     ) -> Result<Vec<StoppedProcess>, CaptureError> {
-        let pids: Vec<Pid> = self.stopped.keys().copied().collect();
-        let mut processes = Vec::with_capacity(tree.len());
-        for process in tree {
-            match self.captives(&process, timeout) {
-                Ok((threads, job_stopped)) => {
-                    processes.push(StoppedProcess { tree: process, threads, job_stopped });
-                }
-                Err(error) => {
-                    // No remote call has been made yet: every thread is as it was stopped.
-                    pids.into_iter().for_each(|pid| drop(tracee::let_go(pid, 0)));
-                    return Err(error);
-                }
-            }
-        }
-        Ok(processes)
+        let process = |process: TreeProcess| {
+            let (threads, job_stopped) = self.captives(&process, timeout)?;
+            Ok(StoppedProcess { tree: process, threads, job_stopped })
+        };
+        tree.into_iter().map(process).collect()
     }
 
     /// The threads, and whether job control has stopped the process.
@@ -350,6 +337,9 @@ impl Seized {
     ) -> Result<(Vec<Captive>, bool), CaptureError> {
         if process.threads.is_empty() {
             return Ok((Vec::new(), false));
+        }
+        if let Some(headless) = check::headless(process) {
+            return Err(CaptureError::Blocked(vec![headless]));
         }
         let job_stopped = thread::is_job_stopped(process.pid)?;
         let memory = ProcessMemory::open(process.pid)?;
@@ -384,76 +374,5 @@ fn told(result: Result<(), RemoteError>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::process::{Child, Command, Stdio};
-
-    use super::*;
-
-    const ROLE: &str = "PCLIVE_TEST_THREADS";
-    const TIMEOUT: Duration = Duration::from_secs(10);
-
-    /// This program, started again for the test below only, with threads that wait for ever.
-    struct Threads(Child);
-
-    impl Threads {
-        fn start(count: usize) -> Self {
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            command.args(["--exact", "capture::stop::tests::no_thread_runs_while_a_process_is_worked_on"]);
-            let child = command.env(ROLE, count.to_string()).stdout(Stdio::null()).spawn().unwrap();
-            Self(child)
-        }
-
-        /// The process once all its threads are there: the leader, the test's own, and `count` more.
-        fn process(&self, count: usize) -> TreeProcess {
-            let deadline = Deadline::after(TIMEOUT);
-            loop {
-                let mut tree = tree::read(Pid(self.0.id().cast_signed())).unwrap();
-                if tree[0].threads.len() >= count + 2 {
-                    return tree.swap_remove(0);
-                }
-                assert!(!deadline.passed(), "{tree:?}");
-                std::thread::yield_now();
-            }
-        }
-    }
-
-    impl Drop for Threads {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    fn states(process: &TreeProcess) -> Vec<u8> {
-        let stat = |thread: &TreeThread| std::fs::read(format!("/proc/{}/stat", thread.pid)).unwrap();
-        let state = |stat: Vec<u8>| crate::proc::task_ids::parse_stat(&stat).unwrap().state;
-        process.threads.iter().map(|thread| state(stat(thread))).collect()
-    }
-
-    #[test]
-    fn no_thread_runs_while_a_process_is_worked_on() {
-        if let Ok(count) = std::env::var(ROLE) {
-            (0..count.parse().unwrap()).for_each(|_| {
-                drop(std::thread::spawn(|| {
-                    loop {
-                        std::thread::park()
-                    }
-                }))
-            });
-            loop {
-                std::thread::park();
-            }
-        }
-        let program = Threads::start(3);
-        let process = program.process(3);
-        let seen = with_process_stopped(&process, TIMEOUT, &mut InterruptedCalls::default(), |_| {
-            Ok(states(&process))
-        })
-        .unwrap();
-        assert_eq!(seen, vec![b't'; process.threads.len()]);
-        let deadline = Deadline::after(TIMEOUT);
-        while states(&process).contains(&b't') {
-            assert!(!deadline.passed(), "a thread stays stopped");
-        }
-    }
-}
+#[path = "stop_tests.rs"]
+mod tests;

@@ -5,6 +5,7 @@
 //! process_vm_writev(2), and `/proc/PID/mem` where the mapping is not writable.
 
 use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 
 use nix::errno::Errno;
@@ -14,6 +15,7 @@ use super::fill_error::{FillError, check_batch};
 use super::layout_diff::{LayoutOp, USER_END, check_vmas, plan};
 use super::ranges::RangeSet;
 use crate::model::{Batch, Extent, ExtentKind, HUGE_PAGE_SIZE, Mapping, PAGE_SIZE, Pid, Vma};
+use crate::proc::maps::parse_maps;
 use crate::remote::Call;
 use crate::sys::process_vm::{self, MAX_RANGES, RemoteRange};
 
@@ -256,7 +258,9 @@ impl Filler {
         }
     }
 
-    /// Through `/proc/PID/mem`, which disregards the mapping's protection.
+    /// Through `/proc/PID/mem`, which disregards the mapping's protection. What lies behind the end of a mapped file is left
+    /// out: no memory is there. It had something else mapped when its pages were read, or its file has been cut since, and
+    /// the next layout says so.
     fn write_forced(&mut self, start: u64, bytes: &[u8]) -> Result<(), FillError> {
         let pid = self.pid;
         let failed = |error: std::io::Error| FillError::Write { pid, start, source: errno(&error) };
@@ -267,8 +271,32 @@ impl Filler {
                 self.mem.insert(mem)
             }
         };
-        mem.write_all_at(bytes, start).map_err(failed)
+        let (mut at, mut rest) = (start, bytes);
+        while !rest.is_empty() {
+            let passed = match mem.write_at(rest, at) {
+                Ok(0) => return Err(failed(ErrorKind::WriteZero.into())),
+                Ok(written) => written as u64,
+                Err(error) if error.kind() == ErrorKind::Interrupted => 0,
+                Err(error) if error.raw_os_error() == Some(libc::EIO) => {
+                    behind_file(pid, at).ok_or(error).map_err(failed)? - at
+                }
+                Err(error) => return Err(failed(error)),
+            };
+            at = at.saturating_add(passed);
+            rest = split(rest, passed).1;
+        }
+        Ok(())
     }
+}
+
+/// If the file that is mapped at `at` does not reach to there, the end of that mapping.
+fn behind_file(pid: Pid, at: u64) -> Option<u64> {
+    let maps = crate::proc::read(format!("/proc/{pid}/maps")).ok()?;
+    let maps = parse_maps(&maps).ok()?;
+    let map = maps.iter().find(|map| map.inode != 0 && (map.start..map.end).contains(&at))?;
+    let file = std::fs::metadata(format!("/proc/{pid}/map_files/{:x}-{:x}", map.start, map.end)).ok()?;
+    let reach = file.len().next_multiple_of(PAGE_SIZE).saturating_sub(map.offset);
+    (at - map.start >= reach).then_some(map.end)
 }
 
 /// What shows where a private mapping has no page of its own.

@@ -20,6 +20,9 @@ use super::{Call, ProcessMemory, RemoteError, RemoteTask, ScratchArea};
 use crate::model::{Deadline, PAGE_SIZE, Pid, RemoteAddr, Vpid};
 use crate::tracee::{Registers, Running, Stop, Stopped};
 
+/// How long a thread gets to stop that did not come back from a call in time.
+const CATCH: Duration = Duration::from_millis(100);
+
 /// How a batch ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
@@ -236,13 +239,28 @@ impl Captive {
         Ok(())
     }
 
-    /// Puts the thread's own registers and mask back; it stays stopped.
+    /// Puts the thread's own registers and mask back; it stays stopped. One that a call kept is stopped for that.
     pub fn restore_context(&mut self) -> Result<(), RemoteError> {
+        if let State::Running(running) = self.state {
+            self.catch(running)?;
+        }
         if self.mask_changed {
             self.stopped()?.set_signal_mask(self.original_mask)?;
             self.mask_changed = false;
         }
         Ok(self.stopped()?.set_registers(&self.original)?)
+    }
+
+    /// Stops a thread that did not come back from a call. Past the end of its batch it does not get without its tracer.
+    fn catch(&mut self, running: Running) -> Result<(), RemoteError> {
+        running.interrupt()?;
+        let (stopped, stop) = running.wait(Deadline::after(CATCH))?;
+        match stop {
+            Stop::Signal(signal) if signal != self.marker => self.owed = signal,
+            Stop::Signal(_) | Stop::Interrupted | Stop::SystemCall | Stop::Event(_) => {}
+        }
+        self.state = State::Stopped(stopped);
+        Ok(())
     }
 
     /// Lets the thread go with the context it has, and with any signal that was kept from it.

@@ -44,16 +44,3 @@ pub fn poll(pid: Pid, keep: bool) -> Result<Report> {
         _ => Report::Stopped(status),
     })
 }
-
-/// Reaps a task if it has ended; what else it has to report stays. True: it is gone, by this or already.
-pub fn reap(pid: Pid) -> bool {
-    // Stops of tracees are reported whether they are asked for or not: a look first.
-    match poll(pid, true) {
-        Ok(Report::Exited(_) | Report::Killed(_)) => {
-            let _ = poll(pid, false);
-            true
-        }
-        Ok(Report::Nothing | Report::Stopped(_)) => false,
-        Err(_) => true,
-    }
-}

@@ -8,7 +8,7 @@
 //! Kernel: PTRACE_SEIZE, Linux 3.4. Thread: the one that seized the task makes every call.
 
 pub mod end;
-pub mod reaper;
+mod reaper;
 
 use std::io;
 use std::time::Duration;
@@ -46,12 +46,17 @@ pub enum TraceError {
     },
 }
 
-/// Maps ESRCH to its one meaning here: the task ended (or was killed, which ptrace cannot tell).
+/// Maps ESRCH to its one meaning here: the task ended (or was killed, which ptrace cannot tell). It is reaped.
 fn check<T>(operation: &'static str, pid: Pid, result: io::Result<T>) -> Result<T, TraceError> {
     result.map_err(|source| match source.raw_os_error() {
-        Some(libc::ESRCH) => TraceError::Gone { pid },
+        Some(libc::ESRCH) => gone(pid),
         _ => TraceError::Request { operation, pid, source },
     })
+}
+
+fn gone(pid: Pid) -> TraceError {
+    reaper::bury(pid);
+    TraceError::Gone { pid }
 }
 
 fn is_alive(pid: Pid) -> bool {
@@ -59,13 +64,15 @@ fn is_alive(pid: Pid) -> bool {
     parse_stat(&stat).is_some_and(|stat| !matches!(stat.state, b'Z' | b'X'))
 }
 
-/// Whether this thread is its tracer.
-fn is_own(pid: Pid) -> bool {
-    let status = crate::proc::read(format!("/proc/{pid}/status")).unwrap_or_default();
-    let tracer = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"TracerPid:"));
-    let tracer =
-        tracer.and_then(|number| str::from_utf8(number).ok()).and_then(|number| number.trim().parse().ok());
-    tracer == Some(nix::unistd::gettid().as_raw())
+/// The thread that traces it, 0 for none.
+fn tracer(pid: Pid) -> Option<Pid> {
+    let status = crate::proc::read(format!("/proc/{pid}/status")).ok()?;
+    let number = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"TracerPid:"))?;
+    str::from_utf8(number).ok()?.trim().parse().ok().map(Pid)
+}
+
+fn own_id() -> Pid {
+    Pid(nix::unistd::gettid().as_raw())
 }
 
 /// Why a task stopped.
@@ -100,15 +107,29 @@ pub struct Running {
 }
 
 impl Running {
+    /// How often a task is tried again that nobody traces and that is refused all the same.
+    const REFUSALS: u32 = 100;
+
     /// Seizes a task; it keeps running. EPERM: a debugger has it, or this process has no right to it; a task on its
     /// way out is refused the same way (`ptrace_attach` in kernel/ptrace.c), and is [`TraceError::Gone`] here.
     pub fn seize(pid: Pid, options: u64) -> Result<Self, TraceError> {
-        match check("seize", pid, ptrace::seize(pid, options)) {
-            Ok(()) => Ok(Self { pid }),
-            Err(TraceError::Request { .. }) if !is_alive(pid) => Err(TraceError::Gone { pid }),
-            // A thread that has executed a program has its leader's id since, and stays what it was.
-            Err(TraceError::Request { .. }) if is_own(pid) => Ok(Self { pid }),
-            Err(error) => Err(error),
+        let mut pause = Pause::default();
+        loop {
+            let error = match check("seize", pid, reaper::seize(pid, || ptrace::seize(pid, options))) {
+                Ok(()) => return Ok(Self { pid }),
+                Err(error @ (TraceError::Gone { .. } | TraceError::Deadline { .. })) => return Err(error),
+                Err(error @ TraceError::Request { .. }) => error,
+            };
+            if !is_alive(pid) {
+                return Err(gone(pid));
+            }
+            match tracer(pid) {
+                // A thread that has executed a program has its leader's id since, and stays what it was.
+                Some(tracer) if tracer == own_id() => return Ok(Self { pid }),
+                // The leader was refused, and by now the id is that thread's.
+                Some(Pid(0)) if pause.taken < Self::REFUSALS => pause.take(),
+                Some(_) | None => return Err(error),
+            }
         }
     }
 
@@ -124,27 +145,21 @@ impl Running {
 
     /// Asks the task to stop.
     pub fn interrupt(self) -> Result<(), TraceError> {
-        let asked = check("interrupt", self.pid, ptrace::interrupt(self.pid));
-        asked.inspect_err(|error| bury(self.pid, error))
+        check("interrupt", self.pid, ptrace::interrupt(self.pid))
     }
 
     /// Looks once whether the task has stopped.
     pub fn poll(self) -> Result<Option<(Stopped, Stop)>, TraceError> {
         let report = match wait::poll(self.pid, true) {
             // It was reaped.
-            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
-                return Err(TraceError::Gone { pid: self.pid });
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => return Err(gone(self.pid)),
             report => check("wait for", self.pid, report)?,
         };
         match report {
             wait::Report::Nothing => Ok(None),
             wait::Report::Stopped(status) => Ok(Some((Stopped { pid: self.pid }, Stop::from_status(status)))),
-            wait::Report::Exited(_) | wait::Report::Killed(_) => {
-                // An ended tracee stays a zombie of its tracer until it is reaped.
-                let _ = wait::poll(self.pid, false);
-                Err(TraceError::Gone { pid: self.pid })
-            }
+            // An ended tracee stays a zombie of its tracer until it is reaped.
+            wait::Report::Exited(_) | wait::Report::Killed(_) => Err(gone(self.pid)),
         }
     }
 
@@ -184,20 +199,28 @@ impl Pause {
     }
 }
 
-/// Lets a stopped tracee go for good, delivering `signal` (0 = none). One that was killed meanwhile is reaped.
-pub fn let_go(pid: Pid, signal: i32) -> Result<(), TraceError> {
-    check("detach", pid, ptrace::detach(pid, signal)).inspect_err(|error| bury(pid, error))
+/// Whether a task is alive, and a tracee of this thread, in whatever state.
+pub fn is_held(pid: Pid) -> bool {
+    tracer(pid) == Some(own_id()) && is_alive(pid)
 }
 
-/// Reaps a tracee that has turned out to be gone, which takes a moment: who executes a program in its process waits for
-/// nothing else (see [`reaper`]).
-fn bury(pid: Pid, error: &TraceError) {
-    const LIMIT: Duration = Duration::from_millis(100);
-    if let TraceError::Gone { .. } = error {
-        let (deadline, mut pause) = (Deadline::after(LIMIT), Pause::default());
-        while !wait::reap(pid) && !deadline.passed() {
-            pause.take();
+/// Lets a stopped tracee go for good. One that is not stopped is [`TraceError::Gone`].
+pub fn let_go(pid: Pid) -> Result<(), TraceError> {
+    Stopped { pid }.detach(0)
+}
+
+/// Lets a tracee go for good whatever it does: one that runs is stopped first. On `Err` it stays seized.
+pub fn release(pid: Pid, deadline: Deadline) -> Result<(), TraceError> {
+    match let_go(pid) {
+        Err(TraceError::Gone { .. }) if is_held(pid) => {
+            let running = Running { pid };
+            running.interrupt()?;
+            match running.wait(deadline)? {
+                (stopped, Stop::Signal(signal)) => stopped.detach(signal),
+                (stopped, Stop::Interrupted | Stop::SystemCall | Stop::Event(_)) => stopped.detach(0),
+            }
         }
+        outcome => outcome,
     }
 }
 
@@ -258,6 +281,8 @@ impl Stopped {
 
     /// Lets it go for good, delivering `signal` (0 = none).
     pub fn detach(self, signal: i32) -> Result<(), TraceError> {
-        let_go(self.pid, signal)
+        check("detach", self.pid, ptrace::detach(self.pid, signal))?;
+        reaper::forget(self.pid);
+        Ok(())
     }
 }

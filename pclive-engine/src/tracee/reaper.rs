@@ -1,84 +1,139 @@
-//! Reaps tracees that end while their tracer waits inside of the kernel.
+//! Reaps tracees that end while their tracer does not look.
 //!
 //! A task that executes a program waits until the other threads of its process are gone, and a traced one is gone only
-//! when its tracer has reaped it. Meanwhile it holds a lock that `PTRACE_SEIZE` of any task of that process wants
-//! (`cred_guard_mutex`; de_thread in fs/exec.c, ptrace_attach in kernel/ptrace.c): the tracer would wait for itself, for
-//! ever. Any thread of the tracer's process may reap, so one does, as soon as the tracer makes no progress. What it
-//! reaps is [`TraceError::Gone`](super::TraceError::Gone) to the tracer.
+//! when its tracer's process has reaped it. Meanwhile it holds a lock that `PTRACE_SEIZE` of any task of that process wants
+//! (`cred_guard_mutex`; de_thread in fs/exec.c, ptrace_attach in kernel/ptrace.c): a tracer that seizes it would wait for
+//! itself, for ever, and one that has lost sight of a thread would keep the others from their program.
+//!
+//! Any thread of the tracer's process may reap, so one does, for all tracers of the process: soon while one of them hangs
+//! in a seizure or has just met an end, and now and then as long as anything is seized. What it reaps is
+//! [`TraceError::Gone`](super::TraceError::Gone) to the tracer.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::model::Pid;
-use crate::sys::wait;
+use crate::sys::wait::{self, Report};
 
-/// Without progress for so long, the tracer may be waiting: longer than seizing a task takes.
-const QUIET: Duration = Duration::from_millis(10);
+/// A seizure that takes so long may wait for a task that is to be reaped.
+const SOON: Duration = Duration::from_millis(10);
+/// What nobody waits for.
+const NOW_AND_THEN: Duration = Duration::from_secs(1);
+/// How long a task that is said to be gone may take to end.
+const LAST_BREATH: Duration = Duration::from_millis(100);
 
-/// Looks after the tracees of one thread. Ends when it is dropped.
+static TRACEES: Mutex<Tracees> = Mutex::new(Tracees::new());
+static CALLED: Condvar = Condvar::new();
+
+/// What the tracers of this process have seized.
 #[derive(Debug)]
-pub struct Reaper {
-    watched: Arc<Watched>,
-    thread: Option<JoinHandle<()>>,
+struct Tracees {
+    all: BTreeSet<Pid>,
+    /// Seizures under way, and all that there have been.
+    seizing: usize,
+    seized: u64,
+    /// Until then, some of them are about to end.
+    ending_until: Option<Instant>,
+    /// The thread looks soon, without being called.
+    attentive: bool,
 }
 
-#[derive(Debug, Default)]
-struct Watched {
-    state: Mutex<State>,
-    over: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    tasks: Vec<Pid>,
-    over: bool,
-}
-
-impl Reaper {
-    /// Begins to look. Without a thread for it nothing is reaped.
-    pub fn start() -> Self {
-        let watched = Arc::<Watched>::default();
-        let own = Arc::clone(&watched);
-        let thread = std::thread::Builder::new().name("reaper".into()).spawn(move || own.reap());
-        let thread = thread.inspect_err(|error| tracing::warn!("no tracee is reaped: {error}")).ok();
-        Self { watched, thread }
+/// Seizes a task by `seize`, which may wait for the end of other tracees.
+pub(super) fn seize(pid: Pid, seize: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    start();
+    let mut tracees = lock();
+    tracees.seizing += 1;
+    tracees.call();
+    drop(tracees);
+    let seized = seize();
+    let mut tracees = lock();
+    tracees.seizing -= 1;
+    tracees.seized += 1;
+    if seized.is_ok() {
+        tracees.all.insert(pid);
     }
-
-    /// A task is a tracee from now on: progress.
-    pub fn watch(&self, task: Pid) {
-        self.watched.state().tasks.push(task);
-    }
+    seized
 }
 
-impl Drop for Reaper {
-    fn drop(&mut self) {
-        self.watched.state().over = true;
-        self.watched.over.notify_all();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+/// A task is no tracee any more.
+pub(super) fn forget(pid: Pid) {
+    lock().all.remove(&pid);
+}
+
+/// A task turned out to be gone: if it was a tracee it is reaped, now or as soon as it has ended.
+pub(super) fn bury(pid: Pid) {
+    if reap(pid) {
+        return forget(pid);
+    }
+    start();
+    let mut tracees = lock();
+    tracees.all.insert(pid);
+    tracees.ending_until = Some(Instant::now() + LAST_BREATH);
+    tracees.call();
+}
+
+fn start() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        let started = std::thread::Builder::new().name("reaper".into()).spawn(look_after_tracees);
+        if let Err(error) = started {
+            tracing::error!("no thread reaps what ends while it is traced: {error}");
+        }
+    });
+}
+
+fn lock() -> MutexGuard<'static, Tracees> {
+    TRACEES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn look_after_tracees() {
+    let mut tracees = lock();
+    loop {
+        let (pause, seized) = (tracees.pause(), tracees.seized);
+        let waited = CALLED.wait_timeout(tracees, pause).unwrap_or_else(PoisonError::into_inner);
+        tracees = waited.0;
+        // A tracer that makes progress waits for nothing.
+        if waited.1.timed_out() && tracees.seized == seized {
+            tracees.all.retain(|pid| !reap(*pid));
         }
     }
 }
 
-impl Watched {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl Tracees {
+    const fn new() -> Self {
+        Self { all: BTreeSet::new(), seizing: 0, seized: 0, ending_until: None, attentive: false }
     }
 
-    fn reap(&self) {
-        let mut known = 0;
-        let mut state = self.state();
-        while !state.over {
-            let waited = self.over.wait_timeout(state, QUIET);
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
-            if state.tasks.len() > known {
-                known = state.tasks.len();
-                continue;
-            }
-            // One that has not ended is left alone, whatever else it has to report.
-            state.tasks.retain(|task| !wait::reap(*task));
-            known = state.tasks.len();
+    /// How long to wait before the next look.
+    fn pause(&mut self) -> Duration {
+        self.ending_until = self.ending_until.filter(|until| Instant::now() < *until);
+        self.attentive = self.seizing > 0 || self.ending_until.is_some();
+        match (self.attentive, self.all.is_empty()) {
+            (true, _) => SOON,
+            (false, false) => NOW_AND_THEN,
+            (false, true) => Duration::MAX,
         }
+    }
+
+    fn call(&self) {
+        if !self.attentive {
+            CALLED.notify_one();
+        }
+    }
+}
+
+/// Reaps a task if it has ended; what else it has to report stays. True: it is gone, by this or already.
+fn reap(pid: Pid) -> bool {
+    // Stops of tracees are reported whether they are asked for or not: a look first.
+    match wait::poll(pid, true) {
+        Ok(Report::Exited(_) | Report::Killed(_)) => {
+            let _ = wait::poll(pid, false);
+            true
+        }
+        Ok(Report::Nothing | Report::Stopped(_)) => false,
+        // No tracee, and no child.
+        Err(_) => true,
     }
 }

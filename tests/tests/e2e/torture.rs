@@ -52,7 +52,8 @@ fn survives_in(lab: &Lab, strategy: &[&str], seeds: Range<u64>, options: &[&str]
         }
         let stats = verifier.ask("STATS")?;
         ensure!(stats.contains("failed=false"), "{}: {stats}", told());
-        for never in [" forks=0 ", " threads=0 ", " opened=0 "] {
+        let programs = options.contains(&"--programs").then_some(" programs=0 ");
+        for never in [" forks=0 ", " threads=0 ", " opened=0 ", " objects=0 "].into_iter().chain(programs) {
             ensure!(!stats.contains(never), "{}: {stats}", told());
         }
         container.delete(&lab.a)?;
@@ -83,6 +84,15 @@ fn torture_keeps_every_byte_of_huge_pages() -> Result<()> {
     let _allowed = HugePages::allow(400)?;
     for strategy in ["global", "one-shot", "pipelined"] {
         survives(&[strategy], seeds(500..502)?, &["--pause-us", "50", "--huge"])?;
+    }
+    Ok(())
+}
+
+/// Among the container's processes are some that execute another program amid their threads, in rounds and in stops.
+#[test]
+fn torture_keeps_every_byte_while_programs_are_executed() -> Result<()> {
+    for strategy in ["global", "one-shot", "pipelined"] {
+        survives(&[strategy], seeds(700..702)?, &["--pause-us", "50", "--programs"])?;
     }
     Ok(())
 }

@@ -66,6 +66,7 @@ fn main() -> Result<()> {
     let board = Arc::new(Board::new(options.threads));
     for index in 0..options.threads {
         let mut worker = Worker::new(index, &options, Arc::clone(&board), file.try_clone()?);
+        worker.share().map_err(anyhow::Error::msg)?;
         std::thread::Builder::new()
             .name(format!("torture-{index}"))
             .spawn(move || worker.run(u64::MAX, pause))?;

@@ -3,16 +3,12 @@
 use std::fs::{File, remove_file};
 use std::os::fd::FromRawFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::memory::{self, Address, Backing, Protection};
 use super::page::BYTES;
 
 /// Where files in memory are.
 const PLACE: &str = "/dev/shm";
-
-/// Number of the next file: two never have the same name.
-static NEXT: AtomicU64 = AtomicU64::new(0);
 
 /// A kind of object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,10 +36,10 @@ pub(crate) struct Object {
 }
 
 impl Object {
-    /// A new one of so many pages of zeros, mapped to be written.
-    pub(crate) fn map(sort: Sort, pages: usize) -> std::io::Result<(Address, Self)> {
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = PathBuf::from(format!("{PLACE}/torture-{}-{number}", std::process::id()));
+    /// A new one of so many pages of zeros, mapped to be written. `number` is chosen by chance: other programs make some
+    /// too, also in this process, before and after this one.
+    pub(crate) fn map(sort: Sort, pages: usize, number: u64) -> std::io::Result<(Address, Self)> {
+        let path = PathBuf::from(format!("{PLACE}/torture-{number:016x}"));
         let (file, path) = match sort {
             Sort::Segment => {
                 let address = memory::attach_new_segment(pages)?;

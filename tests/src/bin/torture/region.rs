@@ -87,7 +87,7 @@ impl Region {
         let (address, object) = match backing {
             Ok(backing) => (memory::map(pages, Protection::Write, backing)?, None),
             Err(sort) => {
-                let (address, object) = Object::map(sort, pages)?;
+                let (address, object) = Object::map(sort, pages, random.next())?;
                 (address, Some(Arc::new(object)))
             }
         };

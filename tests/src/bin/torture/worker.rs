@@ -91,6 +91,7 @@ pub(crate) struct Board {
     threads: AtomicU64,
     programs: AtomicU64,
     opened: AtomicU64,
+    objects: AtomicU64,
     pages_checked: AtomicU64,
     /// Raised by one to ask every thread for a complete check.
     wanted: AtomicU64,
@@ -110,6 +111,7 @@ impl Board {
             threads: AtomicU64::default(),
             programs: AtomicU64::default(),
             opened: AtomicU64::default(),
+            objects: AtomicU64::default(),
             pages_checked: AtomicU64::default(),
             wanted: AtomicU64::default(),
             checked: (0..threads).map(|_| AtomicU64::default()).collect(),
@@ -130,10 +132,11 @@ impl Board {
     pub(crate) fn stats(&self) -> String {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (steps, forks, pages) = (load(&self.steps), load(&self.forks), load(&self.pages_checked));
-        let (threads, programs, opened) = (load(&self.threads), load(&self.programs), load(&self.opened));
+        let (threads, programs) = (load(&self.threads), load(&self.programs));
+        let (opened, objects) = (load(&self.opened), load(&self.objects));
         format!(
-            "steps={steps} forks={forks} threads={threads} programs={programs} opened={opened} pages_checked={pages} \
-             failed={}",
+            "steps={steps} forks={forks} threads={threads} programs={programs} opened={opened} objects={objects} \
+             pages_checked={pages} failed={}",
             self.failed.load(Ordering::Relaxed)
         )
     }
@@ -284,7 +287,8 @@ impl Worker {
             Step::Huge => call(region.prefer_huge(random.below(2) == 0))?,
             Step::Fork => self.fork()?,
             Step::CheckRegion => told(region.check_all())?,
-            Step::Object => self.object()?,
+            Step::Object if random.below(SELDOM) > 0 => {}
+            Step::Object => self.share()?,
             Step::Thread => self.help(which)?,
             Step::Exec => self.exec()?,
             Step::Open => self.open()?,
@@ -302,19 +306,21 @@ impl Worker {
         Ok(())
     }
 
-    fn object(&mut self) -> Result<(), String> {
-        if self.random.below(SELDOM) == 0 {
-            let sort = SORTS[self.random.below(SORTS.len())];
-            let pages = 1 + self.random.below(LARGEST / 4);
-            let region = Region::map(Kind::Object(sort), pages, &self.file, &mut self.random);
-            self.regions.push(region.map_err(|error| format!("{sort:?}: {error}"))?);
-        }
+    /// Makes an object of any sort.
+    pub(crate) fn share(&mut self) -> Result<(), String> {
+        let sort = SORTS[self.random.below(SORTS.len())];
+        let pages = 1 + self.random.below(LARGEST / 4);
+        let region = Region::map(Kind::Object(sort), pages, &self.file, &mut self.random);
+        self.regions.push(region.map_err(|error| format!("{sort:?}: {error}"))?);
+        self.board.objects.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
     /// Gives a region to a thread for a while.
     fn help(&mut self, which: usize) -> Result<(), String> {
-        self.look_after_helpers()?;
+        while let Some(ended) = self.helpers.iter().position(Helper::has_ended) {
+            self.regions.push(self.helpers.swap_remove(ended).end()?);
+        }
         if self.helpers.len() < MOST_HELPERS && self.regions.len() > 1 {
             let (turns, seed) = (1 + self.random.below(HELP), self.random.next());
             let helper = Helper::start(self.regions.swap_remove(which), turns, seed);
@@ -324,31 +330,13 @@ impl Worker {
         Ok(())
     }
 
-    fn look_after_helpers(&mut self) -> Result<(), String> {
-        while let Some(ended) = self.helpers.iter().position(Helper::has_ended) {
-            self.regions.push(self.helpers.swap_remove(ended).end()?);
-        }
-        Ok(())
-    }
-
     fn exec(&mut self) -> Result<(), String> {
-        self.look_after_programs()?;
+        look_after(&mut self.programs, Program::look)?;
         if self.programs.len() < MOST_PROGRAMS {
             let program = Program::start(self.random.next());
             self.programs.push(program.map_err(|error| error.to_string())?);
             self.board.programs.fetch_add(1, Ordering::Relaxed);
         }
-        Ok(())
-    }
-
-    fn look_after_programs(&mut self) -> Result<(), String> {
-        let mut alive = Vec::new();
-        for mut program in self.programs.drain(..) {
-            if !program.look()? {
-                alive.push(program);
-            }
-        }
-        self.programs = alive;
         Ok(())
     }
 
@@ -385,7 +373,7 @@ impl Worker {
     }
 
     fn fork(&mut self) -> Result<(), String> {
-        self.look_after_children()?;
+        look_after(&mut self.children, Child::look)?;
         if self.children.len() < MOST_CHILDREN {
             let turns = if self.random.below(2) == 0 { 1 } else { self.random.below(LONG_LIFE) };
             let child = Child::fork(&mut self.regions, turns as u64, &mut self.random);
@@ -395,21 +383,13 @@ impl Worker {
         Ok(())
     }
 
-    fn look_after_children(&mut self) -> Result<(), String> {
-        let mut alive = Vec::new();
-        for mut child in self.children.drain(..) {
-            if !child.look()? {
-                alive.push(child);
-            }
-        }
-        self.children = alive;
-        Ok(())
-    }
-
     fn check_all(&mut self) -> Result<(), String> {
-        self.look_after_children()?;
-        self.look_after_helpers()?;
-        self.look_after_programs()?;
+        look_after(&mut self.children, Child::look)?;
+        look_after(&mut self.programs, Program::look)?;
+        // What helpers have is looked at too.
+        for helper in self.helpers.drain(..) {
+            self.regions.push(helper.end()?);
+        }
         (0..MOST_OPEN * 4).try_for_each(|_| self.use_one())?;
         for region in &mut self.regions {
             told(region.check_all())?;
@@ -417,6 +397,19 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Keeps those that have not ended.
+fn look_after<T>(all: &mut Vec<T>, look: impl Fn(&mut T) -> Result<bool, String>) -> Result<(), String> {
+    let mut next = 0;
+    while next < all.len() {
+        if look(&mut all[next])? {
+            all.swap_remove(next);
+        } else {
+            next += 1;
+        }
+    }
+    Ok(())
 }
 
 fn told(checked: Result<(), Mismatch>) -> Result<(), String> {
