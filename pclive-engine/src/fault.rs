@@ -3,7 +3,7 @@
 //!
 //! With it, the environment variable `FAULT_INJECTION` names a file. While that holds `POINT:ACTION`, the first to come to
 //! the point removes it and does as it says: `kill` (SIGKILL) and `stop` (SIGSTOP) concern the whole agent, `hold` makes
-//! the thread wait there until the file `FILE.held`, which it makes, is removed.
+//! the thread wait there until the file `FILE.held`, which it makes, is removed, and `wait-MS` for so many milliseconds.
 //!
 //! `destination-memory:flip` is no point: it changes a byte of the copy just before its memory is compared.
 //!
@@ -97,7 +97,10 @@ pub fn act(point: &str) {
         "hold" => hold(&path.with_extension("held")),
         // A signal that cannot be raised shows in the test: the agent goes on.
         "stop" => drop(raise(Signal::SIGSTOP)),
-        _ => drop(raise(Signal::SIGKILL)),
+        _ => match action.strip_prefix("wait-").and_then(|number| number.parse().ok()) {
+            Some(milliseconds) => std::thread::sleep(std::time::Duration::from_millis(milliseconds)),
+            None => drop(raise(Signal::SIGKILL)),
+        },
     }
 }
 

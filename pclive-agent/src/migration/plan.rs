@@ -54,9 +54,9 @@ pub async fn plan(
         max_time_ms: request.max_time_ms,
         policy: request.policy(),
         bandwidth: request.bandwidth_bytes_per_second,
-        restore_after: None,
+        restore_after: request.restore_after,
     };
-    let (limits, _) = wishes.or_configured(agent, Strategy::Global)?;
+    let (limits, bandwidth) = wishes.or_configured(agent, Strategy::Global)?;
     let watch = match request.watch_ms {
         0 => WATCH,
         asked if asked <= LONGEST_WATCH_MS => Duration::from_millis(asked),
@@ -66,7 +66,7 @@ pub async fn plan(
         }
     };
     let located = agent.locate_running(&request.container, &request.runtime).await?;
-    let way = measure(agent, &request).await?;
+    let way = measure(agent, &request, bandwidth).await?;
     // Dropped with this call: a user who leaves ends the watching.
     let (alive, gone) = channel::<()>();
     let options = SourceOptions { ahead: FilesAhead::NOTHING, ..source_options(agent) };
@@ -80,18 +80,26 @@ pub async fn plan(
 /// The way to the destination.
 struct Way {
     bytes_per_second: u64,
+    /// Most bytes a second of the rounds.
+    bandwidth: Option<u64>,
     round_trip: Duration,
     experience: Experience,
 }
 
-async fn measure(agent: &Agent, request: &PlanMigrationRequest) -> Result<Way, MigrationError> {
-    let given = request.bandwidth_bytes_per_second;
+/// Without a destination the bandwidth that was asked for is that of the link.
+async fn measure(
+    agent: &Agent,
+    request: &PlanMigrationRequest,
+    bandwidth: Option<u64>,
+) -> Result<Way, MigrationError> {
     if request.destination.is_empty() {
+        let given = request.bandwidth_bytes_per_second;
         let unknown = || {
             MigrationError::new(ErrorCode::InvalidRequest, "cannot plan without a destination or a bandwidth")
         };
         let bytes_per_second = Some(given).filter(|given| *given > 0).ok_or_else(unknown)?;
-        return Ok(Way { bytes_per_second, round_trip: Duration::ZERO, experience: Experience::default() });
+        let (round_trip, experience) = (Duration::ZERO, Experience::default());
+        return Ok(Way { bytes_per_second, bandwidth: None, round_trip, experience });
     }
     let address = agent.peer_address(&request.destination)?;
     let mut client =
@@ -99,8 +107,8 @@ async fn measure(agent: &Agent, request: &PlanMigrationRequest) -> Result<Way, M
     let asked = Instant::now();
     hello(agent, &mut client).await?;
     let round_trip = asked.elapsed();
-    let bytes_per_second = if given > 0 { given } else { probe(&mut client).await? };
-    Ok(Way { bytes_per_second, round_trip, experience: agent.experience(&address) })
+    let bytes_per_second = probe(&mut client).await?;
+    Ok(Way { bytes_per_second, bandwidth, round_trip, experience: agent.experience(&address) })
 }
 
 /// Sends for a moment as fast as the link takes it.
@@ -196,7 +204,7 @@ fn answer(watched: &Watched, way: &Way, limits: &Limits) -> PlanMigrationRespons
     PlanMigrationResponse {
         memory_pages: watched.first.data_pages,
         written: written.collect(),
-        bandwidth_bytes_per_second: way.bytes_per_second,
+        bandwidth_bytes_per_second: way.bandwidth.unwrap_or(u64::MAX).min(way.bytes_per_second),
         plans: courses.iter().map(|(strategy, course)| message(watched, limits, *strategy, course)).collect(),
         recommended: wire::control_strategy(recommended).into(),
         reason,
@@ -228,6 +236,7 @@ fn course(watched: &Watched, way: &Way, limits: &Limits, strategy: Strategy) -> 
         memory_pages: memory,
         written: &written,
         throughput: way.bytes_per_second.min(ENDS),
+        bandwidth: way.bandwidth,
         round_cost: stats.scan,
         stop_scan: stats.scan.saturating_add(stats.stop_scan),
         round_trip: way.round_trip,
@@ -237,13 +246,14 @@ fn course(watched: &Watched, way: &Way, limits: &Limits, strategy: Strategy) -> 
             threads: stats.threads.into(),
             descriptors: stats.descriptors.into(),
         },
-        experience: way.experience.without_link(),
+        experience: way.experience,
     };
     simulate(&scenario, &Limits { restore_after, ..*limits })
 }
 
 fn message(watched: &Watched, limits: &Limits, strategy: Strategy, course: &Course) -> Plan {
     let memory = watched.first.data_pages.saturating_mul(4096);
+    let verdict = course.reason.map_or("given up (policy cancel)".into(), |reason| reason.to_string());
     Plan {
         strategy: wire::control_strategy(strategy).into(),
         rounds: course.rounds,
@@ -252,7 +262,11 @@ fn message(watched: &Watched, limits: &Limits, strategy: Strategy, course: &Cour
         downtime_ns: ns(course.downtime),
         destination_memory_bytes: memory.saturating_add(course.staged_bytes).saturating_add(IN_FLIGHT),
         converges: course.downtime <= limits.max_downtime,
-        verdict: course.reason.map_or("given up (policy cancel)".into(), |reason| reason.to_string()),
+        verdict: match course.tail_bytes {
+            0 => verdict,
+            bytes => format!("{verdict}; {} MiB follow the container", bytes >> 20),
+        },
+        tail_bytes: course.tail_bytes,
     }
 }
 
@@ -266,6 +280,7 @@ mod tests {
             rounds: 1,
             bytes: 0,
             time: Duration::ZERO,
+            tail_bytes: 0,
             downtime: Duration::from_millis(downtime),
             staged_bytes,
             cpu_percent: 100,

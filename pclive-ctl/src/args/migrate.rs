@@ -79,9 +79,12 @@ pub(crate) struct Plan {
     /// Where to: a peer of the agent's configuration, or host:port
     #[arg(long, value_name = "PEER|ADDRESS", required_unless_present = "bandwidth")]
     pub(crate) to: Option<String>,
-    /// Bandwidth of the link, instead of measuring it: 500Mbit, 1Gbit, or bytes a second
+    /// As for migrate; without --to the bandwidth of the link: 500Mbit, 1Gbit, or bytes a second
     #[arg(long, value_name = "RATE", value_parser = bandwidth)]
     pub(crate) bandwidth: Option<u64>,
+    /// Merge the rounds before this one at the destination [default: the agent's configuration]
+    #[arg(long, value_name = "N")]
+    pub(crate) restore_after: Option<u32>,
     /// How long to watch the container
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = positive_duration)]
     pub(crate) watch: Duration,
@@ -173,6 +176,7 @@ impl Plan {
             max_rounds: self.limits.max_rounds.unwrap_or(0),
             max_time_ms: self.limits.max_time_ms(),
             policy: self.limits.policy(),
+            restore_after: self.restore_after,
         }
     }
 }
@@ -307,15 +311,14 @@ mod tests {
         };
         assert_eq!(parse(&[]).unwrap_err().exit_code(), 2);
         assert!(parse(&["--to", "host-b"]).is_ok());
-        let Command::Plan(plan) = parse(&["--bandwidth", "1Gbit", "--max-downtime", "50ms"]).unwrap().command
-        else {
-            panic!("not a plan")
-        };
+        let all = ["--bandwidth", "1Gbit", "--max-downtime", "50ms", "--restore-after", "2"];
+        let Command::Plan(plan) = parse(&all).unwrap().command else { panic!("not a plan") };
         let expected = PlanMigrationRequest {
             container: "redis-1".into(),
             watch_ms: 3000,
             bandwidth_bytes_per_second: 125_000_000,
             max_downtime_ms: 50,
+            restore_after: Some(2),
             ..PlanMigrationRequest::default()
         };
         assert_eq!(plan.request(), expected);

@@ -64,6 +64,7 @@ pub(crate) mod tests {
             bytes: 1_103_101_952,
             total_ns: 2_100_000_000,
             downtime_ns,
+            tail_bytes: 0,
             destination_memory_bytes,
             converges: downtime_ns < 300_000_000,
             verdict: "predicted downtime within the limit".into(),

@@ -52,8 +52,8 @@ fn lasting(init: Pid) -> Result<Vec<Blocker>, CaptureError> {
         let found = tree.iter().filter_map(headless).chain(shared_memory(tree.iter()));
         Ok::<_, CaptureError>(found.collect::<Vec<_>>())
     };
-    let deadline = Deadline::after(PASSES_WITHIN);
     let mut found = look()?;
+    let deadline = Deadline::after(PASSES_WITHIN);
     while !found.is_empty() && !deadline.passed() {
         std::thread::sleep(PAUSE);
         let again = look()?;

@@ -19,6 +19,7 @@ use super::{CaptureError, check, stop};
 use crate::fault::{self, Point};
 use crate::memory::{Objects, Task};
 use crate::model::{Blocker, Deadline, Pid, Vpid};
+use crate::tracee::TraceError;
 
 /// How long a vfork child gets before the next attempt to stop everything.
 const VFORK_PAUSE: Duration = Duration::from_millis(2);
@@ -179,7 +180,7 @@ impl Source {
         let deadline = Deadline::after(self.options.stop_timeout);
         let began = Instant::now();
         loop {
-            let mut processes = stop::stop_tree(self.init, self.options.stop_timeout)?;
+            let mut processes = stop::stop_tree(self.init, self.options.stop_timeout, deadline)?;
             self.calls.settle(&mut processes);
             fault::reached(Point::SourceTasksStopped);
             let shared = check::shared_memory(processes.iter().map(|process| &process.tree));
@@ -260,7 +261,7 @@ impl Drop for Source {
 fn is_loss(error: &CaptureError) -> bool {
     // EPERM: it is on its way out, or in the hands of a debugger, which the freeze will name.
     error.is_end_of_a_task()
-        || matches!(error, CaptureError::Trace(crate::tracee::TraceError::Request { .. }))
+        || matches!(error, CaptureError::Trace(TraceError::Request { .. } | TraceError::Traced { .. }))
 }
 
 fn live(tree: &[TreeProcess]) -> Vec<(Pid, Vpid)> {

@@ -34,20 +34,25 @@ pub(super) struct StoppedProcess {
     pub(super) job_stopped: bool,
 }
 
-/// Stops the whole tree. On `Err` everything runs.
-pub(super) fn stop_tree(init: Pid, timeout: Duration) -> Result<Vec<StoppedProcess>, CaptureError> {
-    stop(timeout, |known| tree::read_knowing(init, known))
+/// Stops the whole tree; `timeout` is for what threads are asked to do then. On `Err` everything runs.
+pub(super) fn stop_tree(
+    init: Pid,
+    timeout: Duration,
+    deadline: Deadline,
+) -> Result<Vec<StoppedProcess>, CaptureError> {
+    stop(timeout, deadline, |known| tree::read_knowing(init, known))
 }
 
 /// Stops every thread of the processes that `read` lists, again and again until nothing new appears.
 fn stop(
     timeout: Duration,
+    deadline: Deadline,
     read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
 ) -> Result<Vec<StoppedProcess>, CaptureError> {
-    let (deadline, patience) = (Deadline::after(timeout), Deadline::after(check::PASSES_WITHIN));
-    let mut slow = BTreeMap::new();
+    let patience = Deadline::after(check::PASSES_WITHIN);
+    let mut slow = Vec::new();
     loop {
-        let mut seized = Seized { running: slow, ..Seized::default() };
+        let mut seized = Seized::with(slow);
         let gathered = seized.gather(&read, deadline);
         let error = match gathered.and_then(|tree| seized.processes(tree, timeout)) {
             Ok(processes) => return Ok(processes),
@@ -62,8 +67,7 @@ fn stop(
         };
         if !again {
             if !slow.is_empty() {
-                let tasks: Vec<&Pid> = slow.keys().collect();
-                tracing::warn!(?tasks, "tasks stay seized until the migration's thread ends");
+                tracing::warn!(tasks = ?slow, "tasks stay seized until the migration's thread ends");
             }
             return Err(error);
         }
@@ -82,7 +86,7 @@ pub(super) fn with_process_stopped<T>(
 ) -> Result<T, CaptureError> {
     let deadline = Deadline::after(timeout);
     loop {
-        let mut stopped = stop(timeout, |known| tree::again(process, known))?;
+        let mut stopped = stop(timeout, deadline, |known| tree::again(process, known))?;
         calls.settle(&mut stopped);
         let captive = stopped.first_mut().and_then(|process| process.threads.last_mut());
         let captive = captive.ok_or(TraceError::Gone { pid: process.pid })?;
@@ -130,7 +134,10 @@ fn with_stopped<T>(
     loop {
         let outcome = with_stopped_once(process, thread, timeout, deadline, &action);
         if outcome.is_err() && tracee::is_held(thread.0) {
-            told(tracee::release(thread.0, Deadline::after(ATTEMPT)).map_err(RemoteError::from));
+            let _ = Running::born(thread.0).interrupt();
+            for thread in tracee::let_all_go([thread.0], Deadline::after(LAST_WAIT)) {
+                tracing::warn!(%thread, "a thread stays seized until the migration's thread ends");
+            }
         }
         match outcome {
             Err(CaptureError::Remote(RemoteError::Busy { .. })) if !deadline.passed() => {}
@@ -183,8 +190,8 @@ fn first_interrupt_stop(running: Running, deadline: Deadline) -> Result<Stopped,
     loop {
         match running.wait(deadline)? {
             (stopped, Stop::Interrupted) => return Ok(stopped),
-            (stopped, Stop::Signal(signal)) => running = stopped.resume(signal)?,
-            (stopped, Stop::SystemCall | Stop::Event(_)) => running = stopped.resume(0)?,
+            (stopped, Stop::Signal(signal)) => running = stopped.go_on_to_stop(signal)?,
+            (stopped, Stop::SystemCall | Stop::Event(_)) => running = stopped.go_on_to_stop(0)?,
         }
     }
 }
@@ -200,6 +207,12 @@ struct Seized {
 }
 
 impl Seized {
+    /// Beginning with what an earlier attempt has left.
+    fn with(slow: Vec<Pid>) -> Self {
+        let running = slow.iter().map(|pid| (*pid, Running::born(*pid))).collect();
+        Self { all: slow.into_iter().collect(), running, ..Self::default() }
+    }
+
     /// Stops tasks until two readings of the tree agree; returns that tree. Leaders stop last: as long as one runs it
     /// takes the signals of its process, which would end with EINTR what another thread waits for.
     fn gather(
@@ -280,8 +293,8 @@ impl Seized {
     fn look_at(&mut self, pid: Pid) -> Result<(), TraceError> {
         let looked = Running::born(pid).poll().and_then(|found| match found {
             Some((stopped, Stop::Interrupted)) => Ok(Some(stopped)),
-            Some((stopped, Stop::Signal(signal))) => stopped.resume(signal).map(|_| None),
-            Some((stopped, Stop::SystemCall | Stop::Event(_))) => stopped.resume(0).map(|_| None),
+            Some((stopped, Stop::Signal(signal))) => stopped.go_on_to_stop(signal).map(|_| None),
+            Some((stopped, Stop::SystemCall | Stop::Event(_))) => stopped.go_on_to_stop(0).map(|_| None),
             None => Ok(None),
         });
         match looked {
@@ -299,22 +312,14 @@ impl Seized {
         Ok(())
     }
 
-    /// Lets everything go; tasks that have not stopped yet are waited for, since only a stopped one can be let go. Those
-    /// that do not stop even then, which are still seized. No remote call has been made yet: every thread is as it was
-    /// stopped.
-    fn let_go(mut self) -> BTreeMap<Pid, Running> {
-        // Who executes a program gets the id of its leader, whatever that did, and is seized or not as before.
-        let runs = |pid: &Pid| tracee::let_go(*pid).is_err() && tracee::is_held(*pid);
-        let running = self.all.iter().copied().filter(runs);
-        self.running = running.map(|pid| (pid, Running::born(pid))).collect();
-        self.stopped.clear();
-        if let Err(error) = self.await_stops(Deadline::after(LAST_WAIT)) {
-            tracing::warn!(tasks = ?self.running.keys(), "tasks have not stopped yet: {error}");
+    /// Lets everything go, as it was stopped: no remote call has been made yet. Only a stopped task can be let go; those that
+    /// do not stop for long are seized still. Who executes a program has its leader's id, whatever became of that.
+    fn let_go(self) -> Vec<Pid> {
+        let slow = tracee::let_all_go(self.all, Deadline::after(LAST_WAIT));
+        if !slow.is_empty() {
+            tracing::warn!(tasks = ?slow, "tasks have not stopped yet");
         }
-        for (_, stopped) in std::mem::take(&mut self.stopped) {
-            let _ = stopped.detach(0);
-        }
-        self.running
+        slow
     }
 
     fn processes(
@@ -326,7 +331,12 @@ impl Seized {
             let (threads, job_stopped) = self.captives(&process, timeout)?;
             Ok(StoppedProcess { tree: process, threads, job_stopped })
         };
-        tree.into_iter().map(process).collect()
+        let processes = tree.into_iter().map(process).collect::<Result<_, CaptureError>>()?;
+        // What is not in the tree any more ends, or has got another parent while it was read.
+        match self.stopped.keys().next() {
+            Some(pid) => Err(TraceError::Gone { pid: *pid }.into()),
+            None => Ok(processes),
+        }
     }
 
     /// The threads, and whether job control has stopped the process.
@@ -368,8 +378,9 @@ pub(super) fn let_run(processes: Vec<StoppedProcess>) {
 
 /// A thread that was killed meanwhile has nothing to be given back.
 fn told(result: Result<(), RemoteError>) {
-    if let Err(error) = result {
-        tracing::debug!(%error, "a thread could not be let go");
+    match result {
+        Ok(()) | Err(RemoteError::Trace(TraceError::Gone { .. })) => {}
+        Err(error) => tracing::warn!("a thread could not be let go: {error}"),
     }
 }
 

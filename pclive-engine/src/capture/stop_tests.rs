@@ -14,8 +14,9 @@ const GENERATION: &str = "PCLIVE_TEST_GENERATION";
 const THREADS: usize = 3;
 
 /// This program, started again for the first test below only.
-fn again() -> Command {
+fn again(generation: u32) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env(GENERATION, generation.to_string());
     command.args(["--exact", "capture::stop::tests::no_thread_runs_while_a_process_is_worked_on"]);
     command
 }
@@ -29,7 +30,7 @@ fn wait_for_ever() -> ! {
 /// What it does then.
 fn play(role: &str) -> ! {
     (0..THREADS).for_each(|_| drop(std::thread::spawn(|| wait_for_ever())));
-    let generation: u32 = std::env::var(GENERATION).map_or(0, |word| word.parse().unwrap());
+    let generation: u32 = std::env::var(GENERATION).unwrap().parse().unwrap();
     match role {
         "executes itself for ever" => std::thread::sleep(Duration::from_millis(1)),
         "executes itself once" if generation == 0 => {
@@ -37,7 +38,7 @@ fn play(role: &str) -> ! {
         }
         _ => wait_for_ever(),
     }
-    let error = again().env(GENERATION, (generation + 1).to_string()).exec();
+    let error = again(generation + 1).exec();
     panic!("{error}")
 }
 
@@ -45,7 +46,7 @@ struct Program(Child);
 
 impl Program {
     fn start(role: &str) -> Self {
-        let child = again().env(ROLE, role).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        let child = again(0).env(ROLE, role).stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         Self(child)
     }
 
@@ -73,11 +74,17 @@ impl Program {
 
     /// How often it has executed itself.
     fn generation(&self) -> u32 {
-        let environment = std::fs::read(format!("/proc/{}/environ", self.pid())).unwrap_or_default();
-        let mut variables = environment.split(|byte| *byte == 0);
-        let word =
-            variables.find_map(|variable| variable.strip_prefix(GENERATION.as_bytes())?.strip_prefix(b"="));
-        word.map_or(0, |word| str::from_utf8(word).unwrap().parse().unwrap())
+        let deadline = Deadline::after(TIMEOUT);
+        loop {
+            let environment = std::fs::read(format!("/proc/{}/environ", self.pid())).unwrap_or_default();
+            let mut variables = environment.split(|byte| *byte == 0);
+            let is_it = |variable: &'_ [u8]| variable.strip_prefix(GENERATION.as_bytes()).map(<[u8]>::to_vec);
+            if let Some(word) = variables.find_map(is_it) {
+                return str::from_utf8(&word[1..]).unwrap().parse().unwrap();
+            }
+            // While it executes itself there is none, or a part.
+            assert!(!deadline.passed(), "it has ended");
+        }
     }
 }
 
@@ -89,9 +96,9 @@ impl Drop for Program {
 }
 
 fn states(process: &TreeProcess) -> Vec<u8> {
-    let stat = |thread: &TreeThread| std::fs::read(format!("/proc/{}/stat", thread.pid)).unwrap();
-    let state = |stat: Vec<u8>| crate::proc::task_ids::parse_stat(&stat).unwrap().state;
-    process.threads.iter().map(|thread| state(stat(thread))).collect()
+    let stat = |thread: &TreeThread| crate::proc::read(format!("/proc/{}/stat", thread.pid)).ok();
+    let stats = process.threads.iter().filter_map(stat);
+    stats.map(|stat| crate::proc::task_ids::parse_stat(&stat).unwrap().state).collect()
 }
 
 fn await_until(what: &str, is_so: impl Fn() -> bool) {
@@ -120,17 +127,18 @@ fn no_thread_runs_while_a_process_is_worked_on() {
 fn process_that_executes_itself_amid_its_threads_is_stopped_at_every_attempt() {
     let program = Program::start("executes itself for ever");
     await_until("it never executed itself", || program.generation() > 0);
-    let first = program.generation();
     for turn in 0..200 {
-        let processes =
-            stop_tree(program.pid(), TIMEOUT).unwrap_or_else(|error| panic!("turn {turn}: {error}"));
+        let processes = stop_tree(program.pid(), TIMEOUT, Deadline::after(TIMEOUT))
+            .unwrap_or_else(|error| panic!("turn {turn}: {error}"));
         let stopped = states(&processes[0].tree);
         let_run(processes);
         assert!(stopped.iter().all(|state| *state == b't'), "turn {turn}: {stopped:?}");
         // As long as the program takes between two executions, at another point of it each time.
         std::thread::sleep(Duration::from_micros(turn * 37 % 3000));
     }
-    await_until("it was kept from its program", || program.generation() > first + 10);
+    let last = program.generation();
+    assert!(last > 10, "{last}");
+    await_until("it was kept from its program", || program.generation() > last + 3);
 }
 
 #[test]
@@ -171,13 +179,35 @@ fn process_that_has_lost_its_leader_is_refused_and_runs_on() {
         Ok(leader.run(&[Call::new(libc::SYS_exit, &[0])])?)
     };
     // The kernel says nothing of its end as long as the others live.
-    with_stopped(&process, (process.pid, process.vpid), Duration::from_millis(100), exits).unwrap_err();
-    let error = stop_tree(program.pid(), TIMEOUT).unwrap_err();
+    with_stopped(&process, (process.pid, process.vpid), Duration::from_secs(1), exits).unwrap_err();
+    let error = stop_tree(program.pid(), TIMEOUT, Deadline::after(TIMEOUT)).unwrap_err();
     let CaptureError::Blocked(blockers) = &error else { panic!("{error}") };
     assert_eq!(blockers.len(), 1);
     assert_eq!(blockers[0].what, "its first thread has ended while others run");
     let process = tree::read(program.pid()).unwrap().swap_remove(0);
     assert!(!states(&process).contains(&b't'));
+}
+
+/// A call that does not come back in time: the thread goes on where it was before.
+#[test]
+fn thread_that_a_call_keeps_gets_its_context_back() {
+    let program = Program::start("waits");
+    let process = program.process();
+    let thread = process.threads.last().unwrap();
+    let call = || crate::proc::read(format!("/proc/{}/syscall", thread.pid)).unwrap();
+    await_until("it does not wait", || call().starts_with(b"202 "));
+    let before = call();
+    let sleeps = |captive: &mut Captive| {
+        captive.settle(vdso_of(process.pid)?, Spot::Anywhere)?;
+        let time = captive.scratch().start;
+        captive.write(time, &[1000u64.to_le_bytes(), [0; 8]].concat())?;
+        Ok(captive.run(&[Call::new(libc::SYS_nanosleep, &[time.0, 0])])?)
+    };
+    let ids = (thread.pid, thread.layout.vtid);
+    let error = with_stopped(&process, ids, Duration::from_millis(300), sleeps).unwrap_err();
+    assert!(error.to_string().contains("did not stop within its deadline"), "{error}");
+    assert!(!tracee::is_held(thread.pid));
+    await_until("it is not where it was", || call() == before);
 }
 
 #[test]

@@ -61,6 +61,10 @@ impl Tracked {
     pub(super) fn end(self, process: &TreeProcess, timeout: Duration) -> Result<(), CaptureError> {
         let slot = self.slot;
         with_thread_stopped(process, timeout, |captive| {
+            // It may have executed another program since.
+            if !slot.is_in(process.pid) {
+                return Ok(());
+            }
             captive.join(slot);
             Ok(captive.unsettle(vdso_of(process.pid)?)?)
         })

@@ -310,7 +310,7 @@ fn captive_at_first_stop(
             }
             // A signal of the runtime's own (the Go scheduler sends SIGURG): it dies with the runtime's program.
             Stop::Signal(_) | Stop::SystemCall | Stop::Event(_) => {
-                running = stopped.resume(0).map_err(RemoteError::from)?;
+                running = stopped.go_on_to_stop(0).map_err(RemoteError::from)?;
             }
         }
     }

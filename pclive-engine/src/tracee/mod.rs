@@ -38,6 +38,14 @@ pub enum TraceError {
         /// Why.
         source: io::Error,
     },
+    /// Another process traces it.
+    #[error("cannot seize task {pid}: pid {tracer} traces it")]
+    Traced {
+        /// The task.
+        pid: Pid,
+        /// Its tracer.
+        tracer: Pid,
+    },
     /// A wait took too long.
     #[error("task {pid} did not stop within its deadline")]
     Deadline {
@@ -46,7 +54,8 @@ pub enum TraceError {
     },
 }
 
-/// Maps ESRCH to its one meaning here: the task ended (or was killed, which ptrace cannot tell). It is reaped.
+/// Maps ESRCH to its one meaning here: the task ended (or was killed, which ptrace cannot tell). It is reaped. What asks a
+/// task that may not be stopped (`let_go`) has to look.
 fn check<T>(operation: &'static str, pid: Pid, result: io::Result<T>) -> Result<T, TraceError> {
     result.map_err(|source| match source.raw_os_error() {
         Some(libc::ESRCH) => gone(pid),
@@ -110,25 +119,27 @@ impl Running {
     /// How often a task is tried again that nobody traces and that is refused all the same.
     const REFUSALS: u32 = 100;
 
-    /// Seizes a task; it keeps running. EPERM: a debugger has it, or this process has no right to it; a task on its
-    /// way out is refused the same way (`ptrace_attach` in kernel/ptrace.c), and is [`TraceError::Gone`] here.
+    /// Seizes a task; it keeps running. EPERM: this process has no right to it, or it is traced, or on its way out
+    /// (`ptrace_attach` in kernel/ptrace.c): [`TraceError::Traced`] and [`TraceError::Gone`] here.
     pub fn seize(pid: Pid, options: u64) -> Result<Self, TraceError> {
         let mut pause = Pause::default();
         loop {
             let error = match check("seize", pid, reaper::seize(pid, || ptrace::seize(pid, options))) {
                 Ok(()) => return Ok(Self { pid }),
-                Err(error @ (TraceError::Gone { .. } | TraceError::Deadline { .. })) => return Err(error),
                 Err(error @ TraceError::Request { .. }) => error,
+                Err(error) => return Err(error),
             };
-            if !is_alive(pid) {
-                return Err(gone(pid));
-            }
-            match tracer(pid) {
+            match tracer(pid).filter(|_| is_alive(pid)) {
+                None => return Err(gone(pid)),
                 // A thread that has executed a program has its leader's id since, and stays what it was.
-                Some(tracer) if tracer == own_id() => return Ok(Self { pid }),
+                Some(tracer) if tracer == own_id() => {
+                    reaper::remember(pid);
+                    return Ok(Self { pid });
+                }
                 // The leader was refused, and by now the id is that thread's.
                 Some(Pid(0)) if pause.taken < Self::REFUSALS => pause.take(),
-                Some(_) | None => return Err(error),
+                Some(Pid(0)) => return Err(error),
+                Some(tracer) => return Err(TraceError::Traced { pid, tracer }),
             }
         }
     }
@@ -204,23 +215,28 @@ pub fn is_held(pid: Pid) -> bool {
     tracer(pid) == Some(own_id()) && is_alive(pid)
 }
 
-/// Lets a stopped tracee go for good. One that is not stopped is [`TraceError::Gone`].
-pub fn let_go(pid: Pid) -> Result<(), TraceError> {
-    Stopped { pid }.detach(0)
+/// Lets a task go for good if it is stopped, with the signal that it was about to take. True: this thread does not hold it
+/// any more.
+pub fn let_go(pid: Pid) -> bool {
+    let stopped = Running { pid }.poll().ok().flatten();
+    let detached = stopped.map(|(stopped, stop)| match stop {
+        Stop::Signal(signal) => stopped.detach(signal),
+        Stop::Interrupted | Stop::SystemCall | Stop::Event(_) => stopped.detach(0),
+    });
+    matches!(detached, Some(Ok(()))) || !is_held(pid)
 }
 
-/// Lets a tracee go for good whatever it does: one that runs is stopped first. On `Err` it stays seized.
-pub fn release(pid: Pid, deadline: Deadline) -> Result<(), TraceError> {
-    match let_go(pid) {
-        Err(TraceError::Gone { .. }) if is_held(pid) => {
-            let running = Running { pid };
-            running.interrupt()?;
-            match running.wait(deadline)? {
-                (stopped, Stop::Signal(signal)) => stopped.detach(signal),
-                (stopped, Stop::Interrupted | Stop::SystemCall | Stop::Event(_)) => stopped.detach(0),
-            }
+/// Lets tasks go for good as they stop, for which they get some time; those that have not, which are held still. They
+/// were asked to stop.
+pub fn let_all_go(pids: impl IntoIterator<Item = Pid>, deadline: Deadline) -> Vec<Pid> {
+    let mut held: Vec<Pid> = pids.into_iter().collect();
+    let mut pause = Pause::default();
+    loop {
+        held.retain(|pid| !let_go(*pid));
+        if held.is_empty() || deadline.passed() {
+            return held;
         }
-        outcome => outcome,
+        pause.take();
     }
 }
 
@@ -271,6 +287,14 @@ impl Stopped {
     pub fn resume(self, signal: i32) -> Result<Running, TraceError> {
         check("resume", self.pid, ptrace::resume(self.pid, signal))?;
         Ok(Running { pid: self.pid })
+    }
+
+    /// Lets it go on to the stop that it was asked for, delivering the `signal` that has come before: any stop takes back what
+    /// was asked (ptrace_stop in kernel/signal.c).
+    pub fn go_on_to_stop(self, signal: i32) -> Result<Running, TraceError> {
+        let running = self.resume(signal)?;
+        running.interrupt()?;
+        Ok(running)
     }
 
     /// Lets it run to its next stop, which may be the next system call's entry or exit.

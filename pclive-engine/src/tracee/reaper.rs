@@ -9,7 +9,7 @@
 //! in a seizure or has just met an end, and now and then as long as anything is seized. What it reaps is
 //! [`TraceError::Gone`](super::TraceError::Gone) to the tracer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Condvar, Mutex, MutexGuard, Once, PoisonError};
 use std::time::{Duration, Instant};
@@ -31,9 +31,9 @@ static CALLED: Condvar = Condvar::new();
 #[derive(Debug)]
 struct Tracees {
     all: BTreeSet<Pid>,
-    /// Seizures under way, and all that there have been.
-    seizing: usize,
-    seized: u64,
+    /// Seizures under way: number and begin.
+    seizing: BTreeMap<u64, Instant>,
+    next: u64,
     /// Until then, some of them are about to end.
     ending_until: Option<Instant>,
     /// The thread looks soon, without being called.
@@ -44,17 +44,23 @@ struct Tracees {
 pub(super) fn seize(pid: Pid, seize: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
     start();
     let mut tracees = lock();
-    tracees.seizing += 1;
+    let number = tracees.next;
+    tracees.next += 1;
+    tracees.seizing.insert(number, Instant::now());
     tracees.call();
     drop(tracees);
     let seized = seize();
     let mut tracees = lock();
-    tracees.seizing -= 1;
-    tracees.seized += 1;
+    tracees.seizing.remove(&number);
     if seized.is_ok() {
         tracees.all.insert(pid);
     }
     seized
+}
+
+/// A task is a tracee of this thread, by whatever way.
+pub(super) fn remember(pid: Pid) {
+    lock().all.insert(pid);
 }
 
 /// A task is no tracee any more.
@@ -62,10 +68,14 @@ pub(super) fn forget(pid: Pid) {
     lock().all.remove(&pid);
 }
 
-/// A task turned out to be gone: if it was a tracee it is reaped, now or as soon as it has ended.
+/// A task turned out to be gone, or not stopped: if it is a tracee that ends it is reaped, now or as soon as it has ended.
 pub(super) fn bury(pid: Pid) {
     if reap(pid) {
         return forget(pid);
+    }
+    // Others may be children of this process.
+    if super::tracer(pid) == Some(Pid(0)) {
+        return;
     }
     start();
     let mut tracees = lock();
@@ -89,32 +99,36 @@ fn lock() -> MutexGuard<'static, Tracees> {
 }
 
 fn look_after_tracees() {
+    let mut looked = Instant::now();
     let mut tracees = lock();
     loop {
-        let (pause, seized) = (tracees.pause(), tracees.seized);
-        let waited = CALLED.wait_timeout(tracees, pause).unwrap_or_else(PoisonError::into_inner);
-        tracees = waited.0;
-        // A tracer that makes progress waits for nothing.
-        if waited.1.timed_out() && tracees.seized == seized {
+        let pause = tracees.pause();
+        tracees = CALLED.wait_timeout(tracees, pause).unwrap_or_else(PoisonError::into_inner).0;
+        if tracees.is_waited_for() || looked.elapsed() >= NOW_AND_THEN {
             tracees.all.retain(|pid| !reap(*pid));
+            looked = Instant::now();
         }
     }
 }
 
 impl Tracees {
     const fn new() -> Self {
-        Self { all: BTreeSet::new(), seizing: 0, seized: 0, ending_until: None, attentive: false }
+        Self { all: BTreeSet::new(), seizing: BTreeMap::new(), next: 0, ending_until: None, attentive: false }
     }
 
     /// How long to wait before the next look.
     fn pause(&mut self) -> Duration {
         self.ending_until = self.ending_until.filter(|until| Instant::now() < *until);
-        self.attentive = self.seizing > 0 || self.ending_until.is_some();
+        self.attentive = !self.seizing.is_empty() || self.ending_until.is_some();
         match (self.attentive, self.all.is_empty()) {
             (true, _) => SOON,
             (false, false) => NOW_AND_THEN,
             (false, true) => Duration::MAX,
         }
+    }
+
+    fn is_waited_for(&self) -> bool {
+        self.ending_until.is_some() || self.seizing.values().any(|began| began.elapsed() >= SOON)
     }
 
     fn call(&self) {

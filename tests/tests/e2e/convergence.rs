@@ -7,9 +7,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::signal::Signal;
 use pclive_tests::command::output;
 use pclive_tests::ctl::{FAILED, Following};
-use pclive_tests::link::TEN_GIGABIT;
+use pclive_tests::host::Links;
+use pclive_tests::link::{GIGABIT, TEN_GIGABIT};
 use pclive_tests::workload::clients::Clients;
 use pclive_tests::workload::redis::{Redis, bundle};
+use pclive_tests::workload::writer;
 use pclive_tests::{Container, Host, Lab};
 use serde_json::Value;
 
@@ -295,5 +297,43 @@ fn plan_foretells_every_strategy_and_leaves_the_container_as_it_was() -> Result<
         [&report["bytes"], &foretold["bytes"]].map(|bytes| bytes.as_u64().unwrap_or(0));
     ensure!(bytes.abs_diff(planned_bytes) < bytes / 10, "{bytes} bytes were sent, {planned_bytes} foretold");
     eprintln!("planned {foretold}, measured {} ns", report["downtime_ns"]);
+    Ok(())
+}
+
+/// By one strategy.
+fn planned(lab: &Lab, container: &Container, options: &[&str]) -> Result<Value> {
+    let planned = plan(lab, container, &[&["--watch", "1s"], options].concat())?;
+    let plans = planned["plans"].as_array().context("no plans")?;
+    plans.iter().find(|plan| plan["strategy"] == "global").cloned().context("no plan")
+}
+
+#[test]
+fn plan_knows_limits_of_the_bandwidth_delays_and_what_comes_later() -> Result<()> {
+    if !ready(&[]) {
+        return Ok(());
+    }
+    let lab = Lab::with_speed(Some(GIGABIT), Links::Tls)?;
+    // Writes half of what the link carries, and more than the limit lets through.
+    let container = lab.start(&writer::bundle("writer-1", 128, 15_000))?;
+    let limits = ["--max-downtime", "100ms"];
+    let whole = planned(&lab, &container, &limits)?;
+    let lifted = planned(&lab, &container, &[&limits[..], &["--bandwidth", "200Mbit"]].concat())?;
+    let kept = ["--bandwidth", "200Mbit", "--policy", "cancel"];
+    let given_up = planned(&lab, &container, &[&limits[..], &kept].concat())?;
+    let told = || format!("{whole}\n{lifted}\n{given_up}");
+    ensure!(lifted["total_ns"].as_u64() > whole["total_ns"].as_u64().map(|time| 2 * time), "{}", told());
+    ensure!(whole["converges"] == true && lifted["converges"] == true, "{}", told());
+    ensure!(given_up["verdict"] == "given up (policy cancel)", "{}", told());
+    let delayed = planned(&lab, &container, &[&limits[..], &["--restore-after", "2"]].concat())?;
+    ensure!(delayed["rounds"].as_u64() >= Some(3), "{delayed}");
+    ensure!(
+        delayed["destination_memory_bytes"].as_u64() > whole["destination_memory_bytes"].as_u64(),
+        "{delayed}"
+    );
+    let later =
+        planned(&lab, &container, &["--max-downtime", "15ms", "--max-rounds", "2", "--policy", "post-copy"])?;
+    let [tail, downtime] =
+        [&later["tail_bytes"], &later["downtime_ns"]].map(|count| count.as_u64().unwrap_or(0));
+    ensure!(tail > 1 << 20 && downtime < 100_000_000 && whole["tail_bytes"] == 0, "{later}");
     Ok(())
 }

@@ -43,7 +43,13 @@ impl Experience {
     /// Without what is known of the link: this migration's own rounds show it.
     #[must_use]
     pub fn without_link(self) -> Self {
-        Self { throughput: 0, ..self }
+        self.with_link(0)
+    }
+
+    /// With a link that carries so many bytes a second.
+    #[must_use]
+    pub fn with_link(self, throughput: u64) -> Self {
+        Self { throughput, ..self }
     }
 
     /// What the small state of a container should cost.

@@ -6,7 +6,7 @@ use super::PAGE;
 use super::decision::{Limits, Reason, Verdict, decide};
 use super::estimate::{Estimate, History, Pending, Sample, Tasks, estimate, nanoseconds, time_for};
 use super::experience::Experience;
-use super::policy::{Action, Step};
+use super::policy::{Action, Policy, Step};
 
 /// A container and the way to its destination.
 pub struct Scenario<'a> {
@@ -14,8 +14,10 @@ pub struct Scenario<'a> {
     pub memory_pages: u64,
     /// Distinct pages that the container writes from a point in time on, for so long.
     pub written: &'a dyn Fn(Duration, Duration) -> u64,
-    /// Bytes a second, both ends and the link together; the bandwidth limit in it.
+    /// Bytes a second, both ends and the link together.
     pub throughput: u64,
+    /// Most bytes a second of the rounds.
+    pub bandwidth: Option<u64>,
     /// What a stop takes to find the last written pages.
     pub stop_scan: Duration,
     /// What a round takes beside its pages: the scan, mostly.
@@ -48,10 +50,12 @@ pub struct Course {
     pub rounds: u32,
     /// On the wire, the stop included.
     pub bytes: u64,
-    /// From the first round to the end of the stop.
+    /// From the first round until everything is at the destination.
     pub time: Duration,
     /// The stop.
     pub downtime: Duration,
+    /// What comes after it, by policy post-copy.
+    pub tail_bytes: u64,
     /// Most memory that waits at the destination, bytes.
     pub staged_bytes: u64,
     /// What was left of the container's CPU time, in percent; 100: it was not slowed down.
@@ -65,6 +69,7 @@ pub fn simulate(scenario: &Scenario<'_>, limits: &Limits) -> Course {
     let mut run = Run {
         rounds: Vec::new(),
         elapsed: Duration::ZERO,
+        bandwidth: scenario.bandwidth,
         step: None,
         outdated: 0,
         waiting_bytes: 0,
@@ -78,10 +83,14 @@ pub fn simulate(scenario: &Scenario<'_>, limits: &Limits) -> Course {
         let reason = match decide(&history, &known, limits) {
             Verdict::Continue => None,
             Verdict::Stop => Some(Some(Reason::ShortEnough)),
-            Verdict::Ask(obstacle) => match limits.policy.answer(obstacle, run.step, false) {
-                // There is nothing to lift: the bandwidth is taken for the link's.
-                Action::Stop | Action::Hurry => Some(Some(Reason::InSpiteOf(obstacle, limits.policy))),
+            Verdict::Ask(obstacle) => match limits.policy.answer(obstacle, run.step, run.bandwidth.is_some())
+            {
+                Action::Stop => Some(Some(Reason::InSpiteOf(obstacle, limits.policy))),
                 Action::Cancel => Some(None),
+                Action::Hurry => {
+                    (run.bandwidth, run.outdated) = (None, run.rounds.len());
+                    None
+                }
                 Action::Throttle(step) => {
                     (run.step, run.outdated) = (Some(step), run.rounds.len());
                     None
@@ -116,6 +125,8 @@ pub fn interpolate(curve: &[(u64, u64)], span: Duration) -> u64 {
 struct Run {
     rounds: Vec<Sample>,
     elapsed: Duration,
+    /// Most bytes a second of the next round.
+    bandwidth: Option<u64>,
     step: Option<Step>,
     outdated: usize,
     /// What waits at the destination, and the most that has.
@@ -126,7 +137,8 @@ struct Run {
 impl Run {
     fn round(&mut self, scenario: &Scenario<'_>, limits: &Limits, data_pages: u64) {
         let bytes = data_pages.saturating_mul(PAGE);
-        let duration = scenario.round_cost.saturating_add(time_for(bytes, scenario.throughput));
+        let throughput = self.bandwidth.map_or(scenario.throughput, |most| most.min(scenario.throughput));
+        let duration = scenario.round_cost.saturating_add(time_for(bytes, throughput));
         let written = (scenario.written)(self.elapsed, duration);
         let share = u128::from(self.step.map_or(100, Step::percent));
         let pages = u64::try_from(u128::from(written) * share / 100).unwrap_or(u64::MAX);
@@ -169,19 +181,23 @@ impl Run {
             elapsed: self.elapsed,
             round_trip: scenario.round_trip,
             outdated: self.outdated,
-            experience: scenario.experience,
+            // The stop is not limited.
+            experience: scenario.experience.with_link(scenario.bandwidth.map_or(0, |_| scenario.throughput)),
         }
     }
 
     fn end(self, known: &Estimate, reason: Option<Reason>) -> Course {
-        let downtime = known.downtime.unwrap_or_else(|| nanoseconds(u128::MAX));
+        let whole = known.downtime.unwrap_or_else(|| nanoseconds(u128::MAX));
         let last = known.dirty_pages.unwrap_or(0).saturating_mul(PAGE);
+        let later = matches!(reason, Some(Reason::InSpiteOf(_, Policy::PostCopy)));
         let sent = self.rounds.iter().fold(0u64, |sum, round| sum.saturating_add(round.bytes));
         Course {
             rounds: u32::try_from(self.rounds.len()).unwrap_or(u32::MAX),
             bytes: sent.saturating_add(last),
-            time: self.elapsed.saturating_add(downtime),
-            downtime,
+            // What comes later takes as long as it would in the stop.
+            time: self.elapsed.saturating_add(whole),
+            downtime: if later { known.floor } else { whole },
+            tail_bytes: if later { last } else { 0 },
             staged_bytes: self.peak_bytes,
             cpu_percent: self.step.map_or(100, Step::percent),
             reason,
@@ -194,7 +210,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::migration::convergence::{Obstacle, Policy};
+    use crate::migration::convergence::Obstacle;
 
     const GIB_PAGES: u64 = 262_144;
     const LIMITS: Limits = Limits {
@@ -215,6 +231,7 @@ mod tests {
             memory_pages: GIB_PAGES,
             written,
             throughput: 1 << 30,
+            bandwidth: None,
             round_cost: Duration::from_millis(3),
             stop_scan: Duration::from_millis(3),
             round_trip: Duration::from_micros(500),
@@ -283,6 +300,33 @@ mod tests {
         assert!(course.cpu_percent < 100 && course.downtime <= limits.max_downtime, "{course:?}");
         let slow = run(&constant(200), &limits);
         assert_eq!(slow.cpu_percent, 100, "nobody is slowed down without need");
+    }
+
+    #[test]
+    fn a_bandwidth_limit_is_lifted_where_it_keeps_rounds_from_shrinking() {
+        let limited = |mib: u64, policy| {
+            let written = constant(mib);
+            let scenario = Scenario { bandwidth: Some(100 << 20), ..scenario(&written) };
+            simulate(&scenario, &Limits { policy, ..LIMITS })
+        };
+        let gentle = limited(20, Policy::StopAnyway);
+        assert_eq!(gentle.reason, Some(Reason::ShortEnough), "{gentle:?}");
+        assert!(gentle.time > Duration::from_secs(10), "all of it at the limit: {gentle:?}");
+        let lifted = limited(300, Policy::StopAnyway);
+        assert_eq!(lifted.reason, Some(Reason::ShortEnough), "{lifted:?}");
+        assert!(lifted.rounds > 3 && lifted.downtime <= LIMITS.max_downtime, "{lifted:?}");
+        assert_eq!(limited(300, Policy::Cancel).reason, None, "a limit that was asked for is kept");
+    }
+
+    #[test]
+    fn by_post_copy_the_stop_does_without_what_comes_later() {
+        let limits = Limits { policy: Policy::PostCopy, ..LIMITS };
+        let course = run(&constant(1100), &limits);
+        assert_eq!(course.reason, Some(Reason::InSpiteOf(Obstacle::NotShrinking, Policy::PostCopy)));
+        assert!(course.downtime < Duration::from_millis(50) && course.tail_bytes > 500 << 20, "{course:?}");
+        let stopped = run(&constant(1100), &LIMITS);
+        assert_eq!((stopped.tail_bytes, stopped.time, stopped.bytes), (0, course.time, course.bytes));
+        assert_eq!(run(&constant(200), &limits), run(&constant(200), &LIMITS), "not needed");
     }
 
     #[test]
@@ -361,7 +405,8 @@ mod tests {
         #[test]
         fn every_migration_ends(
             rate in 0u64..100_000, memory in 0u64..1 << 34, throughput in 0u64..1 << 36, max_rounds in 1u32..50,
-            policy in 0usize..3, staged in 0usize..3, downtime_ms in 1u64..100_000,
+            policy in 0usize..4, staged in 0usize..3, downtime_ms in 1u64..100_000,
+            bandwidth in proptest::option::of(0u64..1 << 36),
         ) {
             let written = constant(rate);
             let limits = Limits {
@@ -372,10 +417,15 @@ mod tests {
                 policy: Policy::ALL[policy],
             };
             let staged = [Staged::Nothing, Staged::Round, Staged::Everything][staged];
-            let scenario = Scenario { memory_pages: memory, throughput, staged, ..scenario(&written) };
+            let scenario = Scenario { memory_pages: memory, throughput, bandwidth, staged, ..scenario(&written) };
             let course = simulate(&scenario, &limits);
             prop_assert!(course.rounds <= max_rounds);
-            prop_assert_eq!(course.reason == Some(Reason::ShortEnough), course.downtime <= limits.max_downtime);
+            let is_short = course.downtime <= limits.max_downtime;
+            if course.tail_bytes == 0 {
+                prop_assert_eq!(course.reason == Some(Reason::ShortEnough), is_short);
+            } else {
+                prop_assert_eq!(limits.policy, Policy::PostCopy);
+            }
         }
     }
 }

@@ -85,8 +85,8 @@ fn once(options: &Options, turns: u64, pause: Duration) -> Result<()> {
     let board = Arc::new(Board::new(1));
     let mut worker = Worker::new(0, options, Arc::clone(&board), page::open_file()?);
     worker.run(turns, pause);
-    worker.last_check();
+    worker.last_check(options.generations == 0);
     ensure!(!board.has_failed(), "something was wrong");
     drop(worker);
-    program::go_on(options).context("cannot execute the program again")
+    program::go_on(options)
 }

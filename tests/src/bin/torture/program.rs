@@ -5,6 +5,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
 use std::time::Duration;
 
+use anyhow::{Context, Result, anyhow};
+
 use super::Options;
 
 /// Steps before a program executes itself again, or ends.
@@ -36,12 +38,18 @@ impl Program {
     }
 }
 
-/// What a program does at its end: the next one takes its place, if there is to be one.
-pub(crate) fn go_on(options: &Options) -> std::io::Result<()> {
-    match options.generations.checked_sub(1) {
-        Some(left) => Err(command(options.seed.wrapping_add(1), left).exec()),
-        None => Ok(()),
-    }
+/// What a program does at its end: the next one takes its place, if there is to be one. Every other one is executed by a
+/// thread that is not the first, amid those that live still.
+pub(crate) fn go_on(options: &Options) -> Result<()> {
+    let Some(left) = options.generations.checked_sub(1) else { return Ok(()) };
+    let seed = options.seed.wrapping_add(1);
+    let execute = move || command(seed, left).exec();
+    let error = if left.is_multiple_of(2) {
+        execute()
+    } else {
+        std::thread::spawn(execute).join().map_err(|_| anyhow!("the thread that executes panicked"))?
+    };
+    Err(error).context("cannot execute the program again")
 }
 
 fn command(seed: u64, generations: u32) -> Command {

@@ -222,9 +222,10 @@ impl Worker {
         }
     }
 
-    /// Everything, once more.
-    pub(crate) fn last_check(&mut self) {
-        if let Err(what) = self.check_all() {
+    /// Everything, once more; what helpers have too, if they are to end and not to be overtaken by another program.
+    pub(crate) fn last_check(&mut self, helpers_end: bool) {
+        let gathered = if helpers_end { self.gather_helpers() } else { Ok(()) };
+        if let Err(what) = gathered.and_then(|()| self.check_all()) {
             self.board.fail(format!("at the end: {what}"));
         }
     }
@@ -240,6 +241,7 @@ impl Worker {
         }
         let wanted = self.board.wanted.load(Ordering::SeqCst);
         if self.board.checked[self.index].load(Ordering::SeqCst) < wanted {
+            self.gather_helpers()?;
             self.check_all()?;
             self.board.checked[self.index].store(wanted, Ordering::SeqCst);
         }
@@ -383,13 +385,17 @@ impl Worker {
         Ok(())
     }
 
-    fn check_all(&mut self) -> Result<(), String> {
-        look_after(&mut self.children, Child::look)?;
-        look_after(&mut self.programs, Program::look)?;
-        // What helpers have is looked at too.
+    /// Waits for all helpers, so that what they have is checked too.
+    fn gather_helpers(&mut self) -> Result<(), String> {
         for helper in self.helpers.drain(..) {
             self.regions.push(helper.end()?);
         }
+        Ok(())
+    }
+
+    fn check_all(&mut self) -> Result<(), String> {
+        look_after(&mut self.children, Child::look)?;
+        look_after(&mut self.programs, Program::look)?;
         (0..MOST_OPEN * 4).try_for_each(|_| self.use_one())?;
         for region in &mut self.regions {
             told(region.check_all())?;
