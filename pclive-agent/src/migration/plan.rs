@@ -13,6 +13,7 @@ use pclive_engine::model::{Batch, Layout, Pid};
 use pclive_proto::control::{Plan, PlanMigrationRequest, PlanMigrationResponse, WrittenPages};
 use pclive_proto::peer::peer_client::PeerClient;
 use pclive_proto::peer::{ProbeChunk, ProbeResponse};
+use tokio::sync::oneshot;
 use tokio_stream::StreamExt;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -71,7 +72,12 @@ pub async fn plan(
     let (alive, gone) = channel::<()>();
     let options = SourceOptions { ahead: FilesAhead::NOTHING, ..source_options(agent) };
     let pid = located.container.pid;
-    let watched = tokio::task::spawn_blocking(move || look(pid, options, watch, &gone)).await;
+    let (tell, watched) = oneshot::channel();
+    // A thread of its own: what it holds of the container is let go with it.
+    let thread = std::thread::Builder::new().name("plan".into());
+    let started = thread.spawn(move || drop(tell.send(look(pid, options, watch, &gone))));
+    started.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+    let watched = watched.await;
     drop(alive);
     let watched = watched.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))??;
     Ok(answer(&watched, &way, &limits))
@@ -98,8 +104,10 @@ async fn measure(
             MigrationError::new(ErrorCode::InvalidRequest, "cannot plan without a destination or a bandwidth")
         };
         let bytes_per_second = Some(given).filter(|given| *given > 0).ok_or_else(unknown)?;
+        let configured = agent.config.migration.bandwidth_bytes_per_second;
+        let bandwidth = Some(configured).filter(|limit| *limit > 0);
         let (round_trip, experience) = (Duration::ZERO, Experience::default());
-        return Ok(Way { bytes_per_second, bandwidth: None, round_trip, experience });
+        return Ok(Way { bytes_per_second, bandwidth, round_trip, experience });
     }
     let address = agent.peer_address(&request.destination)?;
     let mut client =

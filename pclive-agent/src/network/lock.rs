@@ -44,6 +44,7 @@ struct Transaction {
 
 /// The right to silence a container. Dropped: released.
 pub struct Lock {
+    devices: Vec<String>,
     /// None when there is nothing to lock (only `lo`).
     socket: Option<FilterSocket>,
     table: String,
@@ -78,14 +79,24 @@ impl Lock {
             require(namespace, &devices)?;
             check(socket, &table, &devices)?;
         }
+        let (engage, outlive) = (
+            silence(&table, &[&table, &held], owner, &devices),
+            silence(&held, &[&held], Owner::Nobody, &devices),
+        );
         Ok(Self {
+            devices,
             socket,
-            engage: silence(&table, &[&table, &held], owner, &devices),
-            outlive: silence(&held, &[&held], Owner::Nobody, &devices),
+            engage,
+            outlive,
             release: destroy(&[&table, &held]),
             table,
             engaged: false,
         })
+    }
+
+    /// Just before it is engaged, if it was prepared a while ago: the interfaces are there still.
+    pub fn recheck(&self, namespace: &Namespace) -> Result<()> {
+        if self.socket.is_some() { require(namespace, &self.devices) } else { Ok(()) }
     }
 
     /// From the return on, nothing passes. Doing it twice is doing it once.

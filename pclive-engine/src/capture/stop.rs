@@ -12,7 +12,7 @@ use super::tree::{self, Known, TreeError, TreeProcess, TreeThread};
 use super::{CaptureError, check, rseq, thread};
 use crate::fault::{self, Point};
 use crate::model::{Deadline, Pid, Vpid};
-use crate::remote::{Captive, ProcessMemory, RemoteError, release};
+use crate::remote::{Captive, ProcessMemory, RemoteError, RemoteTask, release};
 use crate::sys::ptrace;
 use crate::tracee::{self, Pause, Running, Stop, Stopped, TraceError};
 
@@ -34,7 +34,8 @@ pub(super) struct StoppedProcess {
     pub(super) job_stopped: bool,
 }
 
-/// Stops the whole tree; `timeout` is for what threads are asked to do then. On `Err` everything runs.
+/// Stops the whole tree; `timeout` is for what threads are asked to do then. On `Err` everything runs but what does not
+/// stop at all, of which a warning tells.
 pub(super) fn stop_tree(
     init: Pid,
     timeout: Duration,
@@ -133,11 +134,8 @@ fn with_stopped<T>(
     let deadline = Deadline::after(timeout);
     loop {
         let outcome = with_stopped_once(process, thread, timeout, deadline, &action);
-        if outcome.is_err() && tracee::is_held(thread.0) {
-            let _ = Running::born(thread.0).interrupt();
-            for thread in tracee::let_all_go([thread.0], Deadline::after(LAST_WAIT)) {
-                tracing::warn!(%thread, "a thread stays seized until the migration's thread ends");
-            }
+        if outcome.is_err() {
+            free(&[thread.0]);
         }
         match outcome {
             Err(CaptureError::Remote(RemoteError::Busy { .. })) if !deadline.passed() => {}
@@ -227,6 +225,8 @@ impl Seized {
             let threads = || tree.iter().flat_map(|process| &process.threads);
             let (leaders, others): (Vec<Pid>, Vec<Pid>) =
                 threads().map(|thread| thread.pid).partition(|pid| processes.contains(pid));
+            // Any thread may get the id of its leader.
+            self.all.extend(&leaders);
             let new = self.stop_new(others, deadline)? + self.stop_new(leaders, deadline)?;
             if new == 0 {
                 return Ok(tree);
@@ -365,14 +365,29 @@ impl Seized {
 /// Gives every thread its context back and lets it go.
 pub(super) fn let_run(processes: Vec<StoppedProcess>) {
     for process in processes {
+        let pids: Vec<Pid> = process.threads.iter().map(RemoteTask::pid).collect();
         let mut threads = process.threads.into_iter().map(|mut captive| {
             told(captive.restore_context());
             captive
         });
         if let Some(leader) = threads.next() {
             // All contexts first: the leader may run as soon as it is let go.
-            told(release(leader, threads.collect::<Vec<_>>()));
+            let released = release(leader, threads.collect::<Vec<_>>());
+            if released.is_err() {
+                free(&pids);
+            }
+            told(released);
         }
+    }
+}
+
+/// Lets tasks go that are held still, whatever they do.
+fn free(pids: &[Pid]) {
+    let held: Vec<Pid> = pids.iter().copied().filter(|pid| tracee::is_held(*pid)).collect();
+    held.iter().for_each(|pid| drop(Running::born(*pid).interrupt()));
+    let slow = tracee::let_all_go(held, Deadline::after(LAST_WAIT));
+    if !slow.is_empty() {
+        tracing::warn!(tasks = ?slow, "tasks stay seized until the migration's thread ends");
     }
 }
 

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::PAGE;
-use super::decision::{Limits, Reason, Verdict, decide};
-use super::estimate::{Estimate, History, Pending, Sample, Tasks, estimate, nanoseconds, time_for};
+use super::decision::{Limits, Obstacle, Reason, Verdict, decide};
+use super::estimate::{History, Pending, Sample, Tasks, estimate, nanoseconds, time_for};
 use super::experience::Experience;
 use super::policy::{Action, Policy, Step};
 
@@ -30,6 +30,13 @@ pub struct Scenario<'a> {
     pub tasks: Tasks,
     /// What earlier migrations to this destination have shown.
     pub experience: Experience,
+}
+
+impl Scenario<'_> {
+    /// What a migration knows of the link before its rounds: nothing that they show themselves, if they are not limited.
+    fn known_link(&self) -> Experience {
+        if self.bandwidth.is_some() { self.experience } else { self.experience.without_link() }
+    }
 }
 
 /// What waits at the destination before it is put in place.
@@ -78,7 +85,7 @@ pub fn simulate(scenario: &Scenario<'_>, limits: &Limits) -> Course {
     let mut pages = scenario.memory_pages;
     loop {
         run.round(scenario, limits, pages);
-        let history = run.history(scenario);
+        let history = run.history(&run.rounds, scenario.known_link(), scenario);
         let known = estimate(&history);
         let reason = match decide(&history, &known, limits) {
             Verdict::Continue => None,
@@ -99,7 +106,7 @@ pub fn simulate(scenario: &Scenario<'_>, limits: &Limits) -> Course {
         };
         pages = known.dirty_pages.unwrap_or(0);
         if let Some(reason) = reason {
-            return run.end(&known, reason);
+            return run.end(scenario, reason);
         }
     }
 }
@@ -175,28 +182,40 @@ impl Run {
         self.waiting_bytes
     }
 
-    fn history(&self, scenario: &Scenario<'_>) -> History<'_> {
-        History {
-            rounds: &self.rounds,
-            elapsed: self.elapsed,
-            round_trip: scenario.round_trip,
-            outdated: self.outdated,
-            // The stop is not limited.
-            experience: scenario.experience.with_link(scenario.bandwidth.map_or(0, |_| scenario.throughput)),
-        }
+    fn history<'a>(
+        &self,
+        rounds: &'a [Sample],
+        experience: Experience,
+        scenario: &Scenario<'_>,
+    ) -> History<'a> {
+        let (elapsed, round_trip, outdated) = (self.elapsed, scenario.round_trip, self.outdated);
+        History { rounds, elapsed, round_trip, outdated, experience }
     }
 
-    fn end(self, known: &Estimate, reason: Option<Reason>) -> Course {
+    fn end(self, scenario: &Scenario<'_>, reason: Option<Reason>) -> Course {
+        // No limit holds in the stop, whatever was known of the link when it was decided.
+        let experience = match scenario.bandwidth {
+            Some(_) => scenario.experience.with_link(scenario.throughput),
+            None => scenario.known_link(),
+        };
+        let known = estimate(&self.history(&self.rounds, experience, scenario));
         let whole = known.downtime.unwrap_or_else(|| nanoseconds(u128::MAX));
         let last = known.dirty_pages.unwrap_or(0).saturating_mul(PAGE);
-        let later = matches!(reason, Some(Reason::InSpiteOf(_, Policy::PostCopy)));
+        let later = match reason {
+            Some(Reason::InSpiteOf(Obstacle::Floor, Policy::PostCopy)) => false,
+            Some(Reason::InSpiteOf(_, Policy::PostCopy)) => true,
+            Some(_) | None => false,
+        };
+        let mut without_last = self.rounds.clone();
+        without_last.iter_mut().rev().take(1).for_each(|round| round.pending = Some(Pending::default()));
+        let small = estimate(&self.history(&without_last, experience, scenario)).downtime.unwrap_or(whole);
         let sent = self.rounds.iter().fold(0u64, |sum, round| sum.saturating_add(round.bytes));
         Course {
             rounds: u32::try_from(self.rounds.len()).unwrap_or(u32::MAX),
             bytes: sent.saturating_add(last),
             // What comes later takes as long as it would in the stop.
             time: self.elapsed.saturating_add(whole),
-            downtime: if later { known.floor } else { whole },
+            downtime: if later { small } else { whole },
             tail_bytes: if later { last } else { 0 },
             staged_bytes: self.peak_bytes,
             cpu_percent: self.step.map_or(100, Step::percent),
@@ -210,7 +229,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::migration::convergence::Obstacle;
 
     const GIB_PAGES: u64 = 262_144;
     const LIMITS: Limits = Limits {
@@ -327,6 +345,13 @@ mod tests {
         let stopped = run(&constant(1100), &LIMITS);
         assert_eq!((stopped.tail_bytes, stopped.time, stopped.bytes), (0, course.time, course.bytes));
         assert_eq!(run(&constant(200), &limits), run(&constant(200), &LIMITS), "not needed");
+        let written = constant(1100);
+        let staged = simulate(&Scenario { staged: Staged::Everything, ..scenario(&written) }, &limits);
+        assert!(staged.downtime > Duration::from_millis(500), "what waits there is put in place: {staged:?}");
+        let floor = Limits { max_downtime: Duration::from_millis(1), ..limits };
+        let idle = run(&constant(0), &floor);
+        assert_eq!(idle.reason, Some(Reason::InSpiteOf(Obstacle::Floor, Policy::PostCopy)));
+        assert_eq!(idle.tail_bytes, 0, "nothing would be won");
     }
 
     #[test]
@@ -421,11 +446,11 @@ mod tests {
             let course = simulate(&scenario, &limits);
             prop_assert!(course.rounds <= max_rounds);
             let is_short = course.downtime <= limits.max_downtime;
-            if course.tail_bytes == 0 {
+            prop_assert!(course.reason != Some(Reason::ShortEnough) || is_short);
+            if limits.policy != Policy::PostCopy && bandwidth.is_none() {
                 prop_assert_eq!(course.reason == Some(Reason::ShortEnough), is_short);
-            } else {
-                prop_assert_eq!(limits.policy, Policy::PostCopy);
             }
+            prop_assert!(course.tail_bytes == 0 || limits.policy == Policy::PostCopy);
         }
     }
 }

@@ -65,6 +65,11 @@ impl Relay {
         Self { ways, last: Instant::now(), sent: 0, ahead: Vec::new(), ahead_bytes: 0 }
     }
 
+    /// Frames can be kept.
+    pub(super) fn is_ready(&self) -> bool {
+        self.ways.is_some()
+    }
+
     /// From now on frames are kept: just before the network is locked.
     pub(super) fn listen(&mut self) {
         if let Some(Err(error)) = self.ways.as_ref().map(|ways| ways.tap.listen()) {

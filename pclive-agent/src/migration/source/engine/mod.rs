@@ -22,7 +22,7 @@ use pclive_proto::peer::source_message::Message;
 use pclive_proto::peer::{RoundEnd, Settle};
 use tokio::sync::oneshot;
 
-use self::stop::Reached;
+use self::stop::{Gate, Reached};
 use super::sink::{Outlet, RoundSink};
 use crate::error::{ErrorCode, MigrationError, chain};
 use crate::fault::{self, Point};
@@ -293,10 +293,13 @@ fn open(plan: &Plan) -> Result<(Opening, Opened), MigrationError> {
 /// `None` when the driver has let go or a step failed.
 fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
     let Opening { mut source, mut network } = opening;
+    let mut gate = None;
     loop {
         match steps.recv().ok()? {
             Step::Round(number, bandwidth, reply) => {
                 tell(reply, round(plan, &mut source, number, bandwidth))?;
+                // The destination has still something to do. What cannot be prepared now is told by the stop.
+                gate = gate.or_else(|| Gate::prepare(plan, &network).ok());
             }
             Step::Elsewhere(there, reply) => {
                 network.stays = network::differ(&network.interfaces, &there);
@@ -310,9 +313,11 @@ fn rounds(plan: &Plan, steps: &Receiver<Step>, opening: Opening) -> Option<()> {
             }
             Step::Outdated(reply) => tell(reply, outdated(plan, &mut source))?,
             Step::Freeze(throttle, reply) => {
-                let reached = stop::freeze(plan, steps, &mut source, &network, throttle, reply)?;
+                let ready = gate.take().map_or_else(|| Gate::prepare(plan, &network), Ok);
+                let reached = stop::freeze(plan, steps, &mut source, &network, (ready, throttle), reply)?;
                 let Reached::Rounds(put_off) = reached else { return None };
                 put_off.tell(plan)?;
+                gate = Gate::prepare(plan, &network).ok();
             }
             Step::Dump(_, _, reply) => tell(reply, Err(out_of_step("dump")))?,
             Step::Contents(reply) => tell(reply, Err(out_of_step("contents")))?,

@@ -20,23 +20,42 @@ use crate::migration::source::sink::RoundSink;
 use crate::migration::throttle::Throttle;
 use crate::network::{self, Lock, Tenure};
 
+/// What keeps the network of the stopped container, in working order. It takes tens of milliseconds, in which a running
+/// container writes what the stop has to send: it is prepared while there is time.
+pub(super) struct Gate {
+    lock: Lock,
+    relay: Relay,
+}
+
+impl Gate {
+    /// What can fail or is slow.
+    pub(super) fn prepare(plan: &Plan, network: &Network) -> Result<Self, MigrationError> {
+        let Network { namespace, interfaces, .. } = network;
+        let lock = Lock::prepare(namespace, &plan.container, interfaces, Tenure::Agent);
+        let lock = lock.map_err(network_error)?;
+        Ok(Self { lock, relay: Relay::prepare(namespace, interfaces, plan.capture_bytes) })
+    }
+}
+
 pub(super) fn freeze(
     plan: &Plan,
     steps: &Receiver<Step>,
     source: &mut Source,
     network: &Network,
-    throttle: Option<Throttle>,
+    (gate, throttle): (Result<Gate, MigrationError>, Option<Throttle>),
     reply: Reply<Stopped>,
 ) -> Option<Reached> {
-    // What can fail or is slow comes before the stop.
-    let Network { namespace, interfaces, .. } = network;
-    let prepared =
-        Lock::prepare(namespace, &plan.container, interfaces, Tenure::Agent).map_err(network_error);
-    let mut lock = match prepared {
-        Ok(lock) => lock,
+    let Gate { mut lock, mut relay } = match gate {
+        Ok(gate) => gate,
         Err(error) => return refused(reply, error),
     };
-    let mut relay = Relay::prepare(namespace, interfaces, plan.capture_bytes);
+    let Network { namespace, interfaces, .. } = network;
+    if let Err(error) = lock.recheck(namespace) {
+        return refused(reply, network_error(error));
+    }
+    if !relay.is_ready() {
+        relay = Relay::prepare(namespace, interfaces, plan.capture_bytes);
+    }
     fault::reached(Point::SourceLockPrepared);
     drop(throttle);
     if let Err(error) = source.await_moment() {
