@@ -76,10 +76,14 @@ pub async fn plan(
     // A thread of its own: what it holds of the container is let go with it.
     let thread = std::thread::Builder::new().name("plan".into());
     let started = thread.spawn(move || drop(tell.send(look(pid, options, watch, &gone))));
-    started.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))?;
+    let cannot = |why: String| {
+        let message = format!("cannot watch container {}: {why}", request.container);
+        MigrationError::new(ErrorCode::Internal, message)
+    };
+    started.map_err(|error| cannot(format!("no thread for it: {error}")))?;
     let watched = watched.await;
     drop(alive);
-    let watched = watched.map_err(|error| MigrationError::caused(ErrorCode::Internal, &error))??;
+    let watched = watched.map_err(|_| cannot("its thread has ended".into()))??;
     Ok(answer(&watched, &way, &limits))
 }
 
@@ -272,7 +276,7 @@ fn message(watched: &Watched, limits: &Limits, strategy: Strategy, course: &Cour
         converges: course.downtime <= limits.max_downtime,
         verdict: match course.tail_bytes {
             0 => verdict,
-            bytes => format!("{verdict}; {} MiB follow the container", bytes >> 20),
+            bytes => format!("{verdict}; {} pages follow the container", bytes / 4096),
         },
         tail_bytes: course.tail_bytes,
     }

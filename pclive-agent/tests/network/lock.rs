@@ -238,3 +238,14 @@ fn twenty_locks_in_a_row_leave_the_path_open() {
     );
     assert!(passes(&outside, &inside));
 }
+
+#[test]
+fn interface_that_is_gone_since_the_lock_was_prepared_is_named() {
+    let site = Site::new();
+    let container = site.connected();
+    let lock = prepared(&container, Tenure::Agent);
+    lock.recheck(&container.namespace()).unwrap();
+    container.run("ip link set eth0 down; ip link set eth0 name other0");
+    let error = lock.recheck(&container.namespace()).unwrap_err();
+    assert!(matches!(&error, Error::InterfaceMissing { interface, .. } if interface == "eth0"), "{error}");
+}

@@ -179,8 +179,16 @@ impl Source {
     pub fn freeze(&mut self) -> Result<Frozen<'_>, CaptureError> {
         let deadline = Deadline::after(self.options.stop_timeout);
         let began = Instant::now();
+        let mut in_the_way = Vec::new();
         loop {
-            let mut processes = stop::stop_tree(self.init, self.options.stop_timeout, deadline)?;
+            let stopped = stop::stop_tree(self.init, self.options.stop_timeout, deadline);
+            let mut processes = match stopped {
+                // There was no time left for this attempt.
+                Err(CaptureError::Trace(TraceError::Deadline { .. })) if !in_the_way.is_empty() => {
+                    return Err(CaptureError::Blocked(in_the_way));
+                }
+                stopped => stopped?,
+            };
             self.calls.settle(&mut processes);
             fault::reached(Point::SourceTasksStopped);
             let shared = check::shared_memory(processes.iter().map(|process| &process.tree));
@@ -191,6 +199,7 @@ impl Source {
             if deadline.passed() {
                 return Err(CaptureError::Blocked(shared));
             }
+            in_the_way = shared;
             std::thread::sleep(VFORK_PAUSE);
         }
     }

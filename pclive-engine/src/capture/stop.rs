@@ -135,7 +135,7 @@ fn with_stopped<T>(
     loop {
         let outcome = with_stopped_once(process, thread, timeout, deadline, &action);
         if outcome.is_err() {
-            free(&[thread.0]);
+            free(BTreeSet::from([thread.0, process.pid]));
         }
         match outcome {
             Err(CaptureError::Remote(RemoteError::Busy { .. })) if !deadline.passed() => {}
@@ -161,9 +161,8 @@ fn with_stopped_once<T>(
     if let Err(CaptureError::Remote(RemoteError::Busy { signal, .. })) = outcome {
         captive.owe(signal);
     }
-    captive.restore_context()?;
-    captive.detach()?;
-    outcome
+    let released = captive.restore_context().and_then(|()| captive.detach());
+    outcome.and_then(|done| Ok(released.map(|()| done)?))
 }
 
 /// Takes a stopped thread for remote calls, out of the restartable sequence that it may be in.
@@ -315,7 +314,7 @@ impl Seized {
     /// Lets everything go, as it was stopped: no remote call has been made yet. Only a stopped task can be let go; those that
     /// do not stop for long are seized still. Who executes a program has its leader's id, whatever became of that.
     fn let_go(self) -> Vec<Pid> {
-        let slow = tracee::let_all_go(self.all, Deadline::after(LAST_WAIT));
+        let slow = tracee::let_all_go(&self.all, Deadline::after(LAST_WAIT));
         if !slow.is_empty() {
             tracing::warn!(tasks = ?slow, "tasks have not stopped yet");
         }
@@ -365,37 +364,27 @@ impl Seized {
 /// Gives every thread its context back and lets it go.
 pub(super) fn let_run(processes: Vec<StoppedProcess>) {
     for process in processes {
-        let pids: Vec<Pid> = process.threads.iter().map(RemoteTask::pid).collect();
-        let mut threads = process.threads.into_iter().map(|mut captive| {
-            told(captive.restore_context());
-            captive
-        });
-        if let Some(leader) = threads.next() {
-            // All contexts first: the leader may run as soon as it is let go.
-            let released = release(leader, threads.collect::<Vec<_>>());
-            if released.is_err() {
-                free(&pids);
-            }
-            told(released);
+        let pids = process.threads.iter().map(RemoteTask::pid).collect();
+        // All contexts first: the leader may run as soon as it is let go.
+        let mut threads = process.threads;
+        let restored = threads.iter_mut().map(Captive::restore_context).fold(Ok(()), Result::and);
+        let mut threads = threads.into_iter();
+        let Some(leader) = threads.next() else { continue };
+        // A thread that was killed meanwhile has nothing to be given back.
+        if let Err(error) = restored.and(release(leader, threads)) {
+            tracing::debug!(%error, "a thread could not be let go");
+            free(pids);
         }
     }
 }
 
 /// Lets tasks go that are held still, whatever they do.
-fn free(pids: &[Pid]) {
-    let held: Vec<Pid> = pids.iter().copied().filter(|pid| tracee::is_held(*pid)).collect();
-    held.iter().for_each(|pid| drop(Running::born(*pid).interrupt()));
-    let slow = tracee::let_all_go(held, Deadline::after(LAST_WAIT));
+fn free(pids: BTreeSet<Pid>) {
+    let held = pids.iter().filter(|pid| tracee::is_held(**pid));
+    held.for_each(|pid| drop(Running::born(*pid).interrupt()));
+    let slow = tracee::let_all_go(&pids, Deadline::after(LAST_WAIT));
     if !slow.is_empty() {
         tracing::warn!(tasks = ?slow, "tasks stay seized until the migration's thread ends");
-    }
-}
-
-/// A thread that was killed meanwhile has nothing to be given back.
-fn told(result: Result<(), RemoteError>) {
-    match result {
-        Ok(()) | Err(RemoteError::Trace(TraceError::Gone { .. })) => {}
-        Err(error) => tracing::warn!("a thread could not be let go: {error}"),
     }
 }
 

@@ -127,8 +127,9 @@ fn process(
     known: &HashMap<Pid, Vpid>,
     known_threads: &Known,
 ) -> Result<Option<(TreeProcess, Vec<Pid>)>, TreeError> {
-    let Some((ids, stat)) = task(&format!("/proc/{pid}"))? else { return Ok(None) };
-    let zombie = matches!(stat.state, b'Z' | b'X').then_some(stat.exit_status);
+    let Some((ids, stat)) = leader(pid)? else { return Ok(None) };
+    let has_ended = matches!(ids.state, b'Z' | b'X');
+    let zombie = has_ended.then_some(stat.exit_status);
     let mut threads = Vec::new();
     let mut children = Vec::new();
     let directory = format!("/proc/{pid}/task");
@@ -151,7 +152,8 @@ fn process(
         threads.push(TreeThread { pid: tid, layout });
     }
     threads.sort_by_key(|thread| (thread.pid != pid, thread.layout.vtid));
-    if zombie.is_some() && threads.len() <= 1 {
+    // Who executes a program is in no list while it takes its leader's place; the count has it.
+    if has_ended && ids.threads <= 1 {
         threads.clear();
     }
     let process = TreeProcess {
@@ -169,6 +171,19 @@ fn process(
         threads,
     };
     Ok(Some((process, children)))
+}
+
+/// The first thread of a process. One that was reaped while it was looked at may have left its id to another thread, which
+/// executes a program.
+fn leader(pid: Pid) -> Result<Option<(TaskIds, TaskStat)>, TreeError> {
+    const LOOKS: usize = 100;
+    for _ in 0..LOOKS {
+        match task(&format!("/proc/{pid}"))? {
+            Some((ids, _)) if matches!(ids.state, b'Z' | b'X') && ids.threads == 0 => {}
+            found => return Ok(found),
+        }
+    }
+    Ok(None)
 }
 
 fn layout_of(ids: &TaskIds, stat: &TaskStat) -> ThreadLayout {

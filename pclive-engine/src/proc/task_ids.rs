@@ -5,6 +5,10 @@
 /// Ids of a task. Those of the innermost PID namespace are what the task itself sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TaskIds {
+    /// `R`, `S`, `D`, `Z`, `T`, `t`, `X` ...
+    pub state: u8,
+    /// Threads of its process that have not been reaped, itself included; 0: it has been, and its id may be another's.
+    pub threads: u32,
     /// Id of the task in its innermost PID namespace.
     pub vpid: i32,
     /// Its process there.
@@ -30,6 +34,8 @@ pub fn parse_status(text: &[u8]) -> Option<TaskIds> {
     let mut parser = Fields { text };
     let ids = parser.words("NSpid")?;
     Some(TaskIds {
+        state: *parser.words("State")?.first()?.as_bytes().first()?,
+        threads: parser.words("Threads")?.first()?.parse().ok()?,
         vpid: number(ids.last()?)?,
         process: number(parser.words("NStgid")?.last()?)?,
         group: number(parser.words("NSpgid")?.last()?)?,
@@ -96,8 +102,8 @@ mod tests {
     use super::*;
 
     const STATUS: &[u8] =
-        b"Name:\tredis-server\nTgid:\t77\nPPid:\t60\nTracerPid:\t0\nNStgid:\t77\t1\nNSpid:\t81\t5\n\
-        NSpgid:\t77\t1\nNSsid:\t77\t1\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\n\
+        b"Name:\tredis-server\nState:\tS (sleeping)\nTgid:\t77\nPPid:\t60\nTracerPid:\t0\nNStgid:\t77\t1\nNSpid:\t81\t5\n\
+        NSpgid:\t77\t1\nNSsid:\t77\t1\nThreads:\t6\nSigPnd:\t0000000000000001\nShdPnd:\t0000000000000002\n\
         SigCgt:\t0000000000004002\n";
 
     #[test]
@@ -105,6 +111,7 @@ mod tests {
         let ids = parse_status(STATUS).unwrap();
         assert_eq!((ids.vpid, ids.process, ids.group, ids.session, ids.depth), (5, 1, 1, 1, 2));
         assert_eq!((ids.parent, ids.tracer, ids.caught, ids.pending), (60, 0, 0x4002, 3));
+        assert_eq!((ids.state, ids.threads), (b'S', 6));
     }
 
     #[test]

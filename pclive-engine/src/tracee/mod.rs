@@ -10,6 +10,7 @@
 pub mod end;
 mod reaper;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
@@ -54,8 +55,8 @@ pub enum TraceError {
     },
 }
 
-/// Maps ESRCH to its one meaning here: the task ended (or was killed, which ptrace cannot tell). It is reaped. What asks a
-/// task that may not be stopped (`let_go`) has to look.
+/// Maps ESRCH to its meaning for a task that is held and stopped: it ended, or was killed. It is reaped. (The kernel says
+/// the same of one that is not stopped.)
 fn check<T>(operation: &'static str, pid: Pid, result: io::Result<T>) -> Result<T, TraceError> {
     result.map_err(|source| match source.raw_os_error() {
         Some(libc::ESRCH) => gone(pid),
@@ -227,13 +228,15 @@ pub fn let_go(pid: Pid) -> bool {
 }
 
 /// Lets tasks go for good as they stop, for which they get some time; those that have not, which are held still. They
-/// were asked to stop.
-pub fn let_all_go(pids: impl IntoIterator<Item = Pid>, deadline: Deadline) -> Vec<Pid> {
-    let mut held: Vec<Pid> = pids.into_iter().collect();
+/// were asked to stop. Leaders are to be among them: who executes a program goes on with its leader's id, so that all are
+/// looked at again until twice none is held.
+pub fn let_all_go(pids: &BTreeSet<Pid>, deadline: Deadline) -> Vec<Pid> {
     let mut pause = Pause::default();
+    let mut none_held = 0;
     loop {
-        held.retain(|pid| !let_go(*pid));
-        if held.is_empty() || deadline.passed() {
+        let held: Vec<Pid> = pids.iter().copied().filter(|pid| !let_go(*pid)).collect();
+        none_held = if held.is_empty() { none_held + 1 } else { 0 };
+        if none_held == 2 || deadline.passed() {
             return held;
         }
         pause.take();

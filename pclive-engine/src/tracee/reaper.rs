@@ -24,6 +24,7 @@ const NOW_AND_THEN: Duration = Duration::from_secs(1);
 /// How long a task that is said to be gone may take to end.
 const LAST_BREATH: Duration = Duration::from_millis(100);
 
+// Who may reap is decided by the kernel for the process as a whole, and so it is here.
 static TRACEES: Mutex<Tracees> = Mutex::new(Tracees::new());
 static CALLED: Condvar = Condvar::new();
 

@@ -33,7 +33,7 @@ pub struct Scenario<'a> {
 }
 
 impl Scenario<'_> {
-    /// What a migration knows of the link before its rounds: nothing that they show themselves, if they are not limited.
+    /// What a migration knows of the link before its rounds: nothing, unless they are limited; else they show it themselves.
     fn known_link(&self) -> Experience {
         if self.bandwidth.is_some() { self.experience } else { self.experience.without_link() }
     }

@@ -18,7 +18,7 @@ use pclive_proto::peer::source_message::Message;
 use super::sink::Outlet;
 use crate::error::chain;
 use crate::migration::wire;
-use crate::network::{Arrival, Injector, Interface, Namespace, Tap};
+use crate::network::{self, Arrival, Injector, Interface, Namespace, Tap};
 
 /// Contents in one message, about.
 const MESSAGE_BYTES: usize = 256 << 10;
@@ -43,6 +43,7 @@ struct Ways {
 pub(super) struct Relay {
     /// None: switched off, or it does not work here.
     ways: Option<Ways>,
+    is_wanted: bool,
     /// When the last frame for the container alone came.
     last: Instant,
     sent: u64,
@@ -54,20 +55,21 @@ pub(super) struct Relay {
 impl Relay {
     /// Everything that can fail or is slow; the container runs.
     pub(super) fn prepare(namespace: &Namespace, interfaces: &[Interface], limit_bytes: u64) -> Self {
-        let prepared = Tap::prepare(namespace, interfaces, limit_bytes).and_then(|tap| {
-            let home = Injector::prepare(namespace, interfaces, limit_bytes)?;
-            Ok(Ways { tap, home })
-        });
-        let ways = prepared.map_err(|error| {
-            tracing::warn!("clients that speak during the stop will wait longer: {}", chain(&error));
-        });
-        let ways = ways.ok().filter(|_| limit_bytes > 0);
-        Self { ways, last: Instant::now(), sent: 0, ahead: Vec::new(), ahead_bytes: 0 }
+        let is_wanted = limit_bytes > 0;
+        let prepare = || {
+            let tap = Tap::prepare(namespace, interfaces, limit_bytes)?;
+            Ok(Ways { tap, home: Injector::prepare(namespace, interfaces, limit_bytes)? })
+        };
+        let told = |error: &network::Error| {
+            tracing::warn!("clients that speak during the stop will wait longer: {}", chain(error));
+        };
+        let ways = if is_wanted { prepare().inspect_err(told).ok() } else { None };
+        Self { ways, is_wanted, last: Instant::now(), sent: 0, ahead: Vec::new(), ahead_bytes: 0 }
     }
 
-    /// Frames can be kept.
+    /// Frames can be kept, or need not be.
     pub(super) fn is_ready(&self) -> bool {
-        self.ways.is_some()
+        self.ways.is_some() || !self.is_wanted
     }
 
     /// From now on frames are kept: just before the network is locked.
