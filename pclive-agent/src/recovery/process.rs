@@ -21,10 +21,19 @@ pub(crate) fn boot_id() -> String {
     text.unwrap_or_default().trim().to_owned()
 }
 
-/// What tells a process from others that get its id later; `None` once it has ended.
+/// What tells a process from others that get its id later; `None` once it has ended. One that has lost its first thread
+/// lives on with the others, and while one of those executes a program nobody may seem to be there.
 pub(crate) fn identify(pid: i32) -> Option<Process> {
-    let stat = stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?).ok()?;
-    (!matches!(stat.state, b'Z' | b'X')).then_some(Process { pid, start_time: stat.start_time })
+    const LOOKS: usize = 100;
+    for _ in 0..LOOKS {
+        let stat = stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?).ok()?;
+        match (stat.state, stat.threads) {
+            (b'Z' | b'X', 0) => {}
+            (b'Z' | b'X', 1) => return None,
+            _ => return Some(Process { pid, start_time: stat.start_time }),
+        }
+    }
+    None
 }
 
 /// Whether this very process is there.
@@ -70,6 +79,27 @@ mod tests {
         assert!(is_there(own) && outlived_tracer(own));
         assert!(!is_there(Process { start_time: own.start_time + 1, ..own }));
         assert!(!boot_id().is_empty());
+    }
+
+    #[test]
+    fn one_that_has_lost_its_first_thread_is_there() {
+        const HEADLESS: &str = "import ctypes, threading, time; \
+            threading.Thread(target=time.sleep, args=(600,)).start(); ctypes.CDLL(None).syscall(60, 0)";
+        let mut child = std::process::Command::new("python3").args(["-c", HEADLESS]).spawn().unwrap();
+        let process = identify(i32::try_from(child.id()).unwrap()).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let path = format!("/proc/{}/stat", process.pid);
+        while stat::parse(&std::fs::read(&path).unwrap()).unwrap().state != b'Z' {
+            assert!(Instant::now() < deadline, "its first thread lives on");
+            std::thread::sleep(PAUSE);
+        }
+        assert!(is_there(process));
+        child.kill().unwrap();
+        while is_there(process) {
+            assert!(Instant::now() < deadline, "it lives on");
+            std::thread::sleep(PAUSE);
+        }
+        child.wait().unwrap();
     }
 
     #[test]

@@ -111,7 +111,7 @@ impl Source {
     pub fn round(&mut self, sink: &mut dyn Sink) -> Result<RoundStats, CaptureError> {
         self.objects.begin_round();
         let in_memory = InMemory::find(self.init, &mut self.objects)?;
-        let tree = tree::read(self.init)?;
+        let tree = self.tree()?;
         self.forget_ended(&tree);
         let mut shape = Shape::default();
         for process in &tree {
@@ -157,6 +157,23 @@ impl Source {
         // Looked for while the container runs, so that the stop need not.
         self.freezer = Freezer::find(self.init, &tree).ok();
         Ok(stats)
+    }
+
+    /// The tree at a moment in which every process that lives has its first thread: one that executes a program amid its
+    /// threads lacks it for a moment, and is no process that has ended.
+    fn tree(&self) -> Result<Vec<TreeProcess>, CaptureError> {
+        let deadline = Deadline::after(check::PASSES_WITHIN);
+        loop {
+            let tree = tree::read(self.init)?;
+            let headless: Vec<Blocker> = tree.iter().filter_map(check::headless).collect();
+            if headless.is_empty() {
+                return Ok(tree);
+            }
+            if deadline.passed() {
+                return Err(CaptureError::Blocked(headless));
+            }
+            std::thread::sleep(VFORK_PAUSE);
+        }
     }
 
     /// Looks for files in memory that only descriptors of these processes lead to.

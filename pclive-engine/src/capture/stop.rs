@@ -50,7 +50,7 @@ fn stop(
     deadline: Deadline,
     read: impl Fn(&Known) -> Result<Vec<TreeProcess>, TreeError>,
 ) -> Result<Vec<StoppedProcess>, CaptureError> {
-    let patience = Deadline::after(check::PASSES_WITHIN);
+    let mut patience = None;
     let mut slow = Vec::new();
     loop {
         let mut seized = Seized::with(slow);
@@ -60,13 +60,18 @@ fn stop(
             Err(error) => error,
         };
         slow = seized.let_go();
-        let again = match &error {
-            CaptureError::Trace(TraceError::Deadline { .. }) => !deadline.passed(),
-            CaptureError::Blocked(_) => !patience.passed(),
-            // Its process was about to end, or to execute a program: the next tree has less, or another.
-            error => error.is_end_of_a_task() && !deadline.passed(),
+        // One that is in the way for so long stays.
+        patience = match &error {
+            CaptureError::Blocked(_) => patience.or_else(|| Some(Deadline::after(check::PASSES_WITHIN))),
+            _ => None,
         };
-        if !again {
+        let may_pass = match &error {
+            CaptureError::Trace(TraceError::Deadline { .. }) => true,
+            CaptureError::Blocked(_) => !patience.is_some_and(Deadline::passed),
+            // Its process was about to end, or to execute a program: the next tree has less, or another.
+            error => error.is_end_of_a_task(),
+        };
+        if !may_pass || deadline.passed() {
             if !slow.is_empty() {
                 tracing::warn!(tasks = ?slow, "tasks stay seized until the migration's thread ends");
             }
@@ -363,8 +368,9 @@ impl Seized {
 
 /// Gives every thread its context back and lets it go.
 pub(super) fn let_run(processes: Vec<StoppedProcess>) {
+    let mut held = BTreeSet::new();
     for process in processes {
-        let pids = process.threads.iter().map(RemoteTask::pid).collect();
+        let pids: Vec<Pid> = process.threads.iter().map(RemoteTask::pid).collect();
         // All contexts first: the leader may run as soon as it is let go.
         let mut threads = process.threads;
         let restored = threads.iter_mut().map(Captive::restore_context).fold(Ok(()), Result::and);
@@ -373,8 +379,11 @@ pub(super) fn let_run(processes: Vec<StoppedProcess>) {
         // A thread that was killed meanwhile has nothing to be given back.
         if let Err(error) = restored.and(release(leader, threads)) {
             tracing::debug!(%error, "a thread could not be let go");
-            free(pids);
+            held.extend(pids);
         }
+    }
+    if !held.is_empty() {
+        free(held);
     }
 }
 

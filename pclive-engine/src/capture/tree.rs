@@ -130,18 +130,21 @@ fn process(
     let Some((ids, stat)) = leader(pid)? else { return Ok(None) };
     let has_ended = matches!(ids.state, b'Z' | b'X');
     let zombie = has_ended.then_some(stat.exit_status);
-    let mut threads = Vec::new();
-    let mut children = Vec::new();
     let directory = format!("/proc/{pid}/task");
+    // Known already, and not always listed: not while another takes its place.
+    let mut threads = vec![TreeThread { pid, layout: layout_of(&ids, &stat) }];
+    let mut children = children_of(&format!("{directory}/{pid}"))?;
     let Some(entries) = present(&directory, std::fs::read_dir(&directory))? else { return Ok(None) };
     for entry in entries {
         let Some(entry) = present(&directory, entry)? else { break };
         let Some(tid) = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Pid) else {
             continue;
         };
+        if tid == pid {
+            continue;
+        }
         let path = format!("{directory}/{tid}");
         let layout = match known_threads.get(&tid) {
-            _ if tid == pid => layout_of(&ids, &stat),
             Some(layout) => layout.clone(),
             None => match task(&path)? {
                 Some((ids, stat)) => layout_of(&ids, &stat),
@@ -152,7 +155,7 @@ fn process(
         threads.push(TreeThread { pid: tid, layout });
     }
     threads.sort_by_key(|thread| (thread.pid != pid, thread.layout.vtid));
-    // Who executes a program is in no list while it takes its leader's place; the count has it.
+    // Who executes a program may be in no list while it takes its leader's place; the count has it.
     if has_ended && ids.threads <= 1 {
         threads.clear();
     }
@@ -174,12 +177,12 @@ fn process(
 }
 
 /// The first thread of a process. One that was reaped while it was looked at may have left its id to another thread, which
-/// executes a program.
+/// executes a program: that one is looked at then.
 fn leader(pid: Pid) -> Result<Option<(TaskIds, TaskStat)>, TreeError> {
     const LOOKS: usize = 100;
     for _ in 0..LOOKS {
         match task(&format!("/proc/{pid}"))? {
-            Some((ids, _)) if matches!(ids.state, b'Z' | b'X') && ids.threads == 0 => {}
+            Some((ids, _)) if ids.threads == 0 => {}
             found => return Ok(found),
         }
     }
