@@ -245,7 +245,8 @@ fn interface_that_is_gone_since_the_lock_was_prepared_is_named() {
     let container = site.connected();
     let lock = prepared(&container, Tenure::Agent);
     lock.recheck(&container.namespace()).unwrap();
-    container.run("ip link set eth0 down; ip link set eth0 name other0");
+    container.run("ip link set eth0 down");
+    container.run("ip link set eth0 name other0");
     let error = lock.recheck(&container.namespace()).unwrap_err();
     assert!(matches!(&error, Error::InterfaceMissing { interface, .. } if interface == "eth0"), "{error}");
 }
